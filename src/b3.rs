@@ -1,0 +1,447 @@
+//! The B3 format of openzipkin/b3-propagation: types, reading and writing.
+//!
+//! Reading is lenient where implementations are (upper case, short IDs) and
+//! says so; writing is canonical: lower case, IDs of 16 or 32 characters,
+//! `1`/`0`.
+//!
+//! Grammar of the single header:
+//!
+//! ```text
+//! b3       = ids [ "-" state [ "-" span-id ] ] / state      ; the last span-id is the parent
+//! ids      = trace-id "-" span-id
+//! state    = "0" / "1" / "d"
+//! trace-id = 16hex / 32hex        span-id = 16hex
+//! ```
+
+use std::num::{NonZeroU64, NonZeroU128};
+
+/// A trace ID: 64 or 128 bits, never zero. 64-bit IDs stay 64-bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceId {
+    value: NonZeroU128,
+    wide: bool,
+}
+
+impl TraceId {
+    /// From 16 (8 bytes) or 32 characters' worth of bits.
+    pub fn new(value: u128, wide: bool) -> Option<Self> {
+        let value = NonZeroU128::new(value)?;
+        Some(Self {
+            value,
+            wide: wide || value.get() > u128::from(u64::MAX),
+        })
+    }
+
+    /// The 128 bits; the upper 64 are zero for a 64-bit ID.
+    pub fn value(self) -> u128 {
+        self.value.get()
+    }
+
+    /// Written with 32 characters rather than 16.
+    pub fn is_wide(self) -> bool {
+        self.wide
+    }
+
+    /// The same trace: equal once a 64-bit ID is padded with zeros.
+    pub fn same(self, other: Self) -> bool {
+        self.value == other.value
+    }
+
+    /// The low 64 bits, which is what 64-bit implementations keep.
+    pub fn low(self) -> u64 {
+        let [.., a, b, c, d, e, f, g, h] = self.value().to_be_bytes();
+        u64::from_be_bytes([a, b, c, d, e, f, g, h])
+    }
+
+    /// Appends the canonical form.
+    pub fn write(self, to: &mut Vec<u8>) {
+        write_hex(self.value(), if self.wide { 32 } else { 16 }, to);
+    }
+}
+
+/// A span ID: 64 bits, never zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpanId(NonZeroU64);
+
+impl SpanId {
+    /// `None` for zero.
+    pub fn new(value: u64) -> Option<Self> {
+        NonZeroU64::new(value).map(Self)
+    }
+
+    /// The 64 bits.
+    pub fn value(self) -> u64 {
+        self.0.get()
+    }
+
+    /// Appends the canonical form.
+    pub fn write(self, to: &mut Vec<u8>) {
+        write_hex(u128::from(self.value()), 16, to);
+    }
+}
+
+fn write_hex(value: u128, digits: u32, to: &mut Vec<u8>) {
+    for shift in (0..digits).rev() {
+        let digit = ((value >> (shift * 4)) & 0xf) as u8;
+        to.push(if digit < 10 {
+            b'0' + digit
+        } else {
+            b'a' + digit - 10
+        });
+    }
+}
+
+/// The sampling state, the four of the specification.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sampling {
+    /// No decision: the receiver makes it.
+    #[default]
+    Defer,
+    /// `0`
+    Deny,
+    /// `1`
+    Accept,
+    /// `d`, or `x-b3-flags: 1`: accept, and collect whatever the cost.
+    Debug,
+}
+
+/// The identifiers of a trace context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ids {
+    /// The trace.
+    pub trace: TraceId,
+    /// The span of the sender.
+    pub span: SpanId,
+    /// Its parent, where the sender says so.
+    pub parent: Option<SpanId>,
+}
+
+/// What a request says in B3: identifiers, a sampling state, or both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct B3 {
+    /// Trace, span and parent.
+    pub ids: Option<Ids>,
+    /// The sampling state.
+    pub sampling: Sampling,
+}
+
+impl B3 {
+    /// Nothing is said at all.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The single header's value; `None` where there is nothing to say.
+    pub fn single(&self) -> Option<Vec<u8>> {
+        let state = match self.sampling {
+            Sampling::Defer => None,
+            Sampling::Deny => Some(b'0'),
+            Sampling::Accept => Some(b'1'),
+            Sampling::Debug => Some(b'd'),
+        };
+        let Some(ids) = self.ids else {
+            return state.map(|state| vec![state]);
+        };
+        let mut text = Vec::with_capacity(68);
+        ids.trace.write(&mut text);
+        text.push(b'-');
+        ids.span.write(&mut text);
+        if let Some(state) = state {
+            text.extend_from_slice(&[b'-', state]);
+            // The grammar has no place for a parent without a state.
+            if let Some(parent) = ids.parent {
+                text.push(b'-');
+                parent.write(&mut text);
+            }
+        }
+        Some(text)
+    }
+}
+
+/// Why a text is no ID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdError {
+    /// No characters.
+    Empty,
+    /// More characters than the ID may have.
+    TooLong,
+    /// A character that is not a hexadecimal digit.
+    NotHex,
+    /// All zeros.
+    Zero,
+}
+
+/// An ID as read, with what had to be forgiven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lenient<T> {
+    /// The ID.
+    pub id: T,
+    /// It had upper-case digits.
+    pub upper_case: bool,
+    /// It had fewer digits than the format asks for; zeros were put before it.
+    pub padded: bool,
+}
+
+fn hex(text: &[u8], most: usize) -> Result<(u128, bool), IdError> {
+    if text.is_empty() {
+        return Err(IdError::Empty);
+    }
+    let (mut value, mut upper_case) = (0u128, false);
+    for &byte in text {
+        let digit = match byte {
+            b'0'..=b'9' => byte - b'0',
+            b'a'..=b'f' => byte - b'a' + 10,
+            b'A'..=b'F' => {
+                upper_case = true;
+                byte - b'A' + 10
+            }
+            _ => return Err(IdError::NotHex),
+        };
+        value = (value << 4) | u128::from(digit);
+    }
+    if text.len() > most {
+        return Err(IdError::TooLong);
+    }
+    if value == 0 {
+        return Err(IdError::Zero);
+    }
+    Ok((value, upper_case))
+}
+
+impl TraceId {
+    /// Reads 1 to 32 digits; 16 and 32 are in the format, others are padded
+    /// with zeros on the left to the next of the two.
+    pub fn read(text: &[u8]) -> Result<Lenient<Self>, IdError> {
+        let (value, upper_case) = hex(text, 32)?;
+        let id = Self::new(value, text.len() > 16).ok_or(IdError::Zero)?;
+        Ok(Lenient {
+            id,
+            upper_case,
+            padded: text.len() != 16 && text.len() != 32,
+        })
+    }
+}
+
+impl SpanId {
+    /// Reads 1 to 16 digits; fewer than 16 are padded with zeros on the left.
+    pub fn read(text: &[u8]) -> Result<Lenient<Self>, IdError> {
+        let (value, upper_case) = hex(text, 16)?;
+        let id = u64::try_from(value)
+            .ok()
+            .and_then(Self::new)
+            .ok_or(IdError::Zero)?;
+        Ok(Lenient {
+            id,
+            upper_case,
+            padded: text.len() != 16,
+        })
+    }
+}
+
+/// `x-b3-sampled`: the decision, and whether it was spelt in a legacy way
+/// (`true`/`false` in any case). `None` if it is neither.
+pub fn read_sampled(text: &[u8]) -> Option<(bool, bool)> {
+    match text {
+        b"1" => Some((true, false)),
+        b"0" => Some((false, false)),
+        _ if text.eq_ignore_ascii_case(b"true") => Some((true, true)),
+        _ if text.eq_ignore_ascii_case(b"false") => Some((false, true)),
+        _ => None,
+    }
+}
+
+/// The parts of a single header, before any of them is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Single<'a> {
+    /// A sampling state alone.
+    State(Sampling),
+    /// `trace-span[-state[-parent]]`
+    Ids {
+        /// The trace ID's text.
+        trace: &'a [u8],
+        /// The span ID's text.
+        span: &'a [u8],
+        /// The state, if there is one.
+        state: Option<Sampling>,
+        /// The parent's text, if there is one.
+        parent: Option<&'a [u8]>,
+    },
+}
+
+impl<'a> Single<'a> {
+    /// Splits the header by its grammar. `t-s-parent`, without a state, is no
+    /// part of the grammar but is taken (brave and OpenTelemetry do).
+    /// `None`: not of this form at all.
+    pub fn split(text: &'a [u8]) -> Option<Self> {
+        let state = |text: &[u8]| match text {
+            b"0" => Some(Sampling::Deny),
+            b"1" => Some(Sampling::Accept),
+            b"d" => Some(Sampling::Debug),
+            _ => None,
+        };
+        if let Some(state) = state(text) {
+            return Some(Self::State(state));
+        }
+        let mut parts = text.split(|&byte| byte == b'-');
+        let (trace, span) = (parts.next()?, parts.next()?);
+        let (third, fourth) = (parts.next(), parts.next());
+        if parts.next().is_some() {
+            return None;
+        }
+        let (state, parent) = match (third, fourth) {
+            (None, _) => (None, None),
+            (Some(third), None) if third.len() == 16 => (None, Some(third)),
+            (Some(third), parent) => (Some(state(third)?), parent),
+        };
+        Some(Self::Ids {
+            trace,
+            span,
+            state,
+            parent,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn text(write: impl Fn(&mut Vec<u8>)) -> String {
+        let mut out = Vec::new();
+        write(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn trace_ids_keep_their_width() {
+        for id in ["48485a3953bb6124", "463ac35c9f6413ad48485a3953bb6124"] {
+            let read = TraceId::read(id.as_bytes()).unwrap();
+            assert!(!read.padded && !read.upper_case);
+            assert_eq!(text(|to| read.id.write(to)), id);
+        }
+        let zeros_first = "000000000000000048485a3953bb6124";
+        let wide = TraceId::read(zeros_first.as_bytes()).unwrap().id;
+        assert_eq!(text(|to| wide.write(to)), zeros_first);
+        let narrow = TraceId::read(b"48485a3953bb6124").unwrap().id;
+        assert!(wide.same(narrow) && wide != narrow);
+        assert_eq!(wide.low(), 0x4848_5a39_53bb_6124);
+    }
+
+    #[test]
+    fn what_is_forgiven_is_said() {
+        let upper = TraceId::read(b"48485A3953BB6124").unwrap();
+        assert!(upper.upper_case && !upper.padded);
+        let short = TraceId::read(b"6124").unwrap();
+        assert_eq!(text(|to| short.id.write(to)), "0000000000006124");
+        assert!(short.padded);
+        let odd = TraceId::read(b"0123463ac35c9f6413ad").unwrap();
+        assert_eq!(
+            text(|to| odd.id.write(to)),
+            "0000000000000123463ac35c9f6413ad"
+        );
+        assert!(SpanId::read(b"d312").unwrap().padded);
+    }
+
+    #[test]
+    fn what_is_no_id_is_refused() {
+        assert_eq!(TraceId::read(b""), Err(IdError::Empty));
+        assert_eq!(TraceId::read(&[b'1'; 33]), Err(IdError::TooLong));
+        assert_eq!(TraceId::read(&[b'0'; 32]), Err(IdError::Zero));
+        assert_eq!(SpanId::read(&[b'1'; 17]), Err(IdError::TooLong));
+        assert_eq!(SpanId::read(b"0"), Err(IdError::Zero));
+        for bad in [
+            "0x48485a3953bb61",
+            "+48485a3953bb612",
+            " 48485a3953bb612",
+            "\u{ff}",
+        ] {
+            assert_eq!(
+                SpanId::read(bad.as_bytes()),
+                Err(IdError::NotHex),
+                "{bad:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn single_splits_by_its_grammar() {
+        let (t, s, p) = (
+            "463ac35c9f6413ad48485a3953bb6124",
+            "a2fb4a1d1a96d312",
+            "05e3ac9a4f6e3b90",
+        );
+        let cases = [
+            (format!("{t}-{s}"), None, None),
+            (format!("{t}-{s}-1"), Some(Sampling::Accept), None),
+            (format!("{t}-{s}-d-{p}"), Some(Sampling::Debug), Some(p)),
+            (format!("{t}-{s}-{p}"), None, Some(p)),
+        ];
+        for (text, state, parent) in cases {
+            let parts = Single::Ids {
+                trace: t.as_bytes(),
+                span: s.as_bytes(),
+                state,
+                parent: parent.map(str::as_bytes),
+            };
+            assert_eq!(Single::split(text.as_bytes()), Some(parts), "{text}");
+        }
+        assert_eq!(Single::split(b"d"), Some(Single::State(Sampling::Debug)));
+        for bad in [
+            "",
+            "2",
+            "1-",
+            "abc",
+            &format!("{t}-{s}-2"),
+            &format!("{t}-{s}-1-{p}-1"),
+        ] {
+            let none = Single::split(bad.as_bytes()).is_none();
+            assert!(none || bad == "1-", "{bad}");
+        }
+    }
+
+    fn any_b3() -> impl Strategy<Value = B3> {
+        let ids = (1u128.., any::<bool>(), 1u64.., proptest::option::of(1u64..));
+        let sampling = prop_oneof![
+            Just(Sampling::Defer),
+            Just(Sampling::Deny),
+            Just(Sampling::Accept),
+            Just(Sampling::Debug)
+        ];
+        (proptest::option::of(ids), sampling).prop_map(|(ids, sampling)| B3 {
+            ids: ids.map(|(trace, wide, span, parent)| Ids {
+                trace: TraceId::new(trace, wide).unwrap(),
+                span: SpanId::new(span).unwrap(),
+                parent: parent.and_then(SpanId::new),
+            }),
+            sampling,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn single_reads_back_what_it_wrote(b3 in any_b3()) {
+            let Some(text) = b3.single() else {
+                prop_assert!(b3.is_empty());
+                return Ok(());
+            };
+            match Single::split(&text).unwrap() {
+                Single::State(state) => prop_assert_eq!(b3, B3 { ids: None, sampling: state }),
+                Single::Ids { trace, span, state, parent } => {
+                    let ids = b3.ids.unwrap();
+                    prop_assert_eq!(TraceId::read(trace).unwrap().id, ids.trace);
+                    prop_assert_eq!(SpanId::read(span).unwrap().id, ids.span);
+                    prop_assert_eq!(state.unwrap_or_default(), b3.sampling);
+                    let parent = parent.map(|text| SpanId::read(text).unwrap().id);
+                    let kept = ids.parent.filter(|_| state.is_some());
+                    prop_assert_eq!(parent, kept);
+                }
+            }
+        }
+
+        #[test]
+        fn reading_never_panics(bytes: Vec<u8>) {
+            let _ = (TraceId::read(&bytes), SpanId::read(&bytes), Single::split(&bytes), read_sampled(&bytes));
+        }
+    }
+}

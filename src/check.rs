@@ -1,0 +1,468 @@
+//! Which rules a request breaks, and how to read it all the same.
+//!
+//! Reading follows the specification where it has a word (the single header
+//! wins), and otherwise what loses least.
+
+use crate::b3::{B3, IdError, Ids, Lenient, Sampling, Single, SpanId, TraceId, read_sampled};
+use crate::header::{self, Field, TraceHeaders};
+use crate::rules::Rule;
+
+/// Longer than any encoding of `x-ot-span-context` seen in use, in bytes.
+const OT_SPAN_CONTEXT_MOST: usize = 1024;
+
+/// A rule that a request breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finding<'a> {
+    /// The rule.
+    pub rule: Rule,
+    /// The offending header.
+    pub header: &'static str,
+    /// Its first value; empty where it is absent.
+    pub value: &'a [u8],
+}
+
+/// Which forms of B3 a request uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Forms {
+    /// At least one `x-b3-*` header.
+    pub multi: bool,
+    /// The `b3` header.
+    pub single: bool,
+}
+
+/// Identifiers that do not make a context: what can be read of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fragments {
+    /// The trace ID of the multiple headers.
+    pub trace: Option<TraceId>,
+    /// Their span ID.
+    pub span: Option<SpanId>,
+    /// Their parent.
+    pub parent: Option<SpanId>,
+    /// Some identifier is there that cannot be read.
+    pub malformed: bool,
+}
+
+impl Fragments {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What was found in the headers of one request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checked<'a> {
+    /// The context, as b3relay reads it.
+    pub b3: B3,
+    /// The forms that the request uses.
+    pub forms: Forms,
+    /// Identifiers, where they do not make a context.
+    pub fragments: Option<Fragments>,
+    /// The rules that it breaks, in the order of the table.
+    pub findings: Vec<Finding<'a>>,
+}
+
+/// Checks the B3 headers, the request ID and `x-ot-span-context`.
+pub fn check<'a>(headers: &TraceHeaders<'a>) -> Checked<'a> {
+    let mut checker = Checker::default();
+    checker.request_id(headers.request_id);
+    checker.ot_span_context(headers.ot_span_context);
+    let multi = checker.multi(headers);
+    let single = checker.single(headers.b3);
+    let b3 = checker.both(headers, &multi, single);
+    let fragments = match b3.ids {
+        Some(_) => None,
+        None => {
+            let mut fragments = multi.fragments;
+            fragments.malformed |= matches!(single, SingleForm::Malformed);
+            Some(fragments).filter(|fragments| !fragments.is_empty())
+        }
+    };
+    // In the order of the table, whichever header was read first.
+    checker.findings.sort_by_key(|finding| finding.rule);
+    Checked {
+        b3,
+        forms: Forms {
+            multi: headers
+                .multi()
+                .iter()
+                .any(|(_, field)| field.value().is_some()),
+            single: headers.b3.value().is_some(),
+        },
+        fragments,
+        findings: checker.findings,
+    }
+}
+
+/// The multiple headers, read.
+struct MultiForm {
+    b3: B3,
+    fragments: Fragments,
+}
+
+/// The single header, read.
+#[derive(Clone, Copy)]
+enum SingleForm {
+    Absent,
+    Malformed,
+    Read(B3),
+}
+
+/// A header that should hold an ID.
+#[derive(Clone, Copy)]
+enum Part<T> {
+    Absent,
+    Malformed,
+    Read(T),
+}
+
+impl<T: Copy> Part<T> {
+    fn read(self) -> Option<T> {
+        match self {
+            Self::Read(id) => Some(id),
+            _ => None,
+        }
+    }
+
+    fn is_malformed(self) -> bool {
+        matches!(self, Self::Malformed)
+    }
+}
+
+#[derive(Default)]
+struct Checker<'a> {
+    findings: Vec<Finding<'a>>,
+}
+
+impl<'a> Checker<'a> {
+    fn found(&mut self, rule: Rule, header: &'static str, value: &'a [u8]) {
+        self.findings.push(Finding {
+            rule,
+            header,
+            value,
+        });
+    }
+
+    fn request_id(&mut self, field: Field<'a>) {
+        let name = header::REQUEST_ID;
+        let value = field.value().unwrap_or_default();
+        if field.repeated() {
+            self.found(Rule::R06, name, value);
+        }
+        if value.is_empty() {
+            self.found(Rule::R01, name, value);
+            return;
+        }
+        let hex8 = value
+            .get(..8)
+            .is_some_and(|v| v.iter().all(u8::is_ascii_hexdigit));
+        if !hex8 {
+            self.found(Rule::R02, name, value);
+        }
+        if value.len() == crate::request_id::LENGTH && !crate::request_id::is_uuid(value) {
+            self.found(Rule::R03, name, value);
+        }
+    }
+
+    fn ot_span_context(&mut self, field: Field<'a>) {
+        let Some(value) = field.value() else { return };
+        if value.is_empty() || field.repeated() || value.len() > OT_SPAN_CONTEXT_MOST {
+            self.found(Rule::O01, header::OT_SPAN_CONTEXT, value);
+        }
+    }
+
+    /// The one value that a B3 header stands for. `None` if it is absent or
+    /// empty, `Err` if it holds several that differ.
+    fn value(&mut self, name: &'static str, field: Field<'a>) -> Result<Option<&'a [u8]>, ()> {
+        let Some(value) = field.value() else {
+            return Ok(None);
+        };
+        if field.differing() {
+            self.found(Rule::L13, name, value);
+        } else if field.repeated() {
+            self.found(Rule::L11, name, value);
+        }
+        if value.is_empty() {
+            self.found(Rule::L10, name, value);
+            return Ok(None);
+        }
+        if !value.contains(&b',') {
+            return Ok(Some(value));
+        }
+        self.found(Rule::L12, name, value);
+        let mut values = value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+        match values.next() {
+            Some(first) if !first.is_empty() && values.all(|other| other == first) => {
+                Ok(Some(first))
+            }
+            _ => Err(()),
+        }
+    }
+
+    fn forgiven<T>(&mut self, name: &'static str, value: &'a [u8], read: &Lenient<T>) {
+        if read.upper_case {
+            self.found(Rule::L04, name, value);
+        }
+        if read.padded {
+            self.found(Rule::L02, name, value);
+        }
+    }
+
+    fn id<T: Copy>(
+        &mut self,
+        name: &'static str,
+        field: Field<'a>,
+        read: impl Fn(&[u8]) -> Result<Lenient<T>, IdError>,
+    ) -> Part<T> {
+        let whole = field.value().unwrap_or_default();
+        let text = match self.value(name, field) {
+            Ok(Some(text)) => text,
+            Ok(None) => return Part::Absent,
+            Err(()) => return Part::Malformed,
+        };
+        match read(text) {
+            Ok(lenient) => {
+                self.forgiven(name, whole, &lenient);
+                Part::Read(lenient.id)
+            }
+            Err(_) if name == header::PARENT_SPAN_ID => {
+                self.found(Rule::L06, name, whole);
+                Part::Malformed
+            }
+            Err(error) => {
+                self.found(rule_of(error), name, whole);
+                Part::Malformed
+            }
+        }
+    }
+
+    fn multi(&mut self, headers: &TraceHeaders<'a>) -> MultiForm {
+        let trace = self.id(header::TRACE_ID, headers.trace_id, TraceId::read);
+        let span = self.id(header::SPAN_ID, headers.span_id, SpanId::read);
+        let parent = self.id(header::PARENT_SPAN_ID, headers.parent_span_id, SpanId::read);
+        let sampling = self.sampling(headers);
+        let fragments = Fragments {
+            trace: trace.read(),
+            span: span.read(),
+            parent: parent.read(),
+            malformed: trace.is_malformed() || span.is_malformed(),
+        };
+        let value = |field: Field<'a>| field.value().unwrap_or_default();
+        let ids = match (trace, span) {
+            (Part::Read(trace), Part::Read(span)) => {
+                let ids = Ids {
+                    trace,
+                    span,
+                    parent: parent.read(),
+                };
+                Some(self.structure(header::PARENT_SPAN_ID, value(headers.parent_span_id), ids))
+            }
+            (Part::Read(_), Part::Absent) => {
+                self.found(Rule::S01, header::TRACE_ID, value(headers.trace_id));
+                None
+            }
+            (Part::Absent, Part::Read(_)) => {
+                self.found(Rule::S02, header::SPAN_ID, value(headers.span_id));
+                None
+            }
+            _ => None,
+        };
+        if ids.is_none() && parent.read().is_some() {
+            self.found(
+                Rule::S03,
+                header::PARENT_SPAN_ID,
+                value(headers.parent_span_id),
+            );
+        }
+        MultiForm {
+            b3: B3 { ids, sampling },
+            fragments,
+        }
+    }
+
+    fn structure(&mut self, name: &'static str, value: &'a [u8], mut ids: Ids) -> Ids {
+        if ids.parent == Some(ids.span) {
+            self.found(Rule::S04, name, value);
+            ids.parent = None;
+        }
+        if ids.parent.is_some() && ids.span.value() == ids.trace.low() {
+            self.found(Rule::S05, name, value);
+        }
+        ids
+    }
+
+    fn sampling(&mut self, headers: &TraceHeaders<'a>) -> Sampling {
+        let whole = headers.sampled.value().unwrap_or_default();
+        let sampled = match self.value(header::SAMPLED, headers.sampled) {
+            Ok(None) => None,
+            Ok(Some(text)) => match read_sampled(text) {
+                Some((sampled, legacy)) => {
+                    if legacy {
+                        self.found(Rule::L07, header::SAMPLED, whole);
+                    }
+                    Some(sampled)
+                }
+                None => {
+                    self.found(Rule::L08, header::SAMPLED, whole);
+                    None
+                }
+            },
+            Err(()) => None,
+        };
+        let flags = headers.flags.value().unwrap_or_default();
+        let debug = match self.value(header::FLAGS, headers.flags) {
+            Ok(Some(b"1")) => true,
+            Ok(Some(b"0")) => {
+                self.found(Rule::L14, header::FLAGS, flags);
+                false
+            }
+            Ok(Some(_)) => {
+                self.found(Rule::L09, header::FLAGS, flags);
+                false
+            }
+            Ok(None) | Err(()) => false,
+        };
+        match (debug, sampled) {
+            (true, Some(sampled)) => {
+                let rule = if sampled { Rule::D02 } else { Rule::D01 };
+                self.found(rule, header::SAMPLED, whole);
+                Sampling::Debug
+            }
+            (true, None) => {
+                self.found(Rule::D03, header::FLAGS, flags);
+                Sampling::Debug
+            }
+            (false, Some(true)) => Sampling::Accept,
+            (false, Some(false)) => Sampling::Deny,
+            (false, None) => Sampling::Defer,
+        }
+    }
+
+    fn single(&mut self, field: Field<'a>) -> SingleForm {
+        let name = header::B3;
+        let whole = field.value().unwrap_or_default();
+        let text = match self.value(name, field) {
+            Ok(Some(text)) => text,
+            Ok(None) => return SingleForm::Absent,
+            Err(()) => return SingleForm::Malformed,
+        };
+        let (trace, span, state, parent) = match Single::split(text) {
+            None => {
+                self.found(Rule::B01, name, whole);
+                return SingleForm::Malformed;
+            }
+            Some(Single::State(sampling)) => {
+                return SingleForm::Read(B3 {
+                    ids: None,
+                    sampling,
+                });
+            }
+            Some(Single::Ids {
+                trace,
+                span,
+                state,
+                parent,
+            }) => (trace, span, state, parent),
+        };
+        let (trace, span) = match (TraceId::read(trace), SpanId::read(span)) {
+            (Ok(trace), Ok(span)) => (trace, span),
+            (Err(error), _) | (_, Err(error)) => {
+                self.found(rule_of(error), name, whole);
+                self.found(Rule::B01, name, whole);
+                return SingleForm::Malformed;
+            }
+        };
+        self.forgiven(name, whole, &trace);
+        self.forgiven(name, whole, &span);
+        let parent = parent.and_then(|text| match SpanId::read(text) {
+            Ok(parent) => {
+                self.forgiven(name, whole, &parent);
+                Some(parent.id)
+            }
+            Err(_) => {
+                self.found(Rule::L06, name, whole);
+                None
+            }
+        });
+        if state.is_none() && parent.is_some() {
+            self.found(Rule::B06, name, whole);
+        }
+        let ids = Ids {
+            trace: trace.id,
+            span: span.id,
+            parent,
+        };
+        SingleForm::Read(B3 {
+            ids: Some(self.structure(name, whole, ids)),
+            sampling: state.unwrap_or_default(),
+        })
+    }
+
+    /// The two forms side by side, and the one reading of both.
+    fn both(&mut self, headers: &TraceHeaders<'a>, multi: &MultiForm, single: SingleForm) -> B3 {
+        let name = header::B3;
+        let value = headers.b3.value().unwrap_or_default();
+        let multi = multi.b3;
+        let b3 = match single {
+            SingleForm::Absent | SingleForm::Malformed => multi,
+            SingleForm::Read(single) => {
+                let decided = |sampling| match sampling {
+                    Sampling::Defer => None,
+                    Sampling::Deny => Some(false),
+                    Sampling::Accept | Sampling::Debug => Some(true),
+                };
+                let (ours, theirs) = (decided(single.sampling), decided(multi.sampling));
+                if ours.is_some() && theirs.is_some() && ours != theirs {
+                    self.found(Rule::B05, name, value);
+                }
+                let mut ids = single.ids.or(multi.ids);
+                match (single.ids, multi.ids) {
+                    (Some(one), Some(other)) if !one.trace.same(other.trace) => {
+                        if one.trace.low() == other.trace.low() {
+                            self.found(Rule::B04, name, value);
+                            // Cut to 64 bits somewhere: the longer one is the original.
+                            let wide = one.trace.value().max(other.trace.value());
+                            let trace = TraceId::new(wide, true).unwrap_or(one.trace);
+                            ids = Some(Ids { trace, ..one });
+                        } else {
+                            self.found(Rule::B02, name, value);
+                        }
+                    }
+                    (Some(one), Some(other)) if one.span != other.span => {
+                        self.found(Rule::B03, name, value);
+                    }
+                    (Some(one), Some(other)) => {
+                        let parent = one.parent.or(other.parent);
+                        ids = Some(Ids { parent, ..one });
+                    }
+                    (None, Some(_)) => self.found(Rule::B07, name, value),
+                    _ => {}
+                }
+                B3 {
+                    ids,
+                    sampling: match single.sampling {
+                        Sampling::Defer => multi.sampling,
+                        decided => decided,
+                    },
+                }
+            }
+        };
+        if !b3.is_empty() && b3.ids.is_some() == (b3.sampling == Sampling::Defer) {
+            let (name, value) = match headers.multi().iter().find(|(_, f)| f.value().is_some()) {
+                Some((name, field)) => (*name, field.value().unwrap_or_default()),
+                None => (name, value),
+            };
+            self.found(Rule::S06, name, value);
+        }
+        b3
+    }
+}
+
+fn rule_of(error: IdError) -> Rule {
+    match error {
+        IdError::Empty => Rule::L10,
+        IdError::TooLong => Rule::L03,
+        IdError::NotHex => Rule::L01,
+        IdError::Zero => Rule::L05,
+    }
+}

@@ -1,0 +1,437 @@
+//! The plugin configuration: one table of keys, and what they may hold.
+//!
+//! Every key is optional. What is not understood is refused by name, so that a
+//! typing error cannot switch anything off unseen.
+
+use crate::header;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
+use std::fmt;
+
+/// Which way the requests of a listener go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// To the application.
+    Inbound,
+    /// From the application.
+    Outbound,
+}
+
+impl Direction {
+    /// As metrics and log lines call it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+}
+
+/// What is done about broken rules.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Report them.
+    #[default]
+    Observe,
+    /// Report them, and rewrite the headers so that everybody reads the same.
+    Repair,
+    /// Answer a request that breaks a rule of severity error.
+    Enforce,
+}
+
+/// The configuration of one plugin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// `mode`
+    pub mode: Mode,
+    /// `direction`; `None` to ask the listener.
+    pub direction: Option<Direction>,
+    /// `relay`
+    pub relay: bool,
+    /// `generate_request_id`
+    pub generate_request_id: bool,
+    /// `copy_headers`, with `x-ot-span-context` before it.
+    pub copy: Vec<String>,
+    /// `capacity`
+    pub capacity: u32,
+    /// `grace_ms`
+    pub grace_ms: u64,
+    /// `log_lines_per_minute`
+    pub log_lines_per_minute: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Observe,
+            direction: None,
+            relay: true,
+            generate_request_id: true,
+            copy: vec![header::OT_SPAN_CONTEXT.to_string()],
+            capacity: 4096,
+            grace_ms: 1000,
+            log_lines_per_minute: 60,
+        }
+    }
+}
+
+/// A configuration key.
+#[derive(Debug)]
+pub struct Key {
+    /// Its name.
+    pub name: &'static str,
+    /// Its default, as JSON.
+    pub default: &'static str,
+    /// What it may hold, in words.
+    pub allowed: &'static str,
+    /// What it does.
+    pub meaning: &'static str,
+    set: fn(&mut Config, &Value) -> Option<()>,
+}
+
+/// Every key. The table in the README is checked against this one.
+pub const KEYS: &[Key] = &[
+    Key {
+        name: "mode",
+        default: "\"observe\"",
+        allowed: "\"observe\", \"repair\" or \"enforce\"",
+        meaning: "What to do about a broken rule: report it; rewrite the B3 headers so that every implementation reads the same; or answer requests that break a rule of severity error with status 400.",
+        set: |config, value| {
+            config.mode = match value.as_str()? {
+                "observe" => Mode::Observe,
+                "repair" => Mode::Repair,
+                "enforce" => Mode::Enforce,
+                _ => return None,
+            };
+            Some(())
+        },
+    },
+    Key {
+        name: "direction",
+        default: "\"auto\"",
+        allowed: "\"auto\", \"inbound\" or \"outbound\"",
+        meaning: "Which way the requests of the listener go. `auto` asks the listener (`traffic_direction`), which is right in Istio's sidecars; set it where a listener has none.",
+        set: |config, value| {
+            config.direction = match value.as_str()? {
+                "auto" => None,
+                "inbound" => Some(Direction::Inbound),
+                "outbound" => Some(Direction::Outbound),
+                _ => return None,
+            };
+            Some(())
+        },
+    },
+    Key {
+        name: "relay",
+        default: "true",
+        allowed: "true or false",
+        meaning: "Remember the context of inbound requests and copy it onto the calls made for them. `false` only checks.",
+        set: |config, value| {
+            config.relay = value.as_bool()?;
+            Some(())
+        },
+    },
+    Key {
+        name: "generate_request_id",
+        default: "true",
+        allowed: "true or false",
+        meaning: "Give an inbound request without an `x-request-id`, or with an empty one, a UUIDv4.",
+        set: |config, value| {
+            config.generate_request_id = value.as_bool()?;
+            Some(())
+        },
+    },
+    Key {
+        name: "copy_headers",
+        default: "[]",
+        allowed: "a list of at most 32 header names, other than x-request-id, b3, x-b3-*, host and names that begin with a colon",
+        meaning: "Headers to copy besides the seven of Istio's guide, such as `baggage` or `end-user`. A call that carries one already keeps it.",
+        set: |config, value| {
+            let names = value.as_array()?;
+            if names.len() > 32 {
+                return None;
+            }
+            for name in names {
+                let name = header_name(name.as_str()?)?;
+                if !config.copy.contains(&name) {
+                    config.copy.push(name);
+                }
+            }
+            Some(())
+        },
+    },
+    Key {
+        name: "capacity",
+        default: "4096",
+        allowed: "a whole number from 64 to 65536",
+        meaning: "Requests in flight in one pod for which there is room, in about 250 bytes each. Beyond it the oldest are forgotten, and counted.",
+        set: |config, value| {
+            config.capacity = within(value, 64, 65536)?;
+            Some(())
+        },
+    },
+    Key {
+        name: "grace_ms",
+        default: "1000",
+        allowed: "a whole number from 0 to 60000",
+        meaning: "Milliseconds after the response during which calls still get the request's context.",
+        set: |config, value| {
+            config.grace_ms = within(value, 0, 60000)?.into();
+            Some(())
+        },
+    },
+    Key {
+        name: "log_lines_per_minute",
+        default: "60",
+        allowed: "a whole number from 0 to 6000",
+        meaning: "Log lines about broken rules, for each worker; what is left out is counted in the next line. Metrics count everything.",
+        set: |config, value| {
+            config.log_lines_per_minute = within(value, 0, 6000)?;
+            Some(())
+        },
+    },
+];
+
+fn within(value: &Value, least: u32, most: u32) -> Option<u32> {
+    let number = u32::try_from(value.as_u64()?).ok()?;
+    (least..=most).contains(&number).then_some(number)
+}
+
+/// A header name that may be copied, in lower case.
+fn header_name(name: &str) -> Option<String> {
+    let name = name.to_ascii_lowercase();
+    // RFC 9110, section 5.6.2.
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let ours = name == header::REQUEST_ID || name == header::B3 || name.starts_with("x-b3-");
+    let fits = (1..=255).contains(&name.len()) && name.bytes().all(token);
+    (fits && !ours && name != "host").then_some(name)
+}
+
+/// Why a configuration was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError(String);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads the plugin configuration, a JSON object. Nothing, or white space,
+    /// is the default.
+    ///
+    /// # Errors
+    /// Names the key, what was found and what is allowed; or where the JSON is
+    /// broken.
+    ///
+    /// ```
+    /// # use b3relay::config::Config;
+    /// let error = Config::parse(br#"{"capacity": 7}"#).unwrap_err();
+    /// assert_eq!(
+    ///     error.to_string(),
+    ///     "configuration key `capacity`: found 7, allowed: a whole number from 64 to 65536"
+    /// );
+    /// ```
+    pub fn parse(bytes: &[u8]) -> Result<Self, ConfigError> {
+        let mut config = Self::default();
+        if bytes.trim_ascii().is_empty() {
+            return Ok(config);
+        }
+        let Entries(entries) = serde_json::from_slice(bytes)
+            .map_err(|error| ConfigError(format!("configuration: {error}")))?;
+        let mut seen: Vec<&str> = Vec::new();
+        for (name, value) in &entries {
+            let Some(key) = KEYS.iter().find(|key| key.name == name) else {
+                let known: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
+                return Err(ConfigError(format!(
+                    "configuration key `{}` is not known; known keys are {}",
+                    cut(name),
+                    known.join(", ")
+                )));
+            };
+            if seen.contains(&key.name) {
+                return Err(ConfigError(format!(
+                    "configuration key `{name}`: found twice, allowed: once"
+                )));
+            }
+            seen.push(key.name);
+            (key.set)(&mut config, value).ok_or_else(|| {
+                ConfigError(format!(
+                    "configuration key `{name}`: found {}, allowed: {}",
+                    cut(&value.to_string()),
+                    key.allowed
+                ))
+            })?;
+        }
+        Ok(config)
+    }
+}
+
+/// Enough of a text to recognise it by.
+fn cut(text: &str) -> String {
+    const MOST: usize = 80;
+    let mut short: String = text.chars().take(MOST).collect();
+    if short.len() < text.len() {
+        short.push('…');
+    }
+    short
+}
+
+/// The entries of a JSON object, in order, repeated keys included.
+struct Entries(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+
+        impl<'de> Visitor<'de> for Object {
+            type Value = Entries;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object such as {\"mode\": \"observe\"}")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Entries(entries))
+            }
+        }
+
+        deserializer.deserialize_map(Object)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn error(text: &str) -> String {
+        Config::parse(text.as_bytes()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn nothing_is_the_default() {
+        for text in ["", " \n", "{}"] {
+            assert_eq!(Config::parse(text.as_bytes()), Ok(Config::default()));
+        }
+    }
+
+    #[test]
+    fn the_tables_defaults_are_the_defaults() {
+        for key in KEYS {
+            let text = format!("{{\"{}\": {}}}", key.name, key.default);
+            assert_eq!(
+                Config::parse(text.as_bytes()),
+                Ok(Config::default()),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_key_does_something() {
+        let others = [
+            ("mode", "\"repair\""),
+            ("direction", "\"inbound\""),
+            ("relay", "false"),
+            ("generate_request_id", "false"),
+            ("copy_headers", "[\"Baggage\"]"),
+            ("capacity", "64"),
+            ("grace_ms", "0"),
+            ("log_lines_per_minute", "0"),
+        ];
+        assert_eq!(others.len(), KEYS.len());
+        for (name, value) in others {
+            let text = format!("{{\"{name}\": {value}}}");
+            assert_ne!(
+                Config::parse(text.as_bytes()).unwrap(),
+                Config::default(),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn errors_name_the_key_what_was_found_and_what_is_allowed() {
+        assert_eq!(
+            error(r#"{"mod": "repair"}"#),
+            "configuration key `mod` is not known; known keys are mode, direction, relay, \
+             generate_request_id, copy_headers, capacity, grace_ms, log_lines_per_minute"
+        );
+        assert_eq!(
+            error(r#"{"mode": "watch"}"#),
+            "configuration key `mode`: found \"watch\", allowed: \"observe\", \"repair\" or \"enforce\""
+        );
+        assert_eq!(
+            error(r#"{"relay": "yes"}"#),
+            "configuration key `relay`: found \"yes\", allowed: true or false"
+        );
+        for bad in [
+            "-1",
+            "63",
+            "65537",
+            "1e99",
+            "64.5",
+            "null",
+            "\"64\"",
+            "4294967360",
+        ] {
+            let text = error(&format!("{{\"capacity\": {bad}}}"));
+            assert!(
+                text.starts_with("configuration key `capacity`: found "),
+                "{text}"
+            );
+        }
+        for bad in [
+            "[\"\"]",
+            "[\":path\"]",
+            "[\"b3\"]",
+            "[\"X-B3-TraceId\"]",
+            "[\"a b\"]",
+            "[1]",
+            "\"a\"",
+            "[\"host\"]",
+        ] {
+            let text = error(&format!("{{\"copy_headers\": {bad}}}"));
+            assert!(
+                text.starts_with("configuration key `copy_headers`: found "),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn repeated_keys_are_refused() {
+        assert_eq!(
+            error(r#"{"relay": true, "relay": false}"#),
+            "configuration key `relay`: found twice, allowed: once"
+        );
+    }
+
+    #[test]
+    fn broken_json_is_refused_with_its_place() {
+        assert_eq!(
+            error("{\"relay\": tru}"),
+            "configuration: expected ident at line 1 column 14"
+        );
+        assert_eq!(
+            error("[1]"),
+            "configuration: invalid type: sequence, expected a JSON object such as \
+             {\"mode\": \"observe\"} at line 1 column 0"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+            let _ = Config::parse(&bytes);
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! **b3relay** checks the B3 trace headers of every request that passes an
+//! Envoy sidecar, fills in missing request IDs, and copies the trace context of
+//! an inbound request onto the outbound calls that the application makes while
+//! serving it.
+//!
+//! Everything but `host` is plain Rust without a proxy in sight: it takes
+//! header pairs, the time and a [`store::SharedData`], and returns what is to
+//! be changed. `host` exists on `wasm32` only and is the one place that talks
+//! to Envoy.
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | [`header`] | header names, one pass over a request's headers, edits |
+//! | [`b3`] | the B3 format: types, reading and writing |
+//! | [`rules`] | the table of rules |
+//! | [`check`] | which rules a request breaks, and how to read it all the same |
+//! | [`request_id`] | Envoy's form of a request ID, and the look-up key made of it |
+//! | [`store`] | what is remembered between inbound and outbound, and for how long |
+//! | [`relay`] | what is copied onto a call, and when a call is left alone |
+//! | [`config`] | the table of configuration keys |
+//! | [`metrics`] | the table of metrics |
+//! | [`report`] | log lines: escaped, cut and rate-limited |
+//! | [`filter`] | the above, put together for one request |
+#![cfg_attr(not(target_arch = "wasm32"), forbid(unsafe_code))]
+#![cfg_attr(target_arch = "wasm32", deny(unsafe_code))]
+
+pub mod b3;
+pub mod check;
+pub mod config;
+pub mod filter;
+pub mod header;
+pub mod metrics;
+pub mod relay;
+pub mod report;
+pub mod request_id;
+pub mod rules;
+pub mod store;
+
+#[cfg(target_arch = "wasm32")]
+mod host;

@@ -1,0 +1,190 @@
+//! The table of metrics.
+//!
+//! All are counters. Labels are written into Envoy's stat name in the form
+//! that Istio's bootstrap takes apart again (`tag=.=value;.;`, for the tags
+//! listed as `extraStatTags`), directly after the prefix: without such a rule
+//! the name still begins with `b3relay_` and can be read.
+
+use crate::config::Direction;
+use crate::relay::Decision;
+use crate::rules::Rule;
+
+/// Every name begins with this.
+pub const PREFIX: &str = "b3relay_";
+
+/// A metric: what it is called, its labels, and what it counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Family {
+    /// The name after [`PREFIX`].
+    pub name: &'static str,
+    /// Its labels.
+    pub labels: &'static [&'static str],
+    /// What it counts.
+    pub help: &'static str,
+}
+
+macro_rules! families {
+    ($($id:ident, $name:literal, [$($label:literal),*], $help:literal;)*) => {
+        $(const $id: Family = Family { name: $name, labels: &[$($label),*], help: $help };)*
+
+        /// Every metric.
+        pub const FAMILIES: &[Family] = &[$($id),*];
+    };
+}
+
+families! {
+    REQUESTS, "requests_total", ["direction"],
+        "Requests seen. `direction` is `unknown` where neither the listener nor the configuration says.";
+    FINDINGS, "findings_total", ["rule", "direction"],
+        "Broken rules.";
+    CALLS, "calls_total", ["decision"],
+        "Outbound calls, by what was done with them.";
+    REMEMBERED, "remembered_total", [],
+        "Inbound requests whose context was remembered.";
+    REQUEST_IDS, "request_ids_generated_total", [],
+        "Inbound requests that were given a request ID.";
+    EVICTED, "evicted_total", [],
+        "Requests still being served that were forgotten for lack of room: raise `capacity`.";
+    NOT_REMEMBERED, "not_remembered_total", ["reason"],
+        "Inbound requests that could not be remembered: `no_key` (no request ID, or one of more than 255 bytes) or `contention` (other workers kept writing).";
+    COPY_DROPPED, "copy_headers_dropped_total", [],
+        "Headers of the copy list that were not remembered: more than 8 KiB in one request.";
+    REPAIRED, "repaired_total", ["direction"],
+        "Requests whose B3 headers were rewritten (mode `repair`).";
+    REJECTED, "rejected_total", ["direction"],
+        "Requests that were answered instead of forwarded (mode `enforce`).";
+    HOST_ERRORS, "host_errors_total", [],
+        "Calls to Envoy that failed; the request went on without what they were for.";
+}
+
+/// Something to count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counter {
+    /// A request, by direction.
+    Requests(Option<Direction>),
+    /// A broken rule.
+    Findings(Rule, Option<Direction>),
+    /// An outbound call.
+    Calls(Decision),
+    /// An inbound request that was remembered.
+    Remembered,
+    /// A request ID that was generated.
+    RequestIds,
+    /// A request that was forgotten too early.
+    Evicted,
+    /// An inbound request without a usable request ID.
+    NoKey,
+    /// An inbound request whose bucket other workers kept writing.
+    Contention,
+    /// A header that was not remembered.
+    CopyDropped,
+    /// A request that was repaired.
+    Repaired(Option<Direction>),
+    /// A request that was answered.
+    Rejected(Option<Direction>),
+    /// A host call that failed.
+    HostErrors,
+}
+
+/// How [`Counter`] calls a direction.
+pub fn direction_label(direction: Option<Direction>) -> &'static str {
+    direction.map_or("unknown", Direction::label)
+}
+
+impl Counter {
+    /// The metric that it belongs to.
+    pub fn family(self) -> Family {
+        match self {
+            Self::Requests(_) => REQUESTS,
+            Self::Findings(..) => FINDINGS,
+            Self::Calls(_) => CALLS,
+            Self::Remembered => REMEMBERED,
+            Self::RequestIds => REQUEST_IDS,
+            Self::Evicted => EVICTED,
+            Self::NoKey | Self::Contention => NOT_REMEMBERED,
+            Self::CopyDropped => COPY_DROPPED,
+            Self::Repaired(_) => REPAIRED,
+            Self::Rejected(_) => REJECTED,
+            Self::HostErrors => HOST_ERRORS,
+        }
+    }
+
+    /// The values of the family's labels, in their order.
+    pub fn values(self) -> Vec<&'static str> {
+        match self {
+            Self::Requests(direction) | Self::Repaired(direction) | Self::Rejected(direction) => {
+                vec![direction_label(direction)]
+            }
+            Self::Findings(rule, direction) => vec![rule.id(), direction_label(direction)],
+            Self::Calls(decision) => vec![decision.label()],
+            Self::NoKey => vec!["no_key"],
+            Self::Contention => vec!["contention"],
+            Self::Remembered
+            | Self::RequestIds
+            | Self::Evicted
+            | Self::CopyDropped
+            | Self::HostErrors => Vec::new(),
+        }
+    }
+
+    /// The name that is defined in Envoy, for example
+    /// `b3relay_decision=.=copied;.;calls_total`.
+    pub fn stat_name(self) -> String {
+        let family = self.family();
+        let mut name = PREFIX.to_string();
+        for (label, value) in family.labels.iter().zip(self.values()) {
+            name.push_str(label);
+            name.push_str("=.=");
+            name.push_str(value);
+            name.push_str(";.;");
+        }
+        name.push_str(family.name);
+        name
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_names_carry_their_labels() {
+        let counter = Counter::Findings(Rule::L01, Some(Direction::Inbound));
+        assert_eq!(
+            counter.stat_name(),
+            "b3relay_rule=.=L01;.;direction=.=inbound;.;findings_total"
+        );
+        assert_eq!(Counter::Evicted.stat_name(), "b3relay_evicted_total");
+    }
+
+    #[test]
+    fn every_counter_fills_its_labels() {
+        let counters = [
+            Counter::Requests(None),
+            Counter::Findings(Rule::L01, None),
+            Counter::Calls(Decision::Copied),
+            Counter::Remembered,
+            Counter::RequestIds,
+            Counter::Evicted,
+            Counter::NoKey,
+            Counter::Contention,
+            Counter::CopyDropped,
+            Counter::Repaired(None),
+            Counter::Rejected(None),
+            Counter::HostErrors,
+        ];
+        for counter in counters {
+            assert_eq!(
+                counter.values().len(),
+                counter.family().labels.len(),
+                "{counter:?}"
+            );
+        }
+        for family in FAMILIES {
+            assert!(
+                counters.iter().any(|counter| counter.family() == *family),
+                "{family:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,438 @@
+//! From an inbound request to the calls made for it, on the core.
+// A test may panic: that is how it fails.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::string_slice
+)]
+
+mod support;
+
+use b3relay::config::Direction;
+use b3relay::metrics::Counter;
+use b3relay::relay::Decision;
+use proptest::prelude::*;
+use support::{Headers, Seen, Sidecar, header, headers, only};
+
+const ID: &str = "x-request-id: 0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
+const TRACE: &str = "x-b3-traceid: 463ac35c9f6413ad48485a3953bb6124";
+const SPAN: &str = "x-b3-spanid: a2fb4a1d1a96d312";
+const PARENT: &str = "x-b3-parentspanid: 0020000000000001";
+const SAMPLED: &str = "x-b3-sampled: 1";
+const SINGLE: &str = "b3: 463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1-0020000000000001";
+const OTHER_TRACE: &str = "x-b3-traceid: 563ac35c9f6413ad48485a3953bb6124";
+const OTHER_SPAN: &str = "x-b3-spanid: b2fb4a1d1a96d312";
+const B3: [&str; 2] = ["b3", "x-b3-"];
+
+fn sidecar() -> Sidecar {
+    Sidecar::new("{}")
+}
+
+#[track_caller]
+fn assert_b3(seen: &Seen, decision: Decision, lines: &[&str]) {
+    assert_eq!(seen.decision, Some(decision));
+    assert_eq!(only(&seen.headers, &B3), only(&headers(lines), &B3));
+}
+
+#[test]
+fn the_context_is_copied_in_the_form_it_came_in() {
+    let forms: [&[&str]; 5] = [
+        &[TRACE, SPAN, PARENT, SAMPLED],
+        &[TRACE, SPAN],
+        &[SINGLE],
+        &[SINGLE, TRACE, SPAN, PARENT, SAMPLED],
+        &["x-b3-sampled: 0"],
+    ];
+    for form in forms {
+        let sidecar = sidecar();
+        sidecar.inbound(&[&[ID], form].concat());
+        assert_b3(&sidecar.outbound(&[ID]), Decision::Copied, form);
+        // Every call of the request gets it.
+        assert_b3(
+            &sidecar.outbound(&[ID, "accept: */*"]),
+            Decision::Copied,
+            form,
+        );
+    }
+}
+
+#[test]
+fn the_character_that_envoy_rewrites_does_not_matter() {
+    let sidecar = sidecar();
+    sidecar.inbound(&[
+        "x-request-id: 0f7a1c2e-1b2d-9c3e-9d4f-5a6b7c8d9e0f",
+        TRACE,
+        SPAN,
+    ]);
+    assert_b3(&sidecar.outbound(&[ID]), Decision::Copied, &[TRACE, SPAN]);
+}
+
+#[test]
+fn a_context_of_its_own_is_left_alone() {
+    let sidecar = sidecar();
+    sidecar.inbound(&[ID, TRACE, SPAN, PARENT, SAMPLED]);
+    for own in [
+        &[OTHER_TRACE, OTHER_SPAN][..],
+        &["b3: 563ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312"],
+    ] {
+        assert_b3(
+            &sidecar.outbound(&[&[ID], own].concat()),
+            Decision::Present,
+            own,
+        );
+    }
+}
+
+#[test]
+fn what_has_no_key_or_an_unknown_one_is_left_alone() {
+    let sidecar = sidecar();
+    sidecar.inbound(&[ID, TRACE, SPAN]);
+    assert_b3(&sidecar.outbound(&[]), Decision::NoKey, &[]);
+    assert_b3(&sidecar.outbound(&["x-request-id: "]), Decision::NoKey, &[]);
+    let long = format!("x-request-id: {}", "a".repeat(256));
+    assert_b3(&sidecar.outbound(&[&long]), Decision::NoKey, &[]);
+    assert_b3(
+        &sidecar.outbound(&["x-request-id: 1"]),
+        Decision::Unknown,
+        &[],
+    );
+    assert!(
+        sidecar
+            .inbound(&[&long, TRACE, SPAN])
+            .counters
+            .contains(&Counter::NoKey)
+    );
+}
+
+#[test]
+fn a_request_without_a_context_lends_none() {
+    let sidecar = sidecar();
+    sidecar.inbound(&[ID]);
+    assert_b3(&sidecar.outbound(&[ID]), Decision::NoContext, &[]);
+    // Nor does another one with its ID lend it its own.
+    sidecar.inbound(&[ID, TRACE, SPAN]);
+    assert_b3(&sidecar.outbound(&[ID]), Decision::Ambiguous, &[]);
+}
+
+#[test]
+fn an_entry_ends_with_its_request_and_the_grace() {
+    let sidecar = sidecar();
+    let seen = sidecar.inbound(&[ID, TRACE, SPAN]);
+    sidecar.wait(3_600_000);
+    assert_b3(&sidecar.outbound(&[ID]), Decision::Copied, &[TRACE, SPAN]);
+    sidecar.end(&seen);
+    sidecar.wait(999);
+    assert_b3(&sidecar.outbound(&[ID]), Decision::Copied, &[TRACE, SPAN]);
+    sidecar.wait(1);
+    assert_b3(&sidecar.outbound(&[ID]), Decision::Unknown, &[]);
+}
+
+#[test]
+fn two_traces_under_one_id_are_never_mixed() {
+    let sidecar = sidecar();
+    let first = sidecar.inbound(&[ID, TRACE, SPAN]);
+    let second = sidecar.inbound(&[ID, OTHER_TRACE, SPAN]);
+    assert_b3(&sidecar.outbound(&[ID]), Decision::Ambiguous, &[]);
+    sidecar.end(&first);
+    assert_b3(&sidecar.outbound(&[ID]), Decision::Ambiguous, &[]);
+    sidecar.wait(1000);
+    assert_b3(
+        &sidecar.outbound(&[ID]),
+        Decision::Copied,
+        &[OTHER_TRACE, SPAN],
+    );
+    sidecar.end(&second);
+}
+
+#[test]
+fn within_one_trace_the_latest_request_counts() {
+    let sidecar = sidecar();
+    sidecar.inbound(&[ID, TRACE, SPAN]);
+    sidecar.wait(5);
+    let inner = sidecar.inbound(&[ID, TRACE, OTHER_SPAN]);
+    assert_b3(
+        &sidecar.outbound(&[ID]),
+        Decision::Copied,
+        &[TRACE, OTHER_SPAN],
+    );
+    // The inner request has been answered: the outer one is still served.
+    sidecar.end(&inner);
+    assert_b3(&sidecar.outbound(&[ID]), Decision::Copied, &[TRACE, SPAN]);
+}
+
+#[test]
+fn a_retry_does_not_disturb() {
+    let sidecar = sidecar();
+    let attempt = sidecar.inbound(&[ID, TRACE, SPAN]);
+    let retry = sidecar.inbound(&[ID, TRACE, SPAN]);
+    sidecar.end(&attempt);
+    sidecar.wait(2000);
+    assert_b3(&sidecar.outbound(&[ID]), Decision::Copied, &[TRACE, SPAN]);
+    sidecar.end(&retry);
+}
+
+#[test]
+fn a_missing_request_id_is_made_and_found_again() {
+    let sidecar = sidecar();
+    for given in [&[TRACE, SPAN][..], &["x-request-id: ", TRACE, SPAN]] {
+        let seen = sidecar.inbound(given);
+        let id = only(&seen.headers, &["x-request-id"]);
+        assert_eq!(id.len(), 1);
+        assert!(b3relay::request_id::is_uuid(&id[0].1) && id[0].1[14] == b'4');
+        assert!(seen.rules.contains(&"R01") && seen.counters.contains(&Counter::RequestIds));
+        let call = sidecar.request(Some(Direction::Outbound), &id);
+        assert_b3(&call, Decision::Copied, &[TRACE, SPAN]);
+    }
+    let ids: Vec<Headers> = (0..2)
+        .map(|_| only(&sidecar.inbound(&[]).headers, &["x-request-id"]))
+        .collect();
+    assert_ne!(ids[0], ids[1]);
+    let off = Sidecar::new(r#"{"generate_request_id": false}"#);
+    assert_eq!(off.inbound(&[TRACE, SPAN]).headers, headers(&[TRACE, SPAN]));
+}
+
+#[test]
+fn the_copy_list_is_copied_where_it_is_missing() {
+    let sidecar = Sidecar::new(r#"{"copy_headers": ["Baggage", "end-user"]}"#);
+    let copied = [
+        "baggage: a=1",
+        "baggage: b=\\xff",
+        "end-user: jason",
+        "x-ot-span-context: \\x80;1",
+    ];
+    sidecar.inbound(&[&[ID, TRACE, SPAN, "cookie: secret"], &copied[..]].concat());
+    let seen = sidecar.outbound(&[ID]);
+    let names = ["baggage", "end-user", "x-ot-span-context", "cookie"];
+    assert_eq!(only(&seen.headers, &names), only(&headers(&copied), &names));
+    let seen = sidecar.outbound(&[ID, "end-user: other", "baggage: c=2"]);
+    let kept = [
+        "baggage: c=2",
+        "end-user: other",
+        "x-ot-span-context: \\x80;1",
+    ];
+    assert_eq!(only(&seen.headers, &names), only(&headers(&kept), &names));
+}
+
+#[test]
+fn copied_headers_are_bounded() {
+    let sidecar = Sidecar::new(r#"{"copy_headers": ["baggage"]}"#);
+    let big = format!("baggage: {}", "x".repeat(8192));
+    let seen = sidecar.inbound(&[ID, TRACE, SPAN, &big, "baggage: small"]);
+    assert!(seen.counters.contains(&Counter::CopyDropped));
+    let seen = sidecar.outbound(&[ID]);
+    assert_eq!(
+        only(&seen.headers, &["baggage"]),
+        [header("baggage: small")]
+    );
+}
+
+#[test]
+fn a_part_of_the_context_is_completed_and_of_another_is_not() {
+    let sidecar = sidecar();
+    let whole = [TRACE, SPAN, PARENT, SAMPLED];
+    sidecar.inbound(&[&[ID], &whole[..]].concat());
+    for part in [
+        &[TRACE][..],
+        &[SPAN],
+        &[PARENT],
+        &[SAMPLED],
+        &[TRACE, SAMPLED],
+    ] {
+        assert_b3(
+            &sidecar.outbound(&[&[ID], part].concat()),
+            Decision::Completed,
+            &whole,
+        );
+    }
+    for other in [
+        OTHER_TRACE,
+        OTHER_SPAN,
+        "x-b3-parentspanid: 0020000000000002",
+    ] {
+        assert_b3(
+            &sidecar.outbound(&[ID, other]),
+            Decision::Conflict,
+            &[other],
+        );
+    }
+}
+
+#[test]
+fn a_decision_of_the_application_stays() {
+    let sidecar = sidecar();
+    sidecar.inbound(&[ID, TRACE, SPAN, SAMPLED]);
+    let kept = [TRACE, SPAN, "x-b3-sampled: 0"];
+    assert_b3(
+        &sidecar.outbound(&[ID, "x-b3-sampled: 0"]),
+        Decision::Completed,
+        &kept,
+    );
+    for decision in ["b3: 0", "b3: 1", "b3: d"] {
+        assert_b3(
+            &sidecar.outbound(&[ID, decision]),
+            Decision::SamplingOnly,
+            &[decision],
+        );
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_left_alone_or_replaced() {
+    for bad in ["x-b3-traceid: xyz", "x-b3-spanid: \\xff", "b3: nonsense"] {
+        let observe = sidecar();
+        observe.inbound(&[ID, TRACE, SPAN]);
+        assert_b3(&observe.outbound(&[ID, bad]), Decision::Malformed, &[bad]);
+        let repair = Sidecar::new(r#"{"mode": "repair"}"#);
+        repair.inbound(&[ID, TRACE, SPAN]);
+        let seen = repair.outbound(&[ID, bad]);
+        let b3 = only(&seen.headers, &B3);
+        assert!(
+            b3.contains(&header(TRACE)) && b3.contains(&header(SPAN)) && b3.len() == 2,
+            "{bad}: {b3:?}"
+        );
+    }
+}
+
+#[test]
+fn relay_off_only_checks() {
+    let sidecar = Sidecar::new(r#"{"relay": false}"#);
+    let seen = sidecar.inbound(&[ID, "x-b3-traceid: xyz"]);
+    assert!(seen.ticket.is_none() && seen.rules == ["L01"]);
+    assert_b3(&sidecar.outbound(&[ID]), Decision::Off, &[]);
+}
+
+#[test]
+fn without_a_direction_nothing_changes() {
+    let sidecar = sidecar();
+    let given = headers(&[TRACE]);
+    let seen = sidecar.request(None, &given);
+    assert_eq!(seen.headers, given);
+    assert_eq!(seen.rules, ["S01", "R01"]);
+    assert_eq!(seen.counters, [Counter::Requests(None)]);
+}
+
+#[test]
+fn enforce_answers_with_the_rule() {
+    let sidecar = Sidecar::new(r#"{"mode": "enforce"}"#);
+    let seen = sidecar.inbound(&[ID, TRACE]);
+    assert_eq!(
+        seen.reply,
+        Some((
+            400,
+            "b3relay: S01 x-b3-traceid: a trace ID without a span ID; right: both, or neither\n"
+                .to_string()
+        ))
+    );
+    assert!(seen.ticket.is_none());
+    // A warning is no reason to answer.
+    assert_eq!(
+        sidecar
+            .inbound(&[ID, TRACE, SPAN, "x-b3-sampled: true"])
+            .reply,
+        None
+    );
+}
+
+fn any_headers() -> impl Strategy<Value = Headers> {
+    const NAMES: &[&str] = &[
+        "x-request-id",
+        "x-b3-traceid",
+        "x-b3-spanid",
+        "x-b3-parentspanid",
+        "x-b3-sampled",
+        "x-b3-flags",
+        "b3",
+        "x-ot-span-context",
+        "accept",
+    ];
+    let value = prop_oneof![
+        proptest::collection::vec(any::<u8>(), 0..40),
+        "[0-9a-fA-F]{1,33}".prop_map(String::into_bytes),
+        "[0-9a-f]{16}".prop_map(String::into_bytes),
+        "[0-9a-f]{32}-[0-9a-f]{16}(-[01d](-[0-9a-f]{16})?)?".prop_map(String::into_bytes),
+        "[01d,-]{0,3}".prop_map(String::into_bytes),
+    ];
+    proptest::collection::vec(
+        (
+            proptest::sample::select(NAMES).prop_map(str::to_string),
+            value,
+        ),
+        0..12,
+    )
+}
+
+proptest! {
+    /// In `observe`, an inbound request is changed in its missing request ID
+    /// only, and an outbound one not at all unless something is copied.
+    #[test]
+    fn observe_changes_nothing(given in any_headers()) {
+        let sidecar = sidecar();
+        let seen = sidecar.request(Some(Direction::Outbound), &given);
+        prop_assert_eq!(&seen.headers, &given);
+        let seen = sidecar.request(Some(Direction::Inbound), &given);
+        let rest = |headers: &Headers| -> Headers {
+            headers.iter().filter(|(name, _)| name != "x-request-id").cloned().collect()
+        };
+        prop_assert_eq!(rest(&seen.headers), rest(&given));
+        let id = |headers: &Headers| headers.iter().find(|(name, _)| name == "x-request-id").map(|h| h.1.clone());
+        if id(&given).is_some_and(|id| !id.is_empty()) {
+            prop_assert_eq!(&seen.headers, &given);
+        }
+    }
+
+    #[test]
+    fn repairing_twice_changes_nothing(given in any_headers()) {
+        let sidecar = Sidecar::new(r#"{"mode": "repair", "relay": false}"#);
+        let once = sidecar.request(Some(Direction::Outbound), &given).headers;
+        let twice = sidecar.request(Some(Direction::Outbound), &once);
+        prop_assert_eq!(&twice.headers, &once);
+    }
+
+    /// Whatever came in, what is copied onto a bare call has no finding of its own
+    /// but the legal ones.
+    #[test]
+    fn what_is_copied_is_well_formed(given in any_headers()) {
+        let sidecar = sidecar();
+        let mut given = given;
+        given.retain(|(name, _)| name != "x-request-id");
+        given.push(header(ID));
+        sidecar.request(Some(Direction::Inbound), &given);
+        let call = sidecar.outbound(&[ID]);
+        let mut again = call.headers;
+        again.retain(|(name, _)| name != "x-ot-span-context");
+        let checked = sidecar.request(None, &again);
+        prop_assert!(checked.rules.iter().all(|rule| ["S05", "S06", "D02"].contains(rule)), "{:?}", checked.rules);
+    }
+
+    /// Requests in any interleaving, each with an ID of its own: every call
+    /// gets the context of its own request.
+    #[test]
+    fn no_call_gets_the_context_of_another_request(steps in proptest::collection::vec((0usize..40, 0u8..4, 0u64..300), 1..300)) {
+        let sidecar = sidecar();
+        let mut open: Vec<Option<Seen>> = (0..40).map(|_| None).collect();
+        let mut generation = [0u32; 40];
+        for (n, step, wait) in steps {
+            sidecar.wait(wait);
+            let id = |generation: u32| format!("x-request-id: {n:08x}-0000-4000-8000-{generation:012x}");
+            let trace = |generation: u32| format!("x-b3-traceid: {:016x}{:016x}", n + 1, generation);
+            match (step, open[n].take()) {
+                (0, Some(seen)) => sidecar.end(&seen),
+                (_, Some(seen)) => {
+                    let call = sidecar.outbound(&[&id(generation[n])]);
+                    prop_assert_eq!(call.decision, Some(Decision::Copied));
+                    prop_assert!(call.headers.contains(&header(&trace(generation[n]))));
+                    open[n] = Some(seen);
+                }
+                (1, None) => {
+                    let call = sidecar.outbound(&[&id(generation[n] + 1)]);
+                    prop_assert_eq!(call.decision, Some(Decision::Unknown));
+                }
+                (_, None) => {
+                    generation[n] += 1;
+                    open[n] = Some(sidecar.inbound(&[&id(generation[n]), &trace(generation[n]), SPAN]));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! A host in memory, and headers as text.
+#![allow(dead_code)] // each test file uses its part
+
+use b3relay::config::{Config, Direction};
+use b3relay::filter::{Filter, Host, Outcome};
+use b3relay::header::{Pairs, serialize};
+use b3relay::metrics::Counter;
+use b3relay::relay::Decision;
+use b3relay::store::{CasMismatch, InMemory, SharedData, Ticket};
+use std::cell::Cell;
+
+/// Header pairs, in order.
+pub type Headers = Vec<(String, Vec<u8>)>;
+
+/// "name: value" with `\xNN` for a byte.
+pub fn header(line: &str) -> (String, Vec<u8>) {
+    let (name, text) = line.split_once(": ").expect(line);
+    let mut value = Vec::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("\\x") {
+        value.extend_from_slice(before.as_bytes());
+        value.push(u8::from_str_radix(&after[..2], 16).unwrap());
+        rest = &after[2..];
+    }
+    value.extend_from_slice(rest.as_bytes());
+    (name.to_string(), value)
+}
+
+/// Several of them.
+pub fn headers(lines: &[&str]) -> Headers {
+    lines.iter().map(|line| header(line)).collect()
+}
+
+/// As Envoy serialises them.
+pub fn map(headers: &Headers) -> Vec<u8> {
+    let pairs: Vec<(&str, &[u8])> = headers
+        .iter()
+        .map(|(n, v)| (n.as_str(), v.as_slice()))
+        .collect();
+    serialize(&pairs)
+}
+
+/// The headers whose name begins so, sorted.
+pub fn only(headers: &Headers, prefixes: &[&str]) -> Headers {
+    let mut kept = headers.clone();
+    kept.retain(|(name, _)| prefixes.iter().any(|prefix| name.starts_with(prefix)));
+    kept.sort();
+    kept
+}
+
+/// A proxy in memory, with a clock that stands still unless it is moved.
+#[derive(Default)]
+pub struct TestHost {
+    pub data: InMemory,
+    pub now: Cell<u64>,
+    next: Cell<u64>,
+}
+
+impl SharedData for TestHost {
+    fn get(&self, key: &str) -> Option<(Vec<u8>, u32)> {
+        self.data.get(key)
+    }
+
+    fn set(&self, key: &str, value: &[u8], cas: u32) -> Result<(), CasMismatch> {
+        self.data.set(key, value, cas)
+    }
+}
+
+impl Host for TestHost {
+    fn now_ms(&self) -> u64 {
+        self.now.get()
+    }
+
+    fn random(&self) -> [u8; 16] {
+        let n = self.unique().to_le_bytes();
+        let mut random = [0x5a; 16];
+        random[..8].copy_from_slice(&n);
+        random
+    }
+
+    fn unique(&self) -> u64 {
+        self.next.set(self.next.get() + 1);
+        self.next.get()
+    }
+}
+
+/// What became of a request.
+pub struct Seen {
+    pub headers: Headers,
+    pub ticket: Option<Ticket>,
+    pub decision: Option<Decision>,
+    pub rules: Vec<&'static str>,
+    pub counters: Vec<Counter>,
+    pub reply: Option<(u32, String)>,
+}
+
+/// A sidecar: one filter on both sides of an application.
+pub struct Sidecar {
+    pub host: TestHost,
+    pub filter: Filter,
+}
+
+impl Sidecar {
+    pub fn new(config: &str) -> Self {
+        let host = TestHost::default();
+        host.now.set(1_700_000_000_000);
+        let filter = Filter::new(Config::parse(config.as_bytes()).unwrap(), &host);
+        Self { host, filter }
+    }
+
+    pub fn wait(&self, ms: u64) {
+        self.host.now.set(self.host.now.get() + ms);
+    }
+
+    pub fn request(&self, direction: Option<Direction>, before: &Headers) -> Seen {
+        let map = map(before);
+        let outcome: Outcome<'_> = self.filter.request(&self.host, direction, Pairs::new(&map));
+        let mut headers = before.clone();
+        for edit in &outcome.edits {
+            edit.apply(&mut headers);
+        }
+        Seen {
+            headers,
+            ticket: outcome.ticket,
+            decision: outcome.counters.iter().find_map(|counter| match counter {
+                Counter::Calls(decision) => Some(*decision),
+                _ => None,
+            }),
+            rules: outcome
+                .findings
+                .iter()
+                .map(|finding| finding.rule.id())
+                .collect(),
+            reply: outcome.reply.map(|reply| (reply.status, reply.body)),
+            counters: outcome.counters,
+        }
+    }
+
+    pub fn inbound(&self, lines: &[&str]) -> Seen {
+        self.request(Some(Direction::Inbound), &headers(lines))
+    }
+
+    pub fn outbound(&self, lines: &[&str]) -> Seen {
+        self.request(Some(Direction::Outbound), &headers(lines))
+    }
+
+    pub fn end(&self, seen: &Seen) {
+        assert!(self.filter.end(&self.host, seen.ticket.unwrap()));
+    }
+}
