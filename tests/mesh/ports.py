@@ -1,0 +1,28 @@
+"""Free TCP ports on loopback for the processes of a mesh."""
+
+import random
+import socket
+
+HOST = "127.0.0.1"
+
+# Below the range from which Linux takes the local ports of outgoing
+# connections (32768 and up), or such a connection could take a port between
+# the moment we choose it and the moment a process listens on it.
+_RANGE = range(15000, 32000)
+_given: set[int] = set()
+
+
+def free_port() -> int:
+    """A port that nothing listens on and that was not handed out before."""
+    for port in random.sample(_RANGE, len(_RANGE)):
+        if port in _given:
+            continue
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+        _given.add(port)
+        return port
+    raise RuntimeError(f"no free port in {_RANGE}")
