@@ -146,7 +146,8 @@ impl<'a> Checker<'a> {
     fn request_id(&mut self, field: Field<'a>) {
         let name = header::REQUEST_ID;
         let value = field.value().unwrap_or_default();
-        if field.repeated() {
+        // Envoy joins repeated request IDs before a filter sees them.
+        if field.repeated() || value.contains(&b',') {
             self.found(Rule::R06, name, value);
         }
         if value.is_empty() {

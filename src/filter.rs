@@ -2,7 +2,7 @@
 
 use crate::check::{Checked, Finding, check};
 use crate::config::{Config, Direction, Mode};
-use crate::header::{self, Edit, TraceHeaders};
+use crate::header::{self, Edit, Field, TraceHeaders};
 use crate::metrics::Counter;
 use crate::relay::{self, Decision, Remembered};
 use crate::request_id::{self, Key};
@@ -82,21 +82,34 @@ impl Filter {
                 return outcome;
             }
         }
-        let repairing = self.config.mode == Mode::Repair;
-        if repairing
+        let repairing = self.config.mode == Mode::Repair
             && outcome
                 .findings
                 .iter()
-                .any(|finding| is_repaired(finding.rule))
-        {
-            outcome.edits = repair(&headers, &checked);
+                .any(|finding| is_repaired(finding.rule));
+        let mut request_id = headers.request_id.value().unwrap_or_default().to_vec();
+        if repairing {
+            outcome.edits = relay::rewrite(&headers, &checked.b3, checked.forms);
+            if let Some(first) = first_of(headers.request_id) {
+                request_id = first.to_vec();
+                outcome.edits.push(Edit::set(header::REQUEST_ID, first));
+            }
             if !outcome.edits.is_empty() {
                 outcome.counters.push(Counter::Repaired(direction));
             }
         }
+        let inbound = direction == Some(Direction::Inbound);
+        if inbound && request_id.is_empty() && self.config.generate_request_id {
+            request_id = request_id::generate(host.random()).to_vec();
+            outcome
+                .edits
+                .push(Edit::set(header::REQUEST_ID, request_id.as_slice()));
+            outcome.counters.push(Counter::RequestIds);
+        }
+        let key = Key::new(&request_id);
         match direction {
-            Some(Direction::Inbound) => self.inbound(host, &headers, &checked, &mut outcome),
-            Some(Direction::Outbound) => self.outbound(host, &headers, &checked, &mut outcome),
+            Some(Direction::Inbound) => self.inbound(host, key, &headers, &checked, &mut outcome),
+            Some(Direction::Outbound) => self.outbound(host, key, &headers, &checked, &mut outcome),
             None => {}
         }
         outcome
@@ -112,24 +125,15 @@ impl Filter {
     fn inbound<'a>(
         &self,
         host: &impl Host,
+        key: Option<Key>,
         headers: &TraceHeaders<'a>,
         checked: &Checked<'a>,
         outcome: &mut Outcome<'a>,
     ) {
-        let given = headers.request_id.value().unwrap_or_default();
-        let generated;
-        let request_id = if given.is_empty() && self.config.generate_request_id {
-            generated = request_id::generate(host.random());
-            outcome.edits.push(Edit::set(header::REQUEST_ID, generated));
-            outcome.counters.push(Counter::RequestIds);
-            &generated
-        } else {
-            given
-        };
         if !self.config.relay {
             return;
         }
-        let Some(key) = Key::new(request_id) else {
+        let Some(key) = key else {
             outcome.counters.push(Counter::NoKey);
             return;
         };
@@ -158,12 +162,13 @@ impl Filter {
     fn outbound<'a>(
         &self,
         host: &impl Host,
+        key: Option<Key>,
         headers: &TraceHeaders<'a>,
         checked: &Checked<'a>,
         outcome: &mut Outcome<'a>,
     ) {
         let (decision, edits) = self
-            .find(host, headers, checked)
+            .find(host, key, checked)
             .map(|remembered| relay::decide(headers, checked, &remembered, &self.config.copy))
             .unwrap_or_else(|decision| (decision, Vec::new()));
         outcome.counters.push(Counter::Calls(decision));
@@ -175,30 +180,24 @@ impl Filter {
     fn find(
         &self,
         host: &impl Host,
-        headers: &TraceHeaders<'_>,
+        key: Option<Key>,
         checked: &Checked<'_>,
     ) -> Result<Remembered, Decision> {
         if !self.config.relay {
             return Err(Decision::Off);
         }
         relay::before_lookup(checked, self.config.mode == Mode::Repair)?;
-        let request_id = headers.request_id.value().unwrap_or_default();
-        let key = Key::new(request_id).ok_or(Decision::NoKey)?;
+        let key = key.ok_or(Decision::NoKey)?;
         relay::choose(&self.store.find(host, host.now_ms(), &key))
     }
 }
 
-/// Rewritten in one reading, in the forms that the request came in.
-fn repair(headers: &TraceHeaders<'_>, checked: &Checked<'_>) -> Vec<Edit> {
-    let mut edits = relay::rewrite(headers, &checked.b3, checked.forms);
-    if let Some(value) = headers
-        .request_id
-        .value()
-        .filter(|_| headers.request_id.repeated())
-    {
-        edits.push(Edit::set(header::REQUEST_ID, value));
-    }
-    edits
+/// The first of several request IDs, which Envoy joins with commas; `None` if
+/// there is just one.
+fn first_of(request_id: Field<'_>) -> Option<&[u8]> {
+    let given = request_id.value()?;
+    let first = given.split(|&byte| byte == b',').next()?.trim_ascii();
+    (!first.is_empty() && (request_id.repeated() || first != given)).then_some(first)
 }
 
 /// Rules about what implementations read differently. The others are legal,

@@ -16,7 +16,6 @@ use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, BufferType, ContextType, LogLevel, MapType, MetricType};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::UNIX_EPOCH;
 
@@ -44,7 +43,7 @@ impl RootContext for Root {
                 true
             }
             Err(error) => {
-                log::error!("b3relay: {error}");
+                log::error!("{error}");
                 false
             }
         }
@@ -66,7 +65,8 @@ impl RootContext for Root {
 struct Plugin {
     filter: Filter,
     envoy: Envoy,
-    metrics: RefCell<BTreeMap<String, u32>>,
+    /// Few enough to look through: no name is built for a counter that is known.
+    metrics: RefCell<Vec<(Counter, u32)>>,
     log: RefCell<RateLimit>,
 }
 
@@ -91,12 +91,12 @@ impl Plugin {
     }
 
     fn metric(&self, counter: Counter) -> Option<u32> {
-        let name = counter.stat_name();
-        if let Some(id) = self.metrics.borrow().get(&name) {
+        let mut metrics = self.metrics.borrow_mut();
+        if let Some((_, id)) = metrics.iter().find(|(known, _)| *known == counter) {
             return Some(*id);
         }
-        let id = hostcalls::define_metric(MetricType::Counter, &name).ok()?;
-        self.metrics.borrow_mut().insert(name, id);
+        let id = hostcalls::define_metric(MetricType::Counter, &counter.stat_name()).ok()?;
+        metrics.push((counter, id));
         Some(id)
     }
 
@@ -139,7 +139,7 @@ impl Plugin {
             if let Some(suppressed) = self.log.borrow_mut().take(self.envoy.now_ms()) {
                 let line = report::line(finding, direction);
                 match suppressed {
-                    0 => log::warn!("b3relay: {line}"),
+                    0 => log::warn!("{line}"),
                     _ => {
                         log::warn!("b3relay: {line} ({suppressed} lines before this one left out)")
                     }

@@ -436,3 +436,14 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn repaired_request_ids_are_the_key() {
+    let sidecar = Sidecar::new(r#"{"mode": "repair"}"#);
+    let first = "0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
+    let joined = format!("x-request-id: {first},1f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f");
+    let seen = sidecar.inbound(&[&joined, TRACE, SPAN]);
+    assert_eq!(seen.rules, ["S06", "R06"]);
+    assert_eq!(only(&seen.headers, &["x-request-id"]), [header(ID)]);
+    assert_b3(&sidecar.outbound(&[ID]), Decision::Copied, &[TRACE, SPAN]);
+}

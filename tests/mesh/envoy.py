@@ -25,6 +25,8 @@ from mesh.procs import MeshError, Process, Processes
 
 Config = dict[str, Any]
 Address = tuple[str, int]
+# envoy.config.core.v3.TrafficDirection
+Direction = Literal["UNSPECIFIED", "INBOUND", "OUTBOUND"]
 
 _TYPE = "type.googleapis.com/"
 _HTTP = _TYPE + "envoy.extensions.filters.http."
@@ -197,6 +199,40 @@ def gateway(common: Common, *, admin_port: int, port: int, callee: str, callee_p
     )
 
 
+def plain(
+    listeners: Mapping[int, tuple[Direction, Wasm | None]],
+    *,
+    admin_port: int,
+    upstream: Address,
+    extra_stat_tags: Sequence[str] = (),
+) -> Config:
+    """One Envoy that passes everything on to one server, by port: the direction
+    of the listener, and the filter. No tracing, and no request IDs of its own."""
+    common = Common(collector=upstream, extra_stat_tags=extra_stat_tags)
+    return _bootstrap(
+        common,
+        "plain",
+        admin_port,
+        listeners=[
+            _listener(
+                f"plain_{port}",
+                port,
+                direction,
+                {
+                    "generate_request_id": False,
+                    "http_filters": [*([wasm.http_filter()] if wasm else []), _router()],
+                    "route_config": {
+                        "name": f"plain_{port}",
+                        "virtual_hosts": [_virtual_host("plain", ["*"], "upstream")],
+                    },
+                },
+            )
+            for port, (direction, wasm) in listeners.items()
+        ],
+        clusters=[_cluster("upstream", upstream)],
+    )
+
+
 def _outbound(callee: str) -> str:
     return f"outbound|9080||{callee}"
 
@@ -252,7 +288,7 @@ def _virtual_host(
     }
 
 
-def _listener(name: str, port: int, direction: str, manager: Config) -> Config:
+def _listener(name: str, port: int, direction: Direction, manager: Config) -> Config:
     return {
         "name": name,
         "address": _address((HOST, port)),

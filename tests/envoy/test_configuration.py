@@ -1,0 +1,47 @@
+"""A bad configuration: Envoy refuses it, and says why."""
+
+import pytest
+
+from mesh import envoy
+from mesh.envoy import Wasm
+from mesh.mesh import wasm_path
+from mesh.ports import HOST, free_port
+
+
+def validate(config: str | None) -> envoy.Validation:
+    wasm = Wasm(wasm_path(), config)
+    ports = {free_port(): ("INBOUND", wasm)}
+    return envoy.validate(envoy.plain(ports, admin_port=free_port(), upstream=(HOST, free_port())))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [None, "", "{}", '{"mode": "repair", "copy_headers": ["baggage"], "capacity": 65536}'],
+)
+def test_good(config: str | None) -> None:
+    result = validate(config)
+    assert result.exit_code == 0, result.log
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ('{"mod": "repair"}', "configuration key `mod` is not known; known keys are mode, "),
+        (
+            '{"mode": "watch"}',
+            'configuration key `mode`: found "watch", '
+            'allowed: "observe", "repair" or "enforce"',
+        ),
+        (
+            '{"capacity": 1000000}',
+            "configuration key `capacity`: found 1000000, "
+            "allowed: a whole number from 64 to 65536",
+        ),
+        ('{"relay": true', "configuration: EOF while parsing an object at line 1 column 14"),
+        ("[]", "configuration: invalid type: sequence, expected a JSON object such as "),
+    ],
+)
+def test_bad(config: str, reason: str) -> None:
+    result = validate(config)
+    assert result.exit_code != 0
+    assert f"b3relay: {reason}" in result.log

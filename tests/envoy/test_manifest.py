@@ -1,0 +1,92 @@
+"""The shipped EnvoyFilter, applied to a sidecar as Istio would, and run by Envoy."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mesh import envoy
+from mesh.envoy import Common, Wasm
+from mesh.mesh import ROOT, wasm_path
+from mesh.ports import HOST, free_port
+
+MANIFEST = ROOT / "envoyfilter" / "sidecars.yaml"
+MODULE = "/etc/b3relay/b3relay.wasm"
+CONTEXTS = {"SIDECAR_INBOUND": "INBOUND", "SIDECAR_OUTBOUND": "OUTBOUND"}
+
+
+def documents() -> dict[str, dict[str, Any]]:
+    return {doc["kind"]: doc for doc in yaml.safe_load_all(MANIFEST.read_text())}
+
+
+def bootstrap(wasm: Wasm | None) -> dict[str, Any]:
+    return envoy.sidecar(
+        Common(collector=(HOST, free_port())),
+        "reviews",
+        admin_port=free_port(),
+        inbound_port=free_port(),
+        outbound_port=free_port(),
+        app_port=free_port(),
+        callees={"ratings": free_port()},
+        wasm=wasm,
+    )
+
+
+def managers(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The HTTP connection manager of each direction."""
+    return {
+        listener["traffic_direction"]: filter_["typed_config"]
+        for listener in config["static_resources"]["listeners"]
+        for chain in listener["filter_chains"]
+        for filter_ in chain["filters"]
+        if filter_["name"] == "envoy.filters.network.http_connection_manager"
+    }
+
+
+def patched(module: Path) -> dict[str, Any]:
+    """A sidecar without the filter, with the patches of the manifest."""
+    config = bootstrap(wasm=None)
+    for patch in documents()["EnvoyFilter"]["spec"]["configPatches"]:
+        assert patch["applyTo"] == "HTTP_FILTER"
+        match = patch["match"]
+        matched = match["listener"]["filterChain"]["filter"]
+        assert matched["name"] == "envoy.filters.network.http_connection_manager"
+        filters = managers(config)[CONTEXTS[match["context"]]]["http_filters"]
+        (at,) = (i for i, f in enumerate(filters) if f["name"] == matched["subFilter"]["name"])
+        value = copy.deepcopy(patch["patch"]["value"])
+        if patch["patch"]["operation"] == "INSERT_BEFORE":
+            filters.insert(at, value)
+        else:
+            assert patch["patch"]["operation"] == "MERGE"
+            filters[at]["typed_config"].update(value["typed_config"])
+    return yaml.safe_load(yaml.safe_dump(config).replace(MODULE, str(module)))
+
+
+def test_envoy_takes_the_manifest() -> None:
+    config = patched(wasm_path())
+    chains = {name: manager["http_filters"] for name, manager in managers(config).items()}
+    assert [f["name"] for f in chains["OUTBOUND"]] == ["b3relay", "envoy.filters.http.router"]
+    (router,) = chains["INBOUND"]
+    upstream = [f["name"] for f in router["typed_config"]["upstream_http_filters"]]
+    assert upstream == ["b3relay", "envoy.filters.http.upstream_codec"]
+    result = envoy.validate(config)
+    assert result.exit_code == 0, result.log
+
+
+def test_the_validation_would_see_a_missing_module() -> None:
+    assert envoy.validate(patched(Path("/nonexistent/b3relay.wasm"))).exit_code != 0
+
+
+def test_the_mesh_runs_what_the_manifest_ships() -> None:
+    """So that what the other tests show holds for it too."""
+    ours = managers(bootstrap(Wasm(Path(MODULE), config="{}")))
+    shipped = managers(patched(Path(MODULE)))
+    assert shipped["OUTBOUND"]["http_filters"] == ours["OUTBOUND"]["http_filters"]
+    assert shipped["INBOUND"]["http_filters"] == ours["INBOUND"]["http_filters"]
+
+
+def test_client_spans_are_switched_off() -> None:
+    telemetry = documents()["Telemetry"]
+    tracing = [{"match": {"mode": "CLIENT"}, "disableSpanReporting": True}]
+    assert telemetry["spec"] == {"tracing": tracing}
