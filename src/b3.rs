@@ -105,6 +105,17 @@ pub enum Sampling {
     Debug,
 }
 
+impl Sampling {
+    /// Sampled or not; `None` if that is left open.
+    pub fn decided(self) -> Option<bool> {
+        match self {
+            Self::Defer => None,
+            Self::Deny => Some(false),
+            Self::Accept | Self::Debug => Some(true),
+        }
+    }
+}
+
 /// The identifiers of a trace context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ids {

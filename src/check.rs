@@ -6,6 +6,7 @@
 use crate::b3::{B3, IdError, Ids, Lenient, Sampling, Single, SpanId, TraceId, read_sampled};
 use crate::header::{self, Field, TraceHeaders};
 use crate::rules::Rule;
+use crate::w3c::TraceParent;
 
 /// Longer than any encoding of `x-ot-span-context` seen in use, in bytes.
 const OT_SPAN_CONTEXT_MOST: usize = 1024;
@@ -78,6 +79,7 @@ pub fn check<'a>(headers: &TraceHeaders<'a>) -> Checked<'a> {
             Some(fragments).filter(|fragments| !fragments.is_empty())
         }
     };
+    checker.w3c(headers.traceparent, &b3, fragments);
     // In the order of the table, whichever header was read first.
     checker.findings.sort_by_key(|finding| finding.rule);
     Checked {
@@ -169,6 +171,25 @@ impl<'a> Checker<'a> {
         let Some(value) = field.value() else { return };
         if value.is_empty() || field.repeated() || value.len() > OT_SPAN_CONTEXT_MOST {
             self.found(Rule::O01, header::OT_SPAN_CONTEXT, value);
+        }
+    }
+
+    fn w3c(&mut self, field: Field<'a>, b3: &B3, fragments: Option<Fragments>) {
+        let Some(value) = field.value() else { return };
+        let name = header::TRACEPARENT;
+        let Some(read) = TraceParent::read(value) else {
+            self.found(Rule::W04, name, value);
+            return;
+        };
+        match b3.ids {
+            Some(ids) if !ids.trace.same(read.trace) => self.found(Rule::W01, name, value),
+            Some(_) if b3.sampling.decided().is_some_and(|yes| yes != read.sampled) => {
+                self.found(Rule::W02, name, value);
+            }
+            None if fragments.is_some_and(|fragments| fragments.malformed) => {
+                self.found(Rule::W03, name, value);
+            }
+            _ => {}
         }
     }
 
@@ -407,12 +428,7 @@ impl<'a> Checker<'a> {
         let b3 = match single {
             SingleForm::Absent | SingleForm::Malformed => multi,
             SingleForm::Read(single) => {
-                let decided = |sampling| match sampling {
-                    Sampling::Defer => None,
-                    Sampling::Deny => Some(false),
-                    Sampling::Accept | Sampling::Debug => Some(true),
-                };
-                let (ours, theirs) = (decided(single.sampling), decided(multi.sampling));
+                let (ours, theirs) = (single.sampling.decided(), multi.sampling.decided());
                 if ours.is_some() && theirs.is_some() && ours != theirs {
                     self.found(Rule::B05, name, value);
                 }

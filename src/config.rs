@@ -4,6 +4,7 @@
 //! typing error cannot switch anything off unseen.
 
 use crate::header;
+use crate::rules::{Rule, Severity};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use std::fmt;
@@ -39,6 +40,30 @@ pub enum Mode {
     Enforce,
 }
 
+/// What is done with the B3 headers that a request brings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Incoming {
+    /// They are checked and remembered.
+    #[default]
+    Trust,
+    /// They are passed on, but neither checked nor remembered.
+    Ignore,
+    /// They are removed.
+    Drop,
+}
+
+/// Where b3relay says what it found and did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReportHeader {
+    /// Nowhere but in metrics and logs.
+    #[default]
+    Off,
+    /// In a header of the request that goes on.
+    Request,
+    /// In a header of the response.
+    Response,
+}
+
 /// The configuration of one plugin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -58,6 +83,24 @@ pub struct Config {
     pub grace_ms: u64,
     /// `log_lines_per_minute`
     pub log_lines_per_minute: u32,
+    /// `rules`: what differs from the table; `None` for a rule that is off.
+    pub rules: Vec<(Rule, Option<Severity>)>,
+    /// `enforce_status`
+    pub enforce_status: u32,
+    /// `report_header`
+    pub report_header: ReportHeader,
+    /// `incoming_b3`
+    pub incoming: Incoming,
+}
+
+impl Config {
+    /// How much a rule matters; `None` if it is off.
+    pub fn severity(&self, rule: Rule) -> Option<Severity> {
+        match self.rules.iter().find(|(changed, _)| *changed == rule) {
+            Some((_, severity)) => *severity,
+            None => Some(rule.severity()),
+        }
+    }
 }
 
 impl Default for Config {
@@ -71,6 +114,10 @@ impl Default for Config {
             capacity: 4096,
             grace_ms: 1000,
             log_lines_per_minute: 60,
+            rules: Vec::new(),
+            enforce_status: 400,
+            report_header: ReportHeader::Off,
+            incoming: Incoming::Trust,
         }
     }
 }
@@ -95,7 +142,7 @@ pub const KEYS: &[Key] = &[
         name: "mode",
         default: "\"observe\"",
         allowed: "\"observe\", \"repair\" or \"enforce\"",
-        meaning: "What to do about a broken rule: report it; rewrite the B3 headers so that every implementation reads the same; or answer requests that break a rule of severity error with status 400.",
+        meaning: "What to do about a broken rule: report it; rewrite the B3 headers so that every implementation reads the same; or answer requests that break a rule of severity error.",
         set: |config, value| {
             config.mode = match value.as_str()? {
                 "observe" => Mode::Observe,
@@ -190,6 +237,66 @@ pub const KEYS: &[Key] = &[
             Some(())
         },
     },
+    Key {
+        name: "rules",
+        default: "{}",
+        allowed: "an object of rule IDs, each with \"off\", \"info\", \"warn\" or \"error\"",
+        meaning: "Rules to switch off, raise or lower, such as `{\"L04\": \"off\"}`.",
+        set: |config, value| {
+            for (id, severity) in value.as_object()? {
+                let rule = Rule::ALL.iter().find(|rule| rule.id() == id)?;
+                let severity = match severity.as_str()? {
+                    "off" => None,
+                    "info" => Some(Severity::Info),
+                    "warn" => Some(Severity::Warn),
+                    "error" => Some(Severity::Error),
+                    _ => return None,
+                };
+                config.rules.push((*rule, severity));
+            }
+            Some(())
+        },
+    },
+    Key {
+        name: "enforce_status",
+        default: "400",
+        allowed: "a whole number from 400 to 599",
+        meaning: "The status of the answers of mode `enforce`. Envoy closes an HTTP/1.1 connection after a 400, and keeps it after others.",
+        set: |config, value| {
+            config.enforce_status = within(value, 400, 599)?;
+            Some(())
+        },
+    },
+    Key {
+        name: "report_header",
+        default: "\"off\"",
+        allowed: "\"off\", \"request\" or \"response\"",
+        meaning: "Say in a header `x-b3relay`, of the request that goes on or of the response, what was found and done: for trying it with curl.",
+        set: |config, value| {
+            config.report_header = match value.as_str()? {
+                "off" => ReportHeader::Off,
+                "request" => ReportHeader::Request,
+                "response" => ReportHeader::Response,
+                _ => return None,
+            };
+            Some(())
+        },
+    },
+    Key {
+        name: "incoming_b3",
+        default: "\"trust\"",
+        allowed: "\"trust\", \"ignore\" or \"drop\"",
+        meaning: "What to do with the B3 headers that requests bring: use them; pass them on unread; or remove them. For edges, where a client must not force sampling or join traces; see [docs/trust.md](docs/trust.md), since Envoy's own tracer reads them before any filter.",
+        set: |config, value| {
+            config.incoming = match value.as_str()? {
+                "trust" => Incoming::Trust,
+                "ignore" => Incoming::Ignore,
+                "drop" => Incoming::Drop,
+                _ => return None,
+            };
+            Some(())
+        },
+    },
 ];
 
 fn within(value: &Value, least: u32, most: u32) -> Option<u32> {
@@ -270,12 +377,19 @@ impl Config {
     }
 }
 
-/// Enough of a text to recognise it by.
+/// Enough of a text to recognise it by, without what could forge a log line.
 fn cut(text: &str) -> String {
     const MOST: usize = 80;
-    let mut short: String = text.chars().take(MOST).collect();
-    if short.len() < text.len() {
-        short.push('…');
+    let mut short = String::new();
+    for (count, c) in text.chars().enumerate() {
+        match c {
+            _ if count == MOST => {
+                short.push('…');
+                break;
+            }
+            _ if c.is_control() => short.extend(c.escape_unicode()),
+            _ => short.push(c),
+        }
     }
     short
 }
@@ -346,6 +460,10 @@ mod tests {
             ("capacity", "64"),
             ("grace_ms", "0"),
             ("log_lines_per_minute", "0"),
+            ("rules", "{\"L04\": \"off\"}"),
+            ("enforce_status", "422"),
+            ("report_header", "\"response\""),
+            ("incoming_b3", "\"drop\""),
         ];
         assert_eq!(others.len(), KEYS.len());
         for (name, value) in others {
@@ -363,7 +481,8 @@ mod tests {
         assert_eq!(
             error(r#"{"mod": "repair"}"#),
             "configuration key `mod` is not known; known keys are mode, direction, relay, \
-             generate_request_id, copy_headers, capacity, grace_ms, log_lines_per_minute"
+             generate_request_id, copy_headers, capacity, grace_ms, log_lines_per_minute, rules, \
+             enforce_status, report_header, incoming_b3"
         );
         assert_eq!(
             error(r#"{"mode": "watch"}"#),
@@ -402,6 +521,39 @@ mod tests {
             let text = error(&format!("{{\"copy_headers\": {bad}}}"));
             assert!(
                 text.starts_with("configuration key `copy_headers`: found "),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn errors_cannot_forge_log_lines() {
+        for text in [
+            r#"{"\u001b[31m\n\u009b": 1}"#,
+            r#"{"mode": "\u007f\u009b\n"}"#,
+        ] {
+            let error = error(text);
+            assert!(!error.chars().any(char::is_control), "{error:?}");
+        }
+        let long = format!("{{\"{}\": 1}}", "x".repeat(1000));
+        assert!(error(&long).contains(&("x".repeat(80) + "…` is not known")));
+    }
+
+    #[test]
+    fn rules_are_changed_by_their_id() {
+        let config = Config::parse(br#"{"rules": {"L04": "off", "S06": "error"}}"#).unwrap();
+        assert_eq!(config.severity(Rule::L04), None);
+        assert_eq!(config.severity(Rule::S06), Some(Severity::Error));
+        assert_eq!(config.severity(Rule::L01), Some(Severity::Error));
+        for bad in [
+            "{\"L99\": \"off\"}",
+            "{\"L04\": \"of\"}",
+            "[]",
+            "{\"L04\": false}",
+        ] {
+            let text = error(&format!("{{\"rules\": {bad}}}"));
+            assert!(
+                text.starts_with("configuration key `rules`: found "),
                 "{text}"
             );
         }

@@ -1,9 +1,9 @@
 //! One request: check it, repair or answer it, remember it or relay to it.
 
 use crate::check::{Checked, Finding, check};
-use crate::config::{Config, Direction, Mode};
+use crate::config::{Config, Direction, Incoming, Mode, ReportHeader};
 use crate::header::{self, Edit, Field, TraceHeaders};
-use crate::metrics::Counter;
+use crate::metrics::{Counter, direction_label};
 use crate::relay::{self, Decision, Remembered};
 use crate::request_id::{self, Key};
 use crate::rules::{Rule, Severity};
@@ -33,7 +33,7 @@ pub struct Reply {
 pub struct Outcome<'a> {
     /// Changes to its headers, in order.
     pub edits: Vec<Edit>,
-    /// The rules that it breaks.
+    /// The rules that it breaks, without those that are off.
     pub findings: Vec<Finding<'a>>,
     /// What to count besides the findings.
     pub counters: Vec<Counter>,
@@ -41,7 +41,12 @@ pub struct Outcome<'a> {
     pub ticket: Option<Ticket>,
     /// The answer to send instead of forwarding the request.
     pub reply: Option<Reply>,
+    /// The value of the header [`REPORT`] for the response.
+    pub response_report: Option<String>,
 }
+
+/// The header in which b3relay says what it found and did, if it is told to.
+pub const REPORT: &str = "x-b3relay";
 
 /// A configured filter.
 #[derive(Debug)]
@@ -49,6 +54,15 @@ pub struct Filter {
     /// Its configuration.
     pub config: Config,
     store: Store,
+}
+
+/// A request on its way through the filter.
+struct Request<'a> {
+    direction: Option<Direction>,
+    headers: TraceHeaders<'a>,
+    checked: Checked<'a>,
+    /// As the application or the callee will see it.
+    request_id: Vec<u8>,
 }
 
 impl Filter {
@@ -68,49 +82,55 @@ impl Filter {
         direction: Option<Direction>,
         pairs: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
     ) -> Outcome<'a> {
-        let headers = TraceHeaders::read(pairs, &self.config.copy);
-        let mut checked = check(&headers);
         let mut outcome = Outcome {
-            findings: std::mem::take(&mut checked.findings),
             counters: vec![Counter::Requests(direction)],
             ..Outcome::default()
         };
+        let mut headers = TraceHeaders::read(pairs, &self.config.copy);
+        if self.config.incoming != Incoming::Trust {
+            headers = self.distrust(headers, &mut outcome);
+        }
+        let mut checked = check(&headers);
+        outcome.findings = std::mem::take(&mut checked.findings);
+        let mut request = Request {
+            direction,
+            request_id: headers.request_id.value().unwrap_or_default().to_vec(),
+            headers,
+            checked,
+        };
+        let repairing = self.config.mode == Mode::Repair;
+        if let Some(first) = first_of(request.headers.request_id).filter(|_| repairing) {
+            request.request_id = first.to_vec();
+        }
+        let mut remembered = Err(Decision::Off);
+        if direction == Some(Direction::Outbound) && self.config.relay {
+            remembered = self.find(host, &request, &mut outcome);
+        }
+        let enabled = |rule| self.config.severity(rule).is_some();
+        outcome.findings.retain(|finding| enabled(finding.rule));
+
         if self.config.mode == Mode::Enforce {
-            outcome.reply = rejection(&outcome.findings);
-            if outcome.reply.is_some() {
-                outcome.counters.push(Counter::Rejected(direction));
-                return outcome;
+            outcome.reply = self.rejection(&outcome.findings);
+        }
+        if outcome.reply.is_some() {
+            outcome.counters.push(Counter::Rejected(direction));
+        } else {
+            if repairing {
+                repair(&request, &mut outcome);
+            }
+            match direction {
+                Some(Direction::Inbound) => self.inbound(host, &mut request, &mut outcome),
+                Some(Direction::Outbound) => self.outbound(&request, remembered, &mut outcome),
+                None => {}
             }
         }
-        let repairing = self.config.mode == Mode::Repair
-            && outcome
-                .findings
-                .iter()
-                .any(|finding| is_repaired(finding.rule));
-        let mut request_id = headers.request_id.value().unwrap_or_default().to_vec();
-        if repairing {
-            outcome.edits = relay::rewrite(&headers, &checked.b3, checked.forms);
-            if let Some(first) = first_of(headers.request_id) {
-                request_id = first.to_vec();
-                outcome.edits.push(Edit::set(header::REQUEST_ID, first));
+        match self.config.report_header {
+            ReportHeader::Off => {}
+            ReportHeader::Request => {
+                let report = summary(direction, &outcome);
+                outcome.edits.push(Edit::set(REPORT, report));
             }
-            if !outcome.edits.is_empty() {
-                outcome.counters.push(Counter::Repaired(direction));
-            }
-        }
-        let inbound = direction == Some(Direction::Inbound);
-        if inbound && request_id.is_empty() && self.config.generate_request_id {
-            request_id = request_id::generate(host.random()).to_vec();
-            outcome
-                .edits
-                .push(Edit::set(header::REQUEST_ID, request_id.as_slice()));
-            outcome.counters.push(Counter::RequestIds);
-        }
-        let key = Key::new(&request_id);
-        match direction {
-            Some(Direction::Inbound) => self.inbound(host, key, &headers, &checked, &mut outcome),
-            Some(Direction::Outbound) => self.outbound(host, key, &headers, &checked, &mut outcome),
-            None => {}
+            ReportHeader::Response => outcome.response_report = Some(summary(direction, &outcome)),
         }
         outcome
     }
@@ -122,21 +142,49 @@ impl Filter {
         self.store.end(host, host.now_ms(), ticket)
     }
 
-    fn inbound<'a>(
+    /// The headers without the B3 that came from outside.
+    fn distrust<'a>(
         &self,
-        host: &impl Host,
-        key: Option<Key>,
-        headers: &TraceHeaders<'a>,
-        checked: &Checked<'a>,
+        headers: TraceHeaders<'a>,
         outcome: &mut Outcome<'a>,
-    ) {
+    ) -> TraceHeaders<'a> {
+        let brought = headers
+            .multi()
+            .into_iter()
+            .chain([(header::B3, headers.b3)]);
+        let brought: Vec<_> = brought
+            .filter(|(_, field)| field.value().is_some())
+            .collect();
+        if brought.is_empty() {
+            return headers;
+        }
+        if self.config.incoming == Incoming::Drop {
+            let names = brought.into_iter().map(|(name, _)| name);
+            outcome.edits.extend(names.map(Edit::remove));
+            outcome.counters.push(Counter::Dropped);
+        } else {
+            outcome.counters.push(Counter::Ignored);
+        }
+        headers.without_b3()
+    }
+
+    fn inbound<'a>(&self, host: &impl Host, request: &mut Request<'a>, outcome: &mut Outcome<'a>) {
+        if request.request_id.is_empty() && self.config.generate_request_id {
+            request.request_id = request_id::generate(host.random()).to_vec();
+            let value = request.request_id.as_slice();
+            outcome.edits.push(Edit::set(header::REQUEST_ID, value));
+            outcome.counters.push(Counter::RequestIds);
+        }
         if !self.config.relay {
             return;
         }
-        let Some(key) = key else {
+        let Some(key) = Key::new(&request.request_id) else {
             outcome.counters.push(Counter::NoKey);
             return;
         };
+        let Request {
+            headers, checked, ..
+        } = request;
         let (remembered, dropped) = Remembered::of(headers, checked, &self.config.copy);
         for _ in 0..dropped {
             outcome.counters.push(Counter::CopyDropped);
@@ -144,10 +192,10 @@ impl Filter {
         // A request without a context is remembered too: another one with the
         // same request ID must not lend it its own.
         let payload = remembered.encode();
-        match self
+        let inserted = self
             .store
-            .insert(host, host.now_ms(), &key, host.unique(), &payload)
-        {
+            .insert(host, host.now_ms(), &key, host.unique(), &payload);
+        match inserted {
             Some(inserted) => {
                 outcome.ticket = Some(inserted.ticket);
                 outcome.counters.push(Counter::Remembered);
@@ -161,14 +209,14 @@ impl Filter {
 
     fn outbound<'a>(
         &self,
-        host: &impl Host,
-        key: Option<Key>,
-        headers: &TraceHeaders<'a>,
-        checked: &Checked<'a>,
+        request: &Request<'a>,
+        remembered: Result<Remembered, Decision>,
         outcome: &mut Outcome<'a>,
     ) {
-        let (decision, edits) = self
-            .find(host, key, checked)
+        let Request {
+            headers, checked, ..
+        } = request;
+        let (decision, edits) = remembered
             .map(|remembered| relay::decide(headers, checked, &remembered, &self.config.copy))
             .unwrap_or_else(|decision| (decision, Vec::new()));
         outcome.counters.push(Counter::Calls(decision));
@@ -176,19 +224,70 @@ impl Filter {
     }
 
     /// The ladder: a context of its own, a key, one request for that key; each
-    /// rung that is not sure leaves the call alone.
-    fn find(
+    /// rung that is not sure leaves the call alone. Adds what the call breaks of
+    /// the rules about propagation.
+    fn find<'a>(
         &self,
         host: &impl Host,
-        key: Option<Key>,
-        checked: &Checked<'_>,
+        request: &Request<'a>,
+        outcome: &mut Outcome<'a>,
     ) -> Result<Remembered, Decision> {
-        if !self.config.relay {
-            return Err(Decision::Off);
+        let before = relay::before_lookup(&request.checked, self.config.mode == Mode::Repair);
+        if let Err(decision) = before {
+            let asked = [Rule::P02, Rule::P03].map(|rule| self.config.severity(rule).is_some());
+            if decision != Decision::Present || asked == [false; 2] {
+                return Err(decision);
+            }
         }
-        relay::before_lookup(checked, self.config.mode == Mode::Repair)?;
-        let key = key.ok_or(Decision::NoKey)?;
-        relay::choose(&self.store.find(host, host.now_ms(), &key))
+        let remembered = Key::new(&request.request_id)
+            .ok_or(Decision::NoKey)
+            .and_then(|key| relay::choose(&self.store.find(host, host.now_ms(), &key)));
+        if let Ok(remembered) = &remembered {
+            let findings = relay::propagation(&request.headers, &request.checked, remembered);
+            outcome.findings.extend(findings);
+        }
+        before.and(remembered)
+    }
+
+    /// The answer to a request that breaks a rule of severity error.
+    fn rejection(&self, findings: &[Finding<'_>]) -> Option<Reply> {
+        let mut body = String::new();
+        for finding in findings {
+            let rule = finding.rule;
+            if self.config.severity(rule) == Some(Severity::Error) {
+                body.push_str(&format!(
+                    "b3relay: {} {}: {}; right: {}\n",
+                    rule.id(),
+                    finding.header,
+                    rule.condition(),
+                    rule.right()
+                ));
+            }
+        }
+        (!body.is_empty()).then_some(Reply {
+            status: self.config.enforce_status,
+            body,
+        })
+    }
+}
+
+/// Rewrites the B3 headers in one reading, in the forms that the request came
+/// in, and keeps the first of several request IDs.
+fn repair<'a>(request: &Request<'a>, outcome: &mut Outcome<'a>) {
+    let rewrites = |finding: &Finding<'_>| finding.rule.repair().rewrites();
+    if !outcome.findings.iter().any(rewrites) {
+        return;
+    }
+    let Request {
+        headers, checked, ..
+    } = request;
+    let mut edits = relay::rewrite(headers, &checked.b3, checked.forms);
+    if let Some(first) = first_of(headers.request_id) {
+        edits.push(Edit::set(header::REQUEST_ID, first));
+    }
+    if !edits.is_empty() {
+        outcome.counters.push(Counter::Repaired(request.direction));
+        outcome.edits.extend(edits);
     }
 }
 
@@ -200,29 +299,24 @@ fn first_of(request_id: Field<'_>) -> Option<&[u8]> {
     (!first.is_empty() && (request_id.repeated() || first != given)).then_some(first)
 }
 
-/// Rules about what implementations read differently. The others are legal,
-/// opaque, or about request IDs, which are filled in in every mode.
-fn is_repaired(rule: Rule) -> bool {
-    !matches!(
-        rule,
-        Rule::S05 | Rule::S06 | Rule::R01 | Rule::R02 | Rule::R03 | Rule::O01
-    )
-}
-
-/// The answer to a request that breaks a rule of severity error.
-fn rejection(findings: &[Finding<'_>]) -> Option<Reply> {
-    let mut body = String::new();
-    for finding in findings {
-        let rule = finding.rule;
-        if rule.severity() == Severity::Error {
-            body.push_str(&format!(
-                "b3relay: {} {}: {}; right: {}\n",
-                rule.id(),
-                finding.header,
-                rule.condition(),
-                rule.right()
-            ));
-        }
+/// What was found and done, in one line: the direction, the rules that are
+/// broken, and each counter.
+fn summary(direction: Option<Direction>, outcome: &Outcome<'_>) -> String {
+    let mut parts = vec![direction_label(direction).to_string()];
+    for finding in &outcome.findings {
+        parts.push(format!("{} {}", finding.rule.id(), finding.header));
     }
-    (!body.is_empty()).then_some(Reply { status: 400, body })
+    parts.extend(outcome.counters.iter().filter_map(|counter| {
+        Some(match counter {
+            Counter::Calls(decision) => decision.label().to_string(),
+            Counter::Remembered => "remembered".to_string(),
+            Counter::RequestIds => "generated x-request-id".to_string(),
+            Counter::Repaired(_) => "repaired".to_string(),
+            Counter::Rejected(_) => "rejected".to_string(),
+            Counter::Ignored => "ignored b3".to_string(),
+            Counter::Dropped => "dropped b3".to_string(),
+            _ => return None,
+        })
+    }));
+    parts.join("; ")
 }

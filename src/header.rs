@@ -19,6 +19,8 @@ pub const SAMPLED: &str = "x-b3-sampled";
 pub const FLAGS: &str = "x-b3-flags";
 /// `b3`: the single header.
 pub const B3: &str = "b3";
+/// `traceparent`: W3C Trace Context.
+pub const TRACEPARENT: &str = "traceparent";
 /// `x-ot-span-context`: opaque, copied verbatim.
 pub const OT_SPAN_CONTEXT: &str = "x-ot-span-context";
 
@@ -150,6 +152,8 @@ pub struct TraceHeaders<'a> {
     pub b3: Field<'a>,
     /// `x-ot-span-context`
     pub ot_span_context: Field<'a>,
+    /// `traceparent`
+    pub traceparent: Field<'a>,
     /// The headers of the copy list: index into that list, and value; in the
     /// request's order, repeated ones included.
     pub copied: Vec<(usize, &'a [u8])>,
@@ -185,8 +189,20 @@ impl<'a> TraceHeaders<'a> {
             b"x-b3-flags" => &mut self.flags,
             b"b3" => &mut self.b3,
             b"x-ot-span-context" => &mut self.ot_span_context,
+            b"traceparent" => &mut self.traceparent,
             _ => return None,
         })
+    }
+
+    /// As if the request came without B3.
+    pub fn without_b3(&self) -> Self {
+        Self {
+            request_id: self.request_id,
+            ot_span_context: self.ot_span_context,
+            traceparent: self.traceparent,
+            copied: self.copied.clone(),
+            ..Self::default()
+        }
     }
 
     /// The multiple B3 headers with their names, in the order of the Istio guide.

@@ -1,28 +1,56 @@
-//! The module: everything that talks to Envoy, through the proxy-wasm ABI 0.2.1.
+//! The module: contexts and callbacks, between Envoy and the filter.
 //!
-//! No call here may panic: that would kill the VM of every plugin that shares
-//! it on this worker. So only calls of the SDK that take and give bytes are
-//! used, and what fails is counted and passed over.
+//! The SDK hands the callbacks on; host functions are called through
+//! [`crate::abi`]. What fails there is counted and passed over: the request
+//! goes on without what it was for.
 
+use crate::abi::{self, Failure, Map};
 use crate::config::{Config, Direction};
-use crate::filter::{Filter, Host, Outcome};
+use crate::filter::{Filter, Host, Outcome, REPORT};
 use crate::header::{Edit, Pairs};
 use crate::metrics::Counter;
 use crate::relay::Decision;
 use crate::report::{self, RateLimit};
 use crate::rules::Severity;
 use crate::store::{CasMismatch, SharedData, Ticket};
-use proxy_wasm::hostcalls;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
-use proxy_wasm::types::{Action, BufferType, ContextType, LogLevel, MapType, MetricType};
+use proxy_wasm::types::{Action, ContextType};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::time::UNIX_EPOCH;
 
 proxy_wasm::main! {{
-    proxy_wasm::set_log_level(LogLevel::Info);
+    // There is no other logger that it could clash with.
+    let _ = log::set_logger(&Logger);
+    log::set_max_level(log::LevelFilter::Info);
+    std::panic::set_hook(Box::new(|panic| abi::log(CRITICAL, &panic.to_string())));
     proxy_wasm::set_root_context(|_| Box::new(Root { plugin: None }));
 }}
+
+const CRITICAL: u32 = 5;
+
+/// Writes to Envoy's log, component `wasm`.
+struct Logger;
+
+impl log::Log for Logger {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let level = match record.level() {
+            log::Level::Trace => 0,
+            log::Level::Debug => 1,
+            log::Level::Info => 2,
+            log::Level::Warn => 3,
+            log::Level::Error => 4,
+        };
+        if self.enabled(record.metadata()) {
+            abi::log(level, &record.args().to_string());
+        }
+    }
+
+    fn flush(&self) {}
+}
 
 /// The root context: one for each plugin configuration and worker.
 struct Root {
@@ -33,10 +61,15 @@ impl Context for Root {}
 
 impl RootContext for Root {
     fn on_configure(&mut self, _: usize) -> bool {
-        let configuration = hostcalls::get_buffer(BufferType::PluginConfiguration, 0, usize::MAX)
-            .ok()
-            .flatten()
-            .unwrap_or_default();
+        // No configuration at all is not found, and is the default.
+        let configuration = match abi::plugin_configuration() {
+            Ok(configuration) => configuration,
+            Err(Failure::NOT_FOUND) => Vec::new(),
+            Err(Failure(status)) => {
+                log::error!("configuration: cannot be read (status {status})");
+                return false;
+            }
+        };
         match Config::parse(&configuration) {
             Ok(config) => {
                 self.plugin = Some(Rc::new(Plugin::new(config)));
@@ -53,6 +86,7 @@ impl RootContext for Root {
         Some(Box::new(Stream {
             plugin: self.plugin.clone(),
             ticket: None,
+            response_report: None,
         }))
     }
 
@@ -95,14 +129,14 @@ impl Plugin {
         if let Some((_, id)) = metrics.iter().find(|(known, _)| *known == counter) {
             return Some(*id);
         }
-        let id = hostcalls::define_metric(MetricType::Counter, &counter.stat_name()).ok()?;
+        let id = abi::define_counter(&counter.stat_name()).ok()?;
         metrics.push((counter, id));
         Some(id)
     }
 
     fn count(&self, counter: Counter) {
         if let Some(id) = self.metric(counter) {
-            let _ = hostcalls::increment_metric(id, 1);
+            let _ = abi::increment(id);
         }
     }
 
@@ -119,7 +153,7 @@ impl Plugin {
             return self.filter.config.direction;
         }
         // envoy.config.core.v3.TrafficDirection, as a 64-bit integer.
-        let property = hostcalls::get_property(vec!["xds", "listener_direction"]).ok()??;
+        let property = abi::property(b"xds\0listener_direction").ok()?;
         match u64::from_le_bytes(property.try_into().ok()?) {
             1 => Some(Direction::Inbound),
             2 => Some(Direction::Outbound),
@@ -133,15 +167,16 @@ impl Plugin {
         }
         for finding in &outcome.findings {
             self.count(Counter::Findings(finding.rule, direction));
-            if finding.rule.severity() == Severity::Info {
+            let severity = self.filter.config.severity(finding.rule);
+            let Some(severity @ (Severity::Warn | Severity::Error)) = severity else {
                 continue;
-            }
+            };
             if let Some(suppressed) = self.log.borrow_mut().take(self.envoy.now_ms()) {
-                let line = report::line(finding, direction);
+                let line = report::line(finding, severity, direction);
                 match suppressed {
                     0 => log::warn!("{line}"),
                     _ => {
-                        log::warn!("b3relay: {line} ({suppressed} lines before this one left out)")
+                        log::warn!("{line} ({suppressed} lines before this one left out)")
                     }
                 }
             }
@@ -153,6 +188,7 @@ impl Plugin {
 struct Stream {
     plugin: Option<Rc<Plugin>>,
     ticket: Option<Ticket>,
+    response_report: Option<String>,
 }
 
 impl Context for Stream {}
@@ -163,7 +199,7 @@ impl HttpContext for Stream {
             return Action::Continue;
         };
         let direction = plugin.direction();
-        let Some(map) = plugin.tried(abi::request_headers()) else {
+        let Some(map) = plugin.tried(Map::Request.pairs()) else {
             return Action::Continue;
         };
         let outcome = plugin
@@ -172,20 +208,28 @@ impl HttpContext for Stream {
         self.ticket = outcome.ticket;
         plugin.report(&outcome, direction);
         if let Some(reply) = &outcome.reply {
-            let headers = vec![("content-type", "text/plain")];
-            let body = Some(reply.body.as_bytes());
-            let sent = hostcalls::send_http_response(reply.status, headers, body);
+            let mut headers = vec![("content-type", "text/plain")];
+            let report = outcome.response_report.as_deref();
+            headers.extend(report.map(|report| (REPORT, report)));
+            let sent = abi::reply(reply.status, &headers, &reply.body);
             if plugin.tried(sent).is_some() {
                 return Action::Pause;
             }
         }
         for edit in &outcome.edits {
-            let map = MapType::HttpRequestHeaders;
             plugin.tried(match edit {
-                Edit::Set(name, value) => hostcalls::set_map_value_bytes(map, name, Some(value)),
-                Edit::Add(name, value) => hostcalls::add_map_value_bytes(map, name, value),
-                Edit::Remove(name) => hostcalls::remove_map_value(map, name),
+                Edit::Set(name, value) => Map::Request.replace(name, value),
+                Edit::Add(name, value) => Map::Request.add(name, value),
+                Edit::Remove(name) => Map::Request.remove(name),
             });
+        }
+        self.response_report = outcome.response_report;
+        Action::Continue
+    }
+
+    fn on_http_response_headers(&mut self, _: usize, _: bool) -> Action {
+        if let (Some(plugin), Some(report)) = (&self.plugin, self.response_report.take()) {
+            plugin.tried(Map::Response.add(REPORT, report.as_bytes()));
         }
         Action::Continue
     }
@@ -213,8 +257,10 @@ struct Envoy {
 impl Envoy {
     fn new() -> Self {
         let [a, b, c, d, e, f, g, h, ..] = random();
+        let nonce = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
         Self {
-            nonce: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+            // Should there be no randomness, two VMs still differ in the time.
+            nonce: nonce ^ abi::now().unwrap_or_default().rotate_left(20),
             streams: Cell::new(0),
         }
     }
@@ -229,9 +275,7 @@ fn random() -> [u8; 16] {
 
 impl Host for Envoy {
     fn now_ms(&self) -> u64 {
-        let now = hostcalls::get_current_time().unwrap_or(UNIX_EPOCH);
-        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        abi::now().unwrap_or_default() / 1_000_000
     }
 
     fn random(&self) -> [u8; 16] {
@@ -247,45 +291,10 @@ impl Host for Envoy {
 
 impl SharedData for Envoy {
     fn get(&self, key: &str) -> Option<(Vec<u8>, u32)> {
-        // A value of no bytes comes back as `None` with a CAS number.
-        let (value, cas) = hostcalls::get_shared_data(key).ok()?;
-        Some((value.unwrap_or_default(), cas?))
+        abi::shared_data(key).ok()
     }
 
     fn set(&self, key: &str, value: &[u8], cas: u32) -> Result<(), CasMismatch> {
-        hostcalls::set_shared_data(key, Some(value), Some(cas)).map_err(|_| CasMismatch)
-    }
-}
-
-/// The one call that the SDK has no fitting form of: its own makes two
-/// allocations for each header, and panics on a name that is not UTF-8.
-mod abi {
-    #![allow(unsafe_code)]
-
-    use proxy_wasm::types::Status;
-    use std::ptr;
-
-    #[link(wasm_import_module = "env")]
-    unsafe extern "C" {
-        fn proxy_get_header_map_pairs(map: u32, data: *mut *mut u8, size: *mut usize) -> u32;
-    }
-
-    /// `HttpRequestHeaders` of the ABI.
-    const REQUEST_HEADERS: u32 = 0;
-
-    /// The serialised header map of the request.
-    pub(super) fn request_headers() -> Result<Vec<u8>, Status> {
-        let mut data = ptr::null_mut();
-        let mut size = 0;
-        // SAFETY: on success the host has allocated `size` bytes at `data` with
-        // the module's own `proxy_on_memory_allocate`, a boxed slice of that
-        // length, and has handed them over.
-        unsafe {
-            match proxy_get_header_map_pairs(REQUEST_HEADERS, &mut data, &mut size) {
-                0 if data.is_null() => Ok(Vec::new()),
-                0 => Ok(Vec::from_raw_parts(data, size, size)),
-                _ => Err(Status::InternalFailure),
-            }
-        }
+        abi::set_shared_data(key, value, cas).map_err(|_| CasMismatch)
     }
 }

@@ -3,15 +3,16 @@
 //! an inbound request onto the outbound calls that the application makes while
 //! serving it.
 //!
-//! Everything but `host` is plain Rust without a proxy in sight: it takes
-//! header pairs, the time and a [`store::SharedData`], and returns what is to
-//! be changed. `host` exists on `wasm32` only and is the one place that talks
-//! to Envoy.
+//! Everything but `host` and `abi` is plain Rust without a proxy in sight: it
+//! takes header pairs, the time and a [`store::SharedData`], and returns what is
+//! to be changed. Those two exist on `wasm32` only: `host` has the callbacks that
+//! Envoy calls, and `abi` is the one place that calls Envoy.
 //!
 //! | module | what it knows |
 //! |---|---|
 //! | [`header`] | header names, one pass over a request's headers, edits |
 //! | [`b3`] | the B3 format: types, reading and writing |
+//! | [`w3c`] | W3C's `traceparent`, as far as it stands beside B3 |
 //! | [`rules`] | the table of rules |
 //! | [`check`] | which rules a request breaks, and how to read it all the same |
 //! | [`request_id`] | Envoy's form of a request ID, and the look-up key made of it |
@@ -35,6 +36,9 @@ pub mod report;
 pub mod request_id;
 pub mod rules;
 pub mod store;
+pub mod w3c;
 
+#[cfg(target_arch = "wasm32")]
+mod abi;
 #[cfg(target_arch = "wasm32")]
 mod host;

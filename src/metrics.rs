@@ -53,6 +53,8 @@ families! {
         "Requests whose B3 headers were rewritten (mode `repair`).";
     REJECTED, "rejected_total", ["direction"],
         "Requests that were answered instead of forwarded (mode `enforce`).";
+    UNTRUSTED, "untrusted_total", ["action"],
+        "Requests that brought B3 headers which were not used (`incoming_b3`): `ignored` or `dropped`.";
     HOST_ERRORS, "host_errors_total", [],
         "Calls to Envoy that failed; the request went on without what they were for.";
 }
@@ -82,6 +84,10 @@ pub enum Counter {
     Repaired(Option<Direction>),
     /// A request that was answered.
     Rejected(Option<Direction>),
+    /// A request whose B3 headers were passed on unread.
+    Ignored,
+    /// A request whose B3 headers were removed.
+    Dropped,
     /// A host call that failed.
     HostErrors,
 }
@@ -105,6 +111,7 @@ impl Counter {
             Self::CopyDropped => COPY_DROPPED,
             Self::Repaired(_) => REPAIRED,
             Self::Rejected(_) => REJECTED,
+            Self::Ignored | Self::Dropped => UNTRUSTED,
             Self::HostErrors => HOST_ERRORS,
         }
     }
@@ -117,6 +124,8 @@ impl Counter {
             }
             Self::Findings(rule, direction) => vec![rule.id(), direction_label(direction)],
             Self::Calls(decision) => vec![decision.label()],
+            Self::Ignored => vec!["ignored"],
+            Self::Dropped => vec!["dropped"],
             Self::NoKey => vec!["no_key"],
             Self::Contention => vec!["contention"],
             Self::Remembered
@@ -171,6 +180,8 @@ mod tests {
             Counter::CopyDropped,
             Counter::Repaired(None),
             Counter::Rejected(None),
+            Counter::Ignored,
+            Counter::Dropped,
             Counter::HostErrors,
         ];
         for counter in counters {

@@ -5,8 +5,9 @@
 //! is sure of, and names its reason either way.
 
 use crate::b3::{B3, Ids, Sampling, SpanId, TraceId};
-use crate::check::{Checked, Forms, Fragments};
+use crate::check::{Checked, Finding, Forms, Fragments};
 use crate::header::{self, Edit, Field, TraceHeaders};
+use crate::rules::Rule;
 use crate::store::Found;
 
 /// Bytes of copied headers (names and values) that are remembered of one
@@ -277,6 +278,40 @@ pub fn decide(
     (decision, edits)
 }
 
+/// What a call breaks of the rules about propagation, beside the request that
+/// it was made for.
+pub fn propagation<'a>(
+    headers: &TraceHeaders<'a>,
+    checked: &Checked<'a>,
+    remembered: &Remembered,
+) -> Option<Finding<'a>> {
+    let found = |rule, multi: (&'static str, Field<'a>)| {
+        let (header, field) = match checked.forms.single {
+            true => (header::B3, headers.b3),
+            false => multi,
+        };
+        let value = field.value().unwrap_or_default();
+        Some(Finding {
+            rule,
+            header,
+            value,
+        })
+    };
+    let trace_id = (header::TRACE_ID, headers.trace_id);
+    let decision = |b3: &B3| b3.sampling.decided();
+    match (checked.b3.ids, remembered.b3.ids) {
+        (None, Some(_)) => found(Rule::P01, trace_id),
+        (Some(ids), Some(inbound)) if !ids.trace.same(inbound.trace) => found(Rule::P02, trace_id),
+        (Some(_), Some(_)) => match (decision(&checked.b3), decision(&remembered.b3)) {
+            (Some(now), Some(then)) if now != then => {
+                found(Rule::P03, (header::SAMPLED, headers.sampled))
+            }
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
 /// The identifiers that the call carries are those of the remembered context.
 fn belongs(fragments: &Fragments, ids: Option<Ids>) -> bool {
     let Some(ids) = ids else { return false };
@@ -299,11 +334,8 @@ pub fn rewrite(headers: &TraceHeaders<'_>, b3: &B3, forms: Forms) -> Vec<Edit> {
         text
     };
     let ids = b3.ids.filter(|_| forms.multi);
-    let sampled = match b3.sampling {
-        Sampling::Defer => None,
-        Sampling::Deny => Some(b"0".to_vec()),
-        Sampling::Accept | Sampling::Debug => Some(b"1".to_vec()),
-    };
+    let sampled = b3.sampling.decided();
+    let sampled = sampled.map(|yes| if yes { b"1".to_vec() } else { b"0".to_vec() });
     let debug = (b3.sampling == Sampling::Debug).then(|| b"1".to_vec());
     let wanted: [(&'static str, Field<'_>, Option<Vec<u8>>); 6] = [
         (

@@ -4,6 +4,7 @@
 use crate::check::Finding;
 use crate::config::Direction;
 use crate::metrics::direction_label;
+use crate::rules::Severity;
 use std::fmt::Write;
 
 /// Bytes of a header value that a log line shows, before escaping.
@@ -12,12 +13,12 @@ const SHOWN: usize = 64;
 /// A line that says which rule is broken, by which header, with what value,
 /// and what would be right. The value is escaped: only printable ASCII comes
 /// through, so no input can forge a line or a colour.
-pub fn line(finding: &Finding<'_>, direction: Option<Direction>) -> String {
+pub fn line(finding: &Finding<'_>, severity: Severity, direction: Option<Direction>) -> String {
     let rule = finding.rule;
     let mut line = format!(
         "{} {} {}: {}, found {}=",
         rule.id(),
-        rule.severity().name(),
+        severity.name(),
         direction_label(direction),
         rule.condition(),
         finding.header,
@@ -98,7 +99,7 @@ mod tests {
     #[test]
     fn a_line_names_everything() {
         assert_eq!(
-            line(&finding(b"xyz"), Some(Direction::Inbound)),
+            line(&finding(b"xyz"), Severity::Error, Some(Direction::Inbound)),
             "L01 error inbound: an ID has a character that is not a hexadecimal digit, \
              found x-b3-traceid=\"xyz\", right: only 0-9 and a-f"
         );
@@ -106,9 +107,9 @@ mod tests {
 
     #[test]
     fn values_are_escaped_and_cut() {
-        let text = line(&finding(b"\x1b[31m\n\"\xff"), None);
+        let text = line(&finding(b"\x1b[31m\n\"\xff"), Severity::Warn, None);
         assert!(text.contains(r#""\x1b[31m\n\"\xff""#), "{text}");
-        let long = line(&finding(&[b'a'; 5000]), None);
+        let long = line(&finding(&[b'a'; 5000]), Severity::Warn, None);
         assert!(
             long.contains("aaa\"… (5000 bytes)") && long.len() < 300,
             "{long}"

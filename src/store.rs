@@ -113,8 +113,8 @@ impl Store {
         let proposed = random.to_le_bytes();
         let seed = match data.set(&key, &proposed, IF_MISSING) {
             Ok(()) => proposed,
-            Err(CasMismatch) => data
-                .get(&key)
+            Err(CasMismatch) => (0..TRIES)
+                .find_map(|_| data.get(&key))
                 .and_then(|(seed, _)| seed.try_into().ok())
                 .unwrap_or_default(),
         };

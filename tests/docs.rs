@@ -1,13 +1,21 @@
 //! The tables in README and docs are those of the code. When they are not:
 //! `UPDATE_DOCS=1 cargo test --test docs`.
 // A test may panic: that is how it fails.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::string_slice
+)]
+
+mod support;
 
 use b3relay::config::{Config, KEYS};
 use b3relay::metrics::{FAMILIES, PREFIX};
 use b3relay::relay::Decision;
-use b3relay::rules::Rule;
+use b3relay::rules::{Rule, Severity, readers};
 use std::path::Path;
+use support::Vector;
 
 fn table(head: &[&str], rows: Vec<Vec<String>>) -> String {
     let row = |cells: &[String]| format!("| {} |\n", cells.join(" | ").replace('\n', " "));
@@ -52,16 +60,56 @@ fn decisions() -> String {
 fn rules() -> String {
     let rows = Rule::ALL.iter().map(|rule| {
         vec![
-            rule.id().to_string(),
+            format!("[{0}](#{1})", rule.id(), rule.id().to_lowercase()),
             rule.severity().name().to_string(),
             rule.condition().to_string(),
-            rule.right().to_string(),
         ]
     });
-    table(
-        &["rule", "severity", "what is wrong", "what would be right"],
-        rows.collect(),
-    )
+    let mut text = table(&["rule", "severity", "what is wrong"], rows.collect());
+    let vectors = Vector::all();
+    for rule in Rule::ALL {
+        let breaks = vectors
+            .iter()
+            .find(|v| v.findings.iter().any(|id| id == rule.id()));
+        let near = vectors
+            .iter()
+            .find(|v| v.near.as_deref() == Some(rule.id()));
+        text += &format!(
+            "\n## {}\n\n{}: {}.\n\n- Right: {}.\n- Read: {}\n- Repair: {}.\n\n```text\n{}```\n\nNot broken by:\n\n```text\n{}```\n",
+            rule.id(),
+            capital(rule.severity().name()),
+            rule.condition(),
+            rule.right(),
+            readers(*rule),
+            rule.repair().meaning(),
+            example(breaks.unwrap()),
+            example(near.unwrap()),
+        );
+    }
+    text
+}
+
+fn capital(word: &str) -> String {
+    word[..1].to_uppercase() + &word[1..]
+}
+
+/// The headers of a vector, as they would be in a request.
+fn example(vector: &Vector) -> String {
+    let lines = |lines: &[String]| {
+        lines
+            .iter()
+            .map(|line| format!("{line}\n"))
+            .collect::<String>()
+    };
+    match &vector.inbound {
+        None if vector.request_id => lines(&vector.headers),
+        None => format!("{}(no x-request-id)\n", lines(&vector.headers)),
+        Some(inbound) => format!(
+            "inbound request:\n{}call made for it:\n{}",
+            lines(inbound),
+            lines(&vector.headers)
+        ),
+    }
 }
 
 /// Replaces, or compares, what stands between the marks.
@@ -111,6 +159,10 @@ fn the_log_line_in_the_readme_is_a_real_one() {
         header: "x-b3-traceid",
         value: b"463ac35c9f6413ad48485a3953bb6124",
     };
-    let line = b3relay::report::line(&finding, Some(b3relay::config::Direction::Inbound));
+    let line = b3relay::report::line(
+        &finding,
+        Severity::Error,
+        Some(b3relay::config::Direction::Inbound),
+    );
     assert!(include_str!("../README.md").contains(&line), "{line}");
 }

@@ -14,87 +14,30 @@ use b3relay::config::Direction;
 use b3relay::header::{Pairs, TraceHeaders};
 use b3relay::rules::Rule;
 use std::collections::BTreeSet;
-use support::{Headers, Sidecar, header, map, only};
+use support::{Headers, Sidecar, Vector, map, only};
 
-struct Vector {
-    name: String,
-    headers: Headers,
-    findings: Vec<String>,
-    near: Option<String>,
-    reads: Option<String>,
-    repaired: Option<Headers>,
-}
-
-fn vectors() -> Vec<Vector> {
-    let file: toml::Table = include_str!("vectors/rules.toml").parse().unwrap();
-    let list = |vector: &toml::Value, key: &str| -> Option<Vec<String>> {
-        let list = vector.get(key)?.as_array().unwrap();
-        Some(
-            list.iter()
-                .map(|line| line.as_str().unwrap().to_string())
-                .collect(),
-        )
-    };
-    let text =
-        |vector: &toml::Value, key: &str| vector.get(key).map(|v| v.as_str().unwrap().to_string());
-    let mut vectors = Vec::new();
-    for vector in file["vector"].as_array().unwrap() {
-        let known = [
-            "name",
-            "headers",
-            "request_id",
-            "findings",
-            "near",
-            "reads",
-            "repaired",
-        ];
-        let unknown = vector
-            .as_table()
-            .unwrap()
-            .keys()
-            .find(|key| !known.contains(&key.as_str()));
-        assert_eq!(unknown, None);
-        let mut headers: Headers = Vec::new();
-        let lines = list(vector, "headers").unwrap();
-        let own = lines.iter().any(|line| line.starts_with("x-request-id:"));
-        if !own && vector.get("request_id").is_none() {
-            headers.push(header("x-request-id: 0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f"));
-        }
-        headers.extend(lines.iter().map(|line| header(line)));
-        vectors.push(Vector {
-            name: text(vector, "name").unwrap(),
-            headers,
-            findings: list(vector, "findings").unwrap_or_default(),
-            near: text(vector, "near"),
-            reads: text(vector, "reads"),
-            repaired: list(vector, "repaired")
-                .map(|lines| lines.iter().map(|line| header(line)).collect()),
-        });
-    }
-    vectors
-}
-
-fn repaired(headers: &Headers) -> Headers {
-    let sidecar = Sidecar::new(r#"{"mode": "repair"}"#);
-    sidecar.request(Some(Direction::Inbound), headers).headers
-}
+const B3: [&str; 2] = ["b3", "x-b3-"];
 
 #[test]
 fn findings_and_reading() {
-    for vector in vectors() {
-        let map = map(&vector.headers);
+    for vector in Vector::all() {
+        let sidecar = Sidecar::new("{}");
+        let headers = vector.request(&vector.headers);
+        let direction = match &vector.inbound {
+            None => None,
+            Some(lines) => {
+                let inbound = vector.request(lines);
+                sidecar.request(Some(Direction::Inbound), &inbound);
+                Some(Direction::Outbound)
+            }
+        };
+        let seen = sidecar.request(direction, &headers);
+        assert_eq!(seen.rules, vector.findings, "{}", vector.name);
+
+        let map = map(&headers);
         let headers = TraceHeaders::read(Pairs::new(&map), &[]);
-        let checked = check(&headers);
-        let found: Vec<&str> = checked
-            .findings
-            .iter()
-            .map(|finding| finding.rule.id())
-            .collect();
-        assert_eq!(found, vector.findings, "{}", vector.name);
-        let reads = checked
-            .b3
-            .single()
-            .map(|text| String::from_utf8(text).unwrap());
+        let reads = check(&headers).b3.single();
+        let reads = reads.map(|text| String::from_utf8(text).unwrap());
         assert_eq!(reads, vector.reads, "{}", vector.name);
         if let Some(near) = vector.near {
             assert!(!vector.findings.contains(&near), "{}", vector.name);
@@ -104,23 +47,63 @@ fn findings_and_reading() {
 
 #[test]
 fn repair() {
-    for vector in vectors() {
-        let after = repaired(&vector.headers);
-        let expected = vector.repaired.as_ref().unwrap_or(&vector.headers);
-        let b3 = ["b3", "x-b3-"];
-        assert_eq!(only(&after, &b3), only(expected, &b3), "{}", vector.name);
+    let repaired = |headers: &Headers| {
+        let sidecar = Sidecar::new(r#"{"mode": "repair"}"#);
+        sidecar.request(Some(Direction::Inbound), headers).headers
+    };
+    for vector in Vector::all() {
+        let given = vector.request(&vector.headers);
+        let after = repaired(&given);
+        let expected = match &vector.repaired {
+            Some(lines) => vector.request(lines),
+            None => given,
+        };
+        assert_eq!(only(&after, &B3), only(&expected, &B3), "{}", vector.name);
         assert_eq!(repaired(&after), after, "{}: repairing twice", vector.name);
     }
 }
 
 #[test]
+fn enforce_answers_errors_and_nothing_else() {
+    for vector in Vector::all() {
+        let sidecar = Sidecar::new(r#"{"mode": "enforce", "enforce_status": 422}"#);
+        let seen = sidecar.request(None, &vector.request(&vector.headers));
+        let error = |rule: &&Rule| {
+            rule.severity() == b3relay::rules::Severity::Error && seen.rules.contains(&rule.id())
+        };
+        let broken: Vec<_> = Rule::ALL.iter().filter(error).collect();
+        match seen.reply {
+            None => assert!(broken.is_empty(), "{}", vector.name),
+            Some((status, body)) => {
+                assert_eq!(status, 422);
+                assert!(!broken.is_empty(), "{}: {body}", vector.name);
+                assert!(broken.iter().all(|rule| body.contains(rule.id())), "{body}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rule_that_is_off_is_neither_reported_nor_repaired() {
+    for vector in Vector::all() {
+        let headers = vector.request(&vector.headers);
+        for rule in &vector.findings {
+            let config = format!(r#"{{"rules": {{"{rule}": "off"}}, "mode": "repair"}}"#);
+            let sidecar = Sidecar::new(&config);
+            let seen = sidecar.request(None, &headers);
+            assert!(!seen.rules.contains(&rule.as_str()), "{}", vector.name);
+            if seen.rules.is_empty() {
+                assert_eq!(seen.headers, headers, "{}", vector.name);
+            }
+        }
+    }
+}
+
+#[test]
 fn every_rule_has_a_vector_and_a_near_miss() {
-    let vectors = vectors();
-    let triggered: BTreeSet<&str> = vectors
-        .iter()
-        .flat_map(|v| &v.findings)
-        .map(String::as_str)
-        .collect();
+    let vectors = Vector::all();
+    let triggered = vectors.iter().flat_map(|v| &v.findings);
+    let triggered: BTreeSet<&str> = triggered.map(String::as_str).collect();
     let near: BTreeSet<&str> = vectors.iter().filter_map(|v| v.near.as_deref()).collect();
     let all: BTreeSet<&str> = Rule::ALL.iter().map(|rule| rule.id()).collect();
     let missing: Vec<_> = all.difference(&triggered).collect();

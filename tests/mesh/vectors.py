@@ -17,7 +17,10 @@ class Vector:
 
     name: str
     headers: Headers
+    # The inbound request that `headers` are an outbound call of, if any.
+    inbound: Headers | None
     findings: list[str]
+    # All headers, with the B3 headers that repair leaves.
     repaired: Headers
 
 
@@ -34,19 +37,20 @@ def b3_of(headers: Headers) -> Headers:
 
 
 def load() -> list[Vector]:
+    def request(lines: list[str]) -> Headers:
+        headers = [header(line) for line in lines]
+        own = any(name == "x-request-id" for name, _ in headers)
+        return headers if own or not entry.get("request_id", True) else [GOOD_REQUEST_ID, *headers]
+
     vectors = []
     for entry in tomllib.loads((_DIRECTORY / "rules.toml").read_text())["vector"]:
-        headers = [header(line) for line in entry["headers"]]
-        own = any(name == "x-request-id" for name, _ in headers)
-        if not own and entry.get("request_id", True):
-            headers.insert(0, GOOD_REQUEST_ID)
-        repaired = entry.get("repaired")
         vectors.append(
             Vector(
-                entry["name"],
-                headers,
-                entry.get("findings", []),
-                b3_of(headers) if repaired is None else b3_of([header(line) for line in repaired]),
+                name=entry["name"],
+                headers=request(entry["headers"]),
+                inbound=request(entry["inbound"]) if "inbound" in entry else None,
+                findings=entry.get("findings", []),
+                repaired=request(entry.get("repaired", entry["headers"])),
             )
         )
     return vectors

@@ -7,7 +7,52 @@ use b3relay::header::{Pairs, serialize};
 use b3relay::metrics::Counter;
 use b3relay::relay::Decision;
 use b3relay::store::{CasMismatch, InMemory, SharedData, Ticket};
+use serde::Deserialize;
 use std::cell::Cell;
+
+/// A request of `tests/vectors/rules.toml`; see there.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vector {
+    pub name: String,
+    pub headers: Vec<String>,
+    #[serde(default = "yes")]
+    pub request_id: bool,
+    pub inbound: Option<Vec<String>>,
+    #[serde(default)]
+    pub findings: Vec<String>,
+    pub near: Option<String>,
+    pub reads: Option<String>,
+    pub repaired: Option<Vec<String>>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Vector {
+    /// Every vector.
+    pub fn all() -> Vec<Self> {
+        #[derive(Deserialize)]
+        struct File {
+            vector: Vec<Vector>,
+        }
+        let file: File = toml::from_str(include_str!("../vectors/rules.toml")).unwrap();
+        file.vector
+    }
+
+    /// The lines as headers, with a request ID where there is none.
+    pub fn request(&self, lines: &[String]) -> Headers {
+        let mut headers: Headers = lines.iter().map(|line| header(line)).collect();
+        if self.request_id && !headers.iter().any(|(name, _)| name == "x-request-id") {
+            headers.insert(
+                0,
+                header("x-request-id: 0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f"),
+            );
+        }
+        headers
+    }
+}
 
 /// Header pairs, in order.
 pub type Headers = Vec<(String, Vec<u8>)>;

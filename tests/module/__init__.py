@@ -1,0 +1,1 @@
+"""The compiled module in a small proxy-wasm host."""
