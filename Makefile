@@ -30,7 +30,7 @@ demo: $(WASM) $(TOOLS)/venv/.done ## One click as a trace, without the filter an
 	$(PYTHON) -m mesh.demo
 
 .PHONY: test
-test: test-core test-module test-envoy ## Every test that needs no root: core, compiled module, real Envoy (under 5 min)
+test: test-core test-wasm ## Every test that needs no root: core, compiled module, real Envoy (under 5 min)
 
 ##@ More
 .PHONY: demo-ui
@@ -49,13 +49,18 @@ test-core: cargo ## The core, natively, with lints for both targets
 	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --locked
 	cargo test --locked
 
+.PHONY: test-wasm
+test-wasm: $(WASM) $(TOOLS)/venv/.done ## The compiled module, in a small proxy-wasm host and in real Envoys
+	$(call say,module: alone and in real Envoys: vectors$(comma) trees$(comma) bad input$(comma) load; about 2 minutes)
+	$(PYTHON) -m pytest -q -n 3 --dist worksteal tests/module tests/envoy
+
 .PHONY: test-module
-test-module: $(WASM) $(TOOLS)/venv/.done ## The compiled module, in a small proxy-wasm host
+test-module: $(WASM) $(TOOLS)/venv/.done ## The first half of it
 	$(call say,module: the vectors and the life of a stream in the compiled module)
 	$(PYTHON) -m pytest -q tests/module
 
 .PHONY: test-envoy
-test-envoy: $(WASM) $(TOOLS)/venv/.done ## The compiled module, in real Envoys
+test-envoy: $(WASM) $(TOOLS)/venv/.done ## The second half
 	$(call say,envoy: the mesh$(comma) bad input$(comma) load$(comma) about 2 minutes)
 	$(PYTHON) -m pytest -q tests/envoy
 

@@ -1,5 +1,6 @@
 """Free TCP ports on loopback for the processes of a mesh."""
 
+import os
 import random
 import socket
 
@@ -9,12 +10,16 @@ HOST = "127.0.0.1"
 # connections (32768 and up), or such a connection could take a port between
 # the moment we choose it and the moment a process listens on it.
 _RANGE = range(15000, 32000)
+# Test processes that run side by side (pytest-xdist: gw0, gw1, ...) do not
+# choose among the same ones, for the same reason.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_OURS = _RANGE[_WORKER % 8 :: 8]
 _given: set[int] = set()
 
 
 def free_port() -> int:
     """A port that nothing listens on and that was not handed out before."""
-    for port in random.sample(_RANGE, len(_RANGE)):
+    for port in random.sample(_OURS, len(_OURS)):
         if port in _given:
             continue
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
@@ -25,4 +30,4 @@ def free_port() -> int:
                 continue
         _given.add(port)
         return port
-    raise RuntimeError(f"no free port in {_RANGE}")
+    raise RuntimeError(f"no free port in {_OURS}")
