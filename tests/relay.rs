@@ -447,3 +447,56 @@ fn repaired_request_ids_are_the_key() {
     assert_eq!(only(&seen.headers, &["x-request-id"]), [header(ID)]);
     assert_b3(&sidecar.outbound(&[ID]), Decision::Copied, &[TRACE, SPAN]);
 }
+
+#[test]
+fn b3_from_outside_is_dropped_or_ignored() {
+    let given = [ID, TRACE, SPAN, PARENT, "x-b3-sampled: yes", SINGLE];
+    let drop = Sidecar::new(r#"{"incoming_b3": "drop"}"#);
+    let seen = drop.inbound(&given);
+    assert_eq!(seen.headers, headers(&[ID]));
+    assert!(seen.rules.is_empty() && seen.counters.contains(&Counter::Dropped));
+    assert_b3(&drop.outbound(&[ID]), Decision::NoContext, &[]);
+
+    let ignore = Sidecar::new(r#"{"incoming_b3": "ignore", "mode": "enforce"}"#);
+    let seen = ignore.inbound(&given);
+    assert_eq!(seen.headers, headers(&given));
+    assert!(seen.rules.is_empty() && seen.reply.is_none());
+    assert!(seen.counters.contains(&Counter::Ignored));
+    assert_b3(&ignore.outbound(&[ID]), Decision::NoContext, &[]);
+
+    let neither = drop.inbound(&[ID]);
+    assert!(!neither.counters.contains(&Counter::Dropped));
+}
+
+#[test]
+fn the_report_header_says_what_was_found_and_done() {
+    let sidecar = Sidecar::new(r#"{"report_header": "request", "mode": "repair"}"#);
+    let report = |seen: &Seen| {
+        let values = only(&seen.headers, &["x-b3relay"]);
+        assert_eq!(values.len(), 1);
+        String::from_utf8(values[0].1.clone()).unwrap()
+    };
+    let seen = sidecar.inbound(&[TRACE, "x-b3-spanid: A2FB4A1D1A96D312", "x-b3relay: forged"]);
+    let expected = "inbound; L04 x-b3-spanid; S06 x-b3-traceid; R01 x-request-id; \
+                    repaired; generated x-request-id; remembered";
+    assert_eq!(report(&seen), expected);
+    let call = sidecar.request(
+        Some(Direction::Outbound),
+        &only(&seen.headers, &["x-request-id"]),
+    );
+    assert_eq!(report(&call), "outbound; P01 x-b3-traceid; copied");
+}
+
+#[test]
+fn a_raised_rule_is_enforced() {
+    let config = r#"{"mode": "enforce", "rules": {"P02": "error", "S01": "warn"}}"#;
+    let sidecar = Sidecar::new(config);
+    assert_eq!(sidecar.inbound(&[ID, TRACE]).reply, None);
+    let sidecar = Sidecar::new(config);
+    sidecar.inbound(&[ID, TRACE, SPAN]);
+    let (status, body) = sidecar.outbound(&[ID, OTHER_TRACE, SPAN]).reply.unwrap();
+    assert!(
+        status == 400 && body.starts_with("b3relay: P02 x-b3-traceid: "),
+        "{body}"
+    );
+}
