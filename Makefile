@@ -64,6 +64,35 @@ test-envoy: $(WASM) $(TOOLS)/venv/.done ## The second half
 	$(call say,envoy: the mesh$(comma) bad input$(comma) load$(comma) about 2 minutes)
 	$(PYTHON) -m pytest -q tests/envoy
 
+RANDOM_SETS ?= 100000
+.PHONY: test-random
+test-random: $(WASM) $(TOOLS)/venv/.done ## Random header sets through real Envoys, RANDOM_SETS (100000): observing changes nothing
+	$(call say,random: $(RANDOM_SETS) header sets$(comma) three requests each$(comma) about 10 minutes)
+	B3RELAY_RANDOM_SETS=$(RANDOM_SETS) $(PYTHON) -m pytest -q -n 2 tests/envoy/test_headers.py -k odd_bytes
+
+FUZZ_SECONDS ?= 600
+# The core has no unsafe code: a sanitizer would find nothing there.
+FUZZ := $(TOOLS)/cargo/bin/cargo-fuzz
+.PHONY: fuzz
+fuzz: cargo $(FUZZ) ## Coverage-guided fuzzing, FUZZ_SECONDS (600) in all; needs a nightly toolchain
+	@rustup toolchain list | grep -q ^nightly || { echo 'b3relay: a nightly toolchain is missing: rustup toolchain install nightly'; exit 1; }
+	$(call say,fuzz: $(FUZZ_SECONDS) s: requests$(comma) then raw bytes)
+	cd tests/fuzz && mkdir -p corpus/request corpus/bytes && for target in request bytes; do \
+	  RUSTUP_TOOLCHAIN=nightly '$(FUZZ)' run --fuzz-dir . --sanitizer none $$target corpus/$$target -- -dict=request.dict \
+	    -max_len=1024 -print_final_stats=1 -max_total_time=$$(( $(FUZZ_SECONDS) / 2 )); \
+	done
+
+# Keeps of the corpus what reaches new code.
+.PHONY: fuzz-shrink
+fuzz-shrink: cargo $(FUZZ)
+	cd tests/fuzz && mkdir -p corpus/request corpus/bytes && for target in request bytes; do \
+	  RUSTUP_TOOLCHAIN=nightly '$(FUZZ)' cmin --fuzz-dir . --sanitizer none $$target corpus/$$target; \
+	done
+
+$(FUZZ):
+	$(call say,tools: cargo-fuzz from crates.io$(comma) about a minute)
+	cargo install --quiet --locked --root '$(TOOLS)/cargo' cargo-fuzz@0.13.2
+
 .PHONY: clean
 clean: ## Remove what was built (not .tools)
 	rm -rf target dist

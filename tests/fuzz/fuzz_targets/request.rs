@@ -1,0 +1,98 @@
+//! Requests made of the headers that b3relay reads, with any values: the
+//! parser, the checker, the repair and the relay, by their properties.
+#![no_main]
+
+#[path = "../../support/mod.rs"]
+mod support;
+
+use b3relay::check::check;
+use b3relay::config::Direction;
+use b3relay::header::{Pairs, TraceHeaders};
+use b3relay::relay::Remembered;
+use libfuzzer_sys::fuzz_target;
+use support::{Headers, Sidecar, map};
+
+const NAMES: [&str; 10] = [
+    "x-request-id",
+    "x-b3-traceid",
+    "x-b3-spanid",
+    "x-b3-parentspanid",
+    "x-b3-sampled",
+    "x-b3-flags",
+    "b3",
+    "x-ot-span-context",
+    "traceparent",
+    "accept",
+];
+
+thread_local! {
+    static OBSERVE: Sidecar = Sidecar::new(r#"{"grace_ms": 0}"#);
+    static REPAIR: Sidecar = Sidecar::new(r#"{"mode": "repair", "relay": false}"#);
+    static ENFORCE: Sidecar = Sidecar::new(r#"{"mode": "enforce", "relay": false}"#);
+}
+
+/// Lines of `{name's number}{value}`, ended by a newline, so that a dictionary
+/// and the examples can be read.
+fn headers(input: &[u8]) -> Headers {
+    let lines = input.split(|byte| *byte == b'\n');
+    let pair = |line: &[u8]| {
+        let (number, value) = line.split_first()?;
+        let name = NAMES.get(usize::from(number.wrapping_sub(b'0')))?;
+        Some((name.to_string(), value.to_vec()))
+    };
+    lines.filter_map(pair).collect()
+}
+
+fn without_id(headers: &Headers) -> Headers {
+    let kept = headers.iter().filter(|(name, _)| name != "x-request-id");
+    kept.cloned().collect()
+}
+
+fuzz_target!(|input: &[u8]| {
+    let given = headers(input);
+
+    // Observing changes a missing request ID, and nothing else.
+    OBSERVE.with(|sidecar| {
+        let seen = sidecar.request(Some(Direction::Inbound), &given);
+        assert_eq!(without_id(&seen.headers), without_id(&given));
+        let call = sidecar.request(Some(Direction::Outbound), &given);
+        // What a call carries is never changed, only completed.
+        for pair in &given {
+            assert!(call.headers.contains(pair) || seen.ticket.is_some());
+        }
+        if seen.ticket.is_some() {
+            sidecar.end(&seen);
+        }
+    });
+
+    // Repairing twice changes nothing, and leaves nothing that would be repaired.
+    REPAIR.with(|sidecar| {
+        let once = sidecar.request(Some(Direction::Inbound), &given);
+        let twice = sidecar.request(Some(Direction::Inbound), &once.headers);
+        assert_eq!(once.headers, twice.headers);
+        let before = map(&given);
+        let before = TraceHeaders::read(Pairs::new(&before), &[]);
+        let after = map(&once.headers);
+        let after = TraceHeaders::read(Pairs::new(&after), &[]);
+        let (before, after) = (check(&before), check(&after));
+        let trace = |b3: b3relay::b3::B3| b3.ids.map(|ids| (ids.trace.value(), ids.span));
+        assert_eq!(trace(before.b3), trace(after.b3), "the reading stays");
+        assert_eq!(before.b3.sampling.decided(), after.b3.sampling.decided());
+    });
+
+    // Enforcing never forwards what it answers, and answers with a rule's name.
+    ENFORCE.with(|sidecar| {
+        let seen = sidecar.request(None, &given);
+        if let Some((status, body)) = seen.reply {
+            assert!(status == 400 && seen.rules.iter().any(|rule| body.contains(rule)));
+            assert!(body.bytes().all(|byte| byte == b'\n' || (b' '..=b'~').contains(&byte)));
+        }
+    });
+
+    // What is remembered comes back as it was.
+    let copy = ["x-ot-span-context".to_string()];
+    let bytes = map(&given);
+    let read = TraceHeaders::read(Pairs::new(&bytes), &copy);
+    let (remembered, _) = Remembered::of(&read, &check(&read), &copy);
+    assert_eq!(Remembered::decode(&remembered.encode()), Some(remembered));
+});
