@@ -64,6 +64,16 @@ test-envoy: $(WASM) $(TOOLS)/venv/.done ## The second half
 	$(call say,envoy: the mesh$(comma) bad input$(comma) load$(comma) about 2 minutes)
 	$(PYTHON) -m pytest -q tests/envoy
 
+.PHONY: test-mesh
+test-mesh: ## Tests with long builds (needs Go, Node, Java 17 and Maven; first time about 5 min)
+	$(call say,agreement: seven implementations of B3 before and after repair; 2 minutes$(comma) the first time about 5 more)
+	$(MAKE) --no-print-directory agreement AGREEMENT='--random 2000'
+
+AGREEMENT ?= --random 15000 --markdown docs/agreement.md
+.PHONY: agreement
+agreement: cargo $(TOOLS)/venv/.done ## What seven implementations of B3 read, before and after repair; writes docs/agreement.md
+	$(PYTHON) -m agreement.run $(AGREEMENT)
+
 RANDOM_SETS ?= 100000
 .PHONY: test-random
 test-random: $(WASM) $(TOOLS)/venv/.done ## Random header sets through real Envoys, RANDOM_SETS (100000): observing changes nothing

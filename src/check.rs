@@ -374,6 +374,7 @@ impl<'a> Checker<'a> {
                 return SingleForm::Malformed;
             }
             Some(Single::State(sampling)) => {
+                self.debug(sampling, whole);
                 return SingleForm::Read(B3 {
                     ids: None,
                     sampling,
@@ -386,6 +387,7 @@ impl<'a> Checker<'a> {
                 parent,
             }) => (trace, span, state, parent),
         };
+        self.debug(state.unwrap_or_default(), whole);
         let (trace, span) = match (TraceId::read(trace), SpanId::read(span)) {
             (Ok(trace), Ok(span)) => (trace, span),
             (Err(error), _) | (_, Err(error)) => {
@@ -420,6 +422,12 @@ impl<'a> Checker<'a> {
         })
     }
 
+    fn debug(&mut self, sampling: Sampling, whole: &'a [u8]) {
+        if sampling == Sampling::Debug {
+            self.found(Rule::D04, header::B3, whole);
+        }
+    }
+
     /// The two forms side by side, and the one reading of both.
     fn both(&mut self, headers: &TraceHeaders<'a>, multi: &MultiForm, single: SingleForm) -> B3 {
         let name = header::B3;
@@ -431,6 +439,9 @@ impl<'a> Checker<'a> {
                 let (ours, theirs) = (single.sampling.decided(), multi.sampling.decided());
                 if ours.is_some() && theirs.is_some() && ours != theirs {
                     self.found(Rule::B05, name, value);
+                }
+                if single.ids.is_some() && ours.is_none() && theirs.is_some() {
+                    self.found(Rule::B08, name, value);
                 }
                 let mut ids = single.ids.or(multi.ids);
                 match (single.ids, multi.ids) {

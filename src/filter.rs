@@ -1,6 +1,7 @@
 //! One request: check it, repair or answer it, remember it or relay to it.
 
-use crate::check::{Checked, Finding, check};
+use crate::b3::Sampling;
+use crate::check::{Checked, Finding, Forms, check};
 use crate::config::{Config, Direction, Incoming, Mode, ReportHeader};
 use crate::header::{self, Edit, Field, TraceHeaders};
 use crate::metrics::{Counter, direction_label};
@@ -281,7 +282,15 @@ fn repair<'a>(request: &Request<'a>, outcome: &mut Outcome<'a>) {
     let Request {
         headers, checked, ..
     } = request;
-    let mut edits = relay::rewrite(headers, &checked.b3, checked.forms);
+    let mut forms = checked.forms;
+    if forms.single && checked.b3.sampling == Sampling::Debug {
+        // The one thing that not everybody reads in a single header (D04).
+        forms = Forms {
+            multi: true,
+            single: false,
+        };
+    }
+    let mut edits = relay::rewrite(headers, &checked.b3, forms);
     if let Some(first) = first_of(headers.request_id) {
         edits.push(Edit::set(header::REQUEST_ID, first));
     }

@@ -53,6 +53,8 @@ pub enum Repair {
     First,
     /// Takes the other form, if it is good.
     OtherForm,
+    /// Writes the multiple headers instead of the single one.
+    MultiForm,
     /// Takes the single header, as the specification says.
     Single,
     /// Takes the trace ID of 128 bits.
@@ -80,6 +82,7 @@ impl Repair {
             Self::FirstIfEqual => "keeps the value if all are equal, else removes the header",
             Self::First => "keeps the first value",
             Self::OtherForm => "takes the other form, if it is good",
+            Self::MultiForm => "writes the multiple headers instead of the single one",
             Self::Single => "takes the single header, as the specification says",
             Self::Wide => "takes the trace ID of 128 bits",
             Self::FoldIn => "takes the identifiers of the one and the decision of the other",
@@ -239,6 +242,10 @@ rules! {
         "x-b3-flags is 1 (debug) without x-b3-sampled, and Envoy reads only the second",
         "x-b3-sampled: 1 beside it",
         "brave and OpenTelemetry sample; Envoy never reads x-b3-flags, and decides by itself.";
+    D04, Info, MultiForm,
+        "b3 says debug",
+        "x-b3-flags: 1 and x-b3-sampled: 1, which everybody reads",
+        "Legal, but OpenTelemetry for Rust drops the context.";
     // Both forms in one request.
     B01, Error, OtherForm,
         "the b3 header is malformed",
@@ -268,6 +275,10 @@ rules! {
         "b3 is a sampling decision alone, but the multiple headers have identifiers",
         "identifiers in b3 too, or no b3",
         "brave and Envoy follow b3 and start a new trace; OpenTelemetry is of several minds.";
+    B08, Warn, FoldIn,
+        "b3 leaves the sampling decision open, but the multiple headers have one",
+        "the decision in b3 too, or no b3",
+        "The single header wins by the specification, which leaves the decision open; OpenTelemetry reads an open decision as a no, or takes that of the multiple headers.";
     // W3C Trace Context beside B3.
     W01, Warn, None,
         "traceparent and B3 name different traces",

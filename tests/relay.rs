@@ -402,7 +402,7 @@ proptest! {
         let mut again = call.headers;
         again.retain(|(name, _)| name != "x-ot-span-context");
         let checked = sidecar.request(None, &again);
-        prop_assert!(checked.rules.iter().all(|rule| ["S05", "S06", "D02", "W04"].contains(rule)), "{:?}", checked.rules);
+        prop_assert!(checked.rules.iter().all(|rule| ["S05", "S06", "D02", "D04", "W04"].contains(rule)), "{:?}", checked.rules);
     }
 
     /// Requests in any interleaving, each with an ID of its own: every call

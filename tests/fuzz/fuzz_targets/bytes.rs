@@ -10,6 +10,10 @@ use b3relay::request_id::Key;
 use b3relay::store::{InMemory, Limits, SharedData, Store};
 use b3relay::w3c::TraceParent;
 use libfuzzer_sys::fuzz_target;
+use std::sync::OnceLock;
+
+/// The one that the key falls into.
+static BUCKET: OnceLock<String> = OnceLock::new();
 
 fuzz_target!(|input: &[u8]| {
     let pairs: Vec<_> = Pairs::new(input).collect();
@@ -30,9 +34,13 @@ fuzz_target!(|input: &[u8]| {
     let store = Store::open(&data, Limits { per_bucket: 4, grace_ms: 0 }, 7);
     let Some(key) = Key::new(b"key") else { return };
     let _ = store.insert(&data, 1, &key, 1, b"first");
-    let buckets: Vec<String> = (0..b3relay::store::BUCKETS).map(|n| format!("b3relay/1/{n}")).collect();
-    if let Some((name, cas)) = buckets.iter().find_map(|name| Some((name, data.get(name)?.1))) {
-        let _ = data.set(name, input, cas);
+    let bucket = BUCKET.get_or_init(|| {
+        let names = (0..b3relay::store::BUCKETS).map(|n| format!("b3relay/1/{n}"));
+        let mut written = names.filter(|name| data.get(name).is_some());
+        written.next().unwrap_or_default()
+    });
+    if let Some((_, cas)) = data.get(bucket) {
+        let _ = data.set(bucket, input, cas);
     }
     let ticket = store.insert(&data, 2, &key, 2, b"second").map(|inserted| inserted.ticket);
     assert!(store.find(&data, 2, &key).iter().any(|found| found.payload == b"second"));

@@ -1,0 +1,255 @@
+"""Do real implementations read the same, before and after the repair?
+
+    PYTHONPATH=tests python -m agreement.run [--random 2000] [--seed 1] [--markdown FILE]
+
+Two readings agree if both have the same context (trace ID as a number of 128
+bits, and span ID) or both have none; and if, where the request carries a
+sampling decision, both take the same. What an implementation cannot tell is not
+held against it: OpenTelemetry has no decision without a context, and reads one
+that is left open as a no. Parents are not compared: OpenTelemetry drops them.
+
+Ends with 1 if any two implementations disagree after the repair.
+"""
+
+import argparse
+import itertools
+import json
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from agreement import readers
+from agreement.lines import Headers, Reading, write
+from mesh import vectors
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Corpus:
+    name: str
+    cases: list[tuple[str, Headers]]
+
+
+def oracle() -> Corpus:
+    cases = json.loads((HERE / "cases.json").read_text())
+    return Corpus(
+        "odd cases",
+        [(c["name"], [(n, v.encode("latin-1")) for n, v in c["headers"].items()]) for c in cases],
+    )
+
+
+def ours() -> Corpus:
+    return Corpus("vectors", [(vector.name, vector.headers) for vector in vectors.load()])
+
+
+def generated(count: int, seed: int) -> Corpus:
+    """Two thirds good ones in any form; one third changed in one to three places."""
+    dice = random.Random(seed)
+
+    def digits(length: int) -> str:
+        return "".join(dice.choices("0123456789abcdef", k=length))
+
+    def good() -> list[tuple[str, str]]:
+        trace, span, parent = digits(dice.choice((16, 32))), digits(16), digits(16)
+        state = dice.choice(("", "0", "1", "d"))
+        with_parent = dice.random() < 0.5
+        multi = [("x-b3-traceid", trace), ("x-b3-spanid", span)]
+        if with_parent:
+            multi.append(("x-b3-parentspanid", parent))
+        if state == "d":
+            multi.append(("x-b3-flags", "1"))
+        elif state:
+            multi.append(("x-b3-sampled", state))
+        single = "-".join([trace, span, *([state] if state else [])])
+        single += f"-{parent}" if state and with_parent else ""
+        kind = dice.randrange(10)
+        if kind < 5:
+            return multi
+        if kind < 8:
+            return [("b3", single)]
+        if kind == 8:
+            return [("b3", single), *multi]
+        return [dice.choice((("b3", dice.choice("01d")), ("x-b3-sampled", dice.choice("01"))))]
+
+    def change(headers: list[tuple[str, str]]) -> None:
+        at = dice.randrange(len(headers)) if headers else 0
+        name, value = headers[at] if headers else ("b3", "")
+        kind = dice.randrange(13)
+        if kind == 0:
+            headers[at:at + 1] = []
+        elif kind == 1:
+            upper = value.encode("latin-1").upper().decode("latin-1")  # ASCII alone
+            headers[at:at + 1] = [(name, upper)]
+        elif kind == 2:
+            headers[at:at + 1] = [(name, value[: dice.randrange(len(value) + 1)])]
+        elif kind == 3:
+            headers[at:at + 1] = [(name, value + digits(dice.randrange(1, 20)))]
+        elif kind == 4:
+            odd = dice.choice(["g", "-", "+", ",", " ", "x", "\xff", "\x80", "_"])
+            place = dice.randrange(len(value) + 1)
+            headers[at:at + 1] = [(name, (value[:place] + odd + value[place:]).strip())]
+        elif kind == 5:
+            headers.append((name, value))
+        elif kind == 6:
+            headers.append((name, digits(max(1, len(value)))))
+        elif kind == 7:
+            headers[at:at + 1] = [(name, f"{value},{value}")]
+        elif kind == 8:
+            headers[at:at + 1] = [(name, "0" * len(value))]
+        elif kind == 9:
+            states = ["true", "TRUE", "False", "2", "", "d", "yes", "0", "1"]
+            headers[:] = [h for h in headers if h[0] != "x-b3-sampled"]
+            headers.append(("x-b3-sampled", dice.choice(states)))
+        elif kind == 10:
+            headers.append(("x-b3-flags", dice.choice(["0", "1", "2", "", "true"])))
+        elif kind == 11:
+            headers.append(("b3", dice.choice(["0", "1", "d", "", "x", f"{digits(32)}-{digits(16)}"])))
+        else:
+            headers += [("x-b3-traceid", digits(32)), ("x-b3-spanid", digits(16))]
+
+    cases = []
+    for number in range(count):
+        headers = good()
+        if number % 3 == 0:
+            for _ in range(dice.randrange(1, 4)):
+                change(headers)
+        cases.append((f"random {number}", [(n, v.encode("latin-1")) for n, v in headers]))
+    return Corpus(f"random (seed {seed})", cases)
+
+
+def agree(a: Reading, b: Reading, decided: bool) -> bool:
+    """`decided`: the request carries a sampling decision."""
+    if a.context != b.context:
+        return False
+    return not decided or None in (a.sampled, b.sampled) or a.sampled == b.sampled
+
+
+@dataclass
+class Result:
+    """Readings of one corpus, by implementation; and which cases are decided."""
+
+    readings: dict[str, list[Reading]]
+    decided: list[bool]
+
+    def pair(self, a: str, b: str) -> float:
+        pairs = zip(self.readings[a], self.readings[b], self.decided, strict=True)
+        good = [agree(*each) for each in pairs]
+        return sum(good) / len(good)
+
+    def disagreements(self, without: str = "") -> list[int]:
+        found = []
+        for case, decided in enumerate(self.decided):
+            others = (name for name in self.readings if name != without)
+            all_ = [self.readings[name][case] for name in others]
+            if not all(agree(a, b, decided) for a, b in itertools.combinations(all_, 2)):
+                found.append(case)
+        return found
+
+    def contexts(self, implementation: str) -> float:
+        """The share of requests in which it reads a context."""
+        found = [reading.context is not None for reading in self.readings[implementation]]
+        return sum(found) / len(found)
+
+    def share(self, without: str = "") -> float:
+        """The share of requests on which all of them agree."""
+        return 1 - len(self.disagreements(without)) / len(self.decided)
+
+
+def judge(requests: list[Headers], say: Callable[[str], None]) -> Result:
+    readings = {}
+    for name, reader in readers.READERS.items():
+        began = time.monotonic()
+        readings[name] = reader(requests)
+        say(f"{name}: {len(requests)} requests in {time.monotonic() - began:.1f} s")
+    return Result(readings, [reading.sampled is not None for reading in readings["b3relay"]])
+
+
+def matrix(before: Result, after: Result) -> list[str]:
+    """Agreement of each pair, before / after, in per cent."""
+    names = list(before.readings)
+    rows = ["| | " + " | ".join(names[1:]) + " |", "|---" * len(names) + "|"]
+    for index, a in enumerate(names[:-1]):
+        cells = ["" for _ in names[1 : index + 1]]
+        cells += [
+            f"{100 * before.pair(a, b):.1f} / {100 * after.pair(a, b):.1f}"
+            for b in names[index + 1 :]
+        ]
+        rows.append(f"| {a} | " + " | ".join(cells) + " |")
+    return rows
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--random", type=int, default=2000, metavar="N")
+    options.add_argument("--seed", type=int, default=1)
+    options.add_argument("--markdown", type=Path, metavar="FILE")
+    given = options.parse_args()
+
+    def say(text: str) -> None:
+        print(f"    {text}", file=sys.stderr, flush=True)
+
+    print("building the readers (the first time about 5 minutes) ...", file=sys.stderr, flush=True)
+    readers.build(say)
+    report = ["| requests | cases | all agree before | all agree after |", "|---|---|---|---|"]
+    failures: list[str] = []
+    everything: list[tuple[str, Headers]] = []
+    results = []
+    for corpus in (oracle(), ours(), generated(given.random, given.seed)):
+        print(f"{corpus.name}: {len(corpus.cases)} cases ...", file=sys.stderr, flush=True)
+        requests = [headers for _, headers in corpus.cases]
+        repaired = readers.repair(requests)
+        before, after = judge(requests, say), judge(repaired, say)
+        results.append((before, after))
+        report.append(
+            f"| {corpus.name} | {len(requests)} "
+            f"| {100 * before.share(without='b3relay'):.1f} % | {100 * after.share():.1f} % |"
+        )
+        for case in after.disagreements():
+            name = corpus.cases[case][0]
+            failures.append(f"{name}: {requests[case]} -> {repaired[case]}")
+            for implementation, readings in after.readings.items():
+                failures.append(f"    {implementation}: {readings[case]}")
+        everything += corpus.cases
+
+    def joined(which: int) -> Result:
+        parts = [result[which] for result in results]
+        names = parts[0].readings
+        return Result(
+            {name: [r for part in parts for r in part.readings[name]] for name in names},
+            [d for part in parts for d in part.decided],
+        )
+
+    report += [
+        "",
+        "Requests in which a context is read, before and after, in per cent:",
+        "",
+        "| | before | after |",
+        "|---|---|---|",
+    ]
+    for name in readers.READERS:
+        before, after = (100 * joined(which).contexts(name) for which in (0, 1))
+        report.append(f"| {name} | {before:.1f} | {after:.1f} |")
+    report += ["", f"Of all {len(everything)}, pair by pair, before / after, in per cent:", ""]
+    report += matrix(joined(0), joined(1))
+    print("\n".join(report))
+    if failures:
+        print("\nstill disagreeing after the repair:\n" + "\n".join(failures))
+    if given.markdown:
+        text = given.markdown.read_text()
+        begin, end = "<!-- generated: agreement -->\n", "<!-- end -->"
+        head, rest = text.split(begin, 1)
+        tail = rest.split(end, 1)[1]
+        body = "\n".join([f"On {time.strftime('%Y-%m-%d')}:", "", *report, ""])
+        given.markdown.write_text(head + begin + body + end + tail)
+    total = len(everything)
+    print(f"{total - sum(line[0] != ' ' for line in failures)} passed, "
+          f"{sum(line[0] != ' ' for line in failures)} failed")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
