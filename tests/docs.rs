@@ -138,6 +138,14 @@ fn tables_are_those_of_the_code() {
 }
 
 #[test]
+fn the_number_of_rules_is_told_right() {
+    let text = format!("[{} rules](docs/rules.md)", Rule::ALL.len());
+    assert!(include_str!("../README.md").contains(&text), "{text}");
+    let text = format!("The B3 checker: {} rules", Rule::ALL.len());
+    assert!(include_str!("../CHANGELOG.md").contains(&text), "{text}");
+}
+
+#[test]
 fn shipped_configurations_are_good() {
     let text = include_str!("../envoyfilter/sidecars.yaml");
     let configurations = text
