@@ -500,12 +500,3 @@ fn a_raised_rule_is_enforced() {
         "{body}"
     );
 }
-
-#[test]
-fn the_report_in_the_readme_is_a_real_one() {
-    let sidecar = Sidecar::new(r#"{"report_header": "request"}"#);
-    let seen = sidecar.inbound(&["x-b3-traceid: xyz"]);
-    let (name, value) = only(&seen.headers, &["x-b3relay"]).remove(0);
-    let line = format!("{name}: {}", String::from_utf8(value).unwrap());
-    assert!(include_str!("../README.md").contains(&line), "{line}");
-}

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from mesh.mesh import Mesh, request
+from mesh.mesh import ROOT, Mesh, request
 from mesh.plain import Connection, Plain
 from mesh.ports import HOST
 
@@ -78,6 +78,16 @@ def test_the_response_says_what_was_found(plain: Plain) -> None:
     good = httpx.get(url)
     expected = "inbound; R01 x-request-id; generated x-request-id; remembered"
     assert good.headers["x-b3relay"] == expected
+
+
+def test_the_example_in_the_readme() -> None:
+    with Mesh(config='{"report_header": "response"}') as mesh:
+        headers = {"x-b3-traceid": "xyz", "x-b3-spanid": "a2fb4a1d1a96d312"}
+        reply = request(mesh.inbound_ports["details"], "/details/0?click=1", headers=headers)
+    (report,) = [value for name, value in reply.headers if name == "x-b3relay"]
+    readme = (ROOT / "README.md").read_text()
+    assert f"{' -H '.join(['', *(repr(f'{n}: {v}') for n, v in headers.items())])} |" in readme
+    assert f"\nx-b3relay: {report}\n" in readme
 
 
 def test_as_an_upstream_filter() -> None:
