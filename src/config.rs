@@ -211,7 +211,7 @@ pub const KEYS: &[Key] = &[
         name: "capacity",
         default: "4096",
         allowed: "a whole number from 64 to 65536",
-        meaning: "Requests in flight in one pod for which there is room, in about 250 bytes each. Beyond it the oldest are forgotten, and counted.",
+        meaning: "Requests in flight in one pod for which there is room, at about 110 bytes each and what is copied besides the context. Beyond it the oldest are forgotten, and counted.",
         set: |config, value| {
             config.capacity = within(value, 64, 65536)?;
             Some(())
