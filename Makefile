@@ -8,7 +8,6 @@ SHELL := /bin/bash
 
 TOOLS := $(CURDIR)/.tools
 export B3RELAY_TOOLS := $(TOOLS)
-export CARGO_TERM_QUIET ?= true
 export PYTHONPATH := $(CURDIR)/tests
 PYTHON := $(TOOLS)/venv/bin/python
 
@@ -18,7 +17,7 @@ BUILT := target/$(TARGET)/release/b3relay.wasm
 SOURCES := $(shell find src -name '*.rs') Cargo.toml Cargo.lock
 BINARYEN := 132.0.0
 # What rustc uses for this target by itself, and no more.
-WASM_OPT := -O3 --strip-debug --strip-producers --enable-bulk-memory --enable-sign-ext \
+WASM_OPT := -Os --strip-debug --strip-producers --enable-bulk-memory --enable-sign-ext \
   --enable-nontrapping-float-to-int --enable-mutable-globals --enable-reference-types --enable-multivalue
 
 say = @printf '\n\033[1m%s\033[0m\n' '$(1)'
