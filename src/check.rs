@@ -459,7 +459,11 @@ impl<'a> Checker<'a> {
                     (Some(one), Some(other)) if one.span != other.span => {
                         self.found(Rule::B03, name, value);
                     }
-                    (Some(one), Some(other)) => {
+                    // Without a decision there is no place in b3 for a parent.
+                    (Some(one), Some(other)) if ours.or(theirs).is_some() => {
+                        if one.parent.is_none() && other.parent.is_some() {
+                            self.found(Rule::B09, name, value);
+                        }
                         let parent = one.parent.or(other.parent);
                         ids = Some(Ids { parent, ..one });
                     }

@@ -59,7 +59,7 @@ pub enum Repair {
     Single,
     /// Takes the trace ID of 128 bits.
     Wide,
-    /// Takes the identifiers of one and the decision of the other.
+    /// Takes what is missing in one form from the other.
     FoldIn,
     /// Fills it in, in every mode.
     Generate,
@@ -85,7 +85,7 @@ impl Repair {
             Self::MultiForm => "writes the multiple headers instead of the single one",
             Self::Single => "takes the single header, as the specification says",
             Self::Wide => "takes the trace ID of 128 bits",
-            Self::FoldIn => "takes the identifiers of the one and the decision of the other",
+            Self::FoldIn => "takes what is missing in one form from the other",
             Self::Generate => "fills it in, in every mode",
             Self::Relay => "copies the context onto the call, in every mode",
             Self::None => "nothing",
@@ -245,7 +245,7 @@ rules! {
     D04, Info, MultiForm,
         "b3 says debug",
         "x-b3-flags: 1 and x-b3-sampled: 1, which everybody reads",
-        "Legal, but OpenTelemetry for Rust drops the context.";
+        "Legal, but OpenTelemetry for Rust drops the context, or continues it unsampled if it was set up for both forms.";
     // Both forms in one request.
     B01, Error, OtherForm,
         "the b3 header is malformed",
@@ -278,7 +278,11 @@ rules! {
     B08, Warn, FoldIn,
         "b3 leaves the sampling decision open, but the multiple headers have one",
         "the decision in b3 too, or no b3",
-        "The single header wins by the specification, which leaves the decision open; OpenTelemetry reads an open decision as a no, or takes that of the multiple headers.";
+        "The single header wins by the specification, which leaves the decision open; of OpenTelemetry, Python then reads a yes and the others a no.";
+    B09, Info, FoldIn,
+        "b3 leaves out the parent that x-b3-parentspanid names",
+        "the parent in b3 too, or no b3",
+        "The single header wins by the specification, and has no parent: brave sees a root.";
     // W3C Trace Context beside B3.
     W01, Warn, None,
         "traceparent and B3 name different traces",

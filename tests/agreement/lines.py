@@ -1,8 +1,9 @@
 """The lines that the readers take and give.
 
 In: a request, `name=hex` for each header, the value's bytes in hexadecimal.
-Out: `trace span decision`: the trace ID in 32 digits, the span ID in 16, and
-`1`, `0` or `?` (left open, or not to be told). Without a context: `- -`.
+Out: `trace span parent decision`: the trace ID in 32 digits, span ID and parent
+in 16, and `1`, `0` or `?` (left open). `-` stands for a context or a parent that
+is not there, and `~` for what the implementation cannot tell.
 """
 
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ class Reading:
 
     # Trace ID and span ID in lower case; None without a context.
     context: tuple[str, str] | None
-    # Sampled or not; None if that is left open, or cannot be told.
-    sampled: bool | None
+    # In lower case, `-` or `~`.
+    parent: str
+    # `1`, `0`, `?` or `~`.
+    decision: str
 
     def __str__(self) -> str:
-        decision = {True: "1", False: "0", None: "?"}[self.sampled]
-        return f"{'-'.join(self.context) if self.context else 'none'} {decision}"
+        context = "-".join(self.context) if self.context else "none"
+        return f"{context}, parent {self.parent}, decision {self.decision}"
 
 
 def write(headers: Headers) -> str:
@@ -34,6 +37,7 @@ def read_headers(line: str) -> Headers:
 
 
 def read(line: str) -> Reading:
-    trace, span, decision = line.split()
+    trace, span, parent, decision = line.split()
+    assert decision in ("0", "1", "?", "~"), line
     context = None if trace == "-" else (trace.lower().rjust(32, "0"), span.lower())
-    return Reading(context, {"1": True, "0": False, "?": None}[decision])
+    return Reading(context, parent.lower(), decision)

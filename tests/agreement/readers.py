@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,7 +34,10 @@ def build(say: Callable[[str], None]) -> None:
 
     def run(what: str, *command: str, cwd: Path, **variables: str) -> None:
         say(what)
-        subprocess.run(command, cwd=cwd, check=True, env={**os.environ, **variables})
+        # What a build prints is progress, not a result.
+        subprocess.run(
+            command, cwd=cwd, check=True, env={**os.environ, **variables}, stdout=sys.stderr
+        )
 
     rust = ("cargo", "build", "--release", "--quiet", "--locked")
     run("Rust: b3relay and OpenTelemetry", *rust, cwd=HERE / "rust", CARGO_TARGET_DIR=str(TOOLS / "rust"))
@@ -82,8 +86,9 @@ def otel_python(requests: list[Headers]) -> list[Reading]:
             carrier.setdefault(name, []).append(value.decode("latin-1"))
         span = get_current_span(propagator.extract(carrier)).get_span_context()
         if not span.is_valid:
-            return Reading(None, None)
-        return Reading((f"{span.trace_id:032x}", f"{span.span_id:016x}"), span.trace_flags.sampled)
+            return Reading(None, "~", "~")
+        context = (f"{span.trace_id:032x}", f"{span.span_id:016x}")
+        return Reading(context, "~", str(int(span.trace_flags.sampled)))
 
     return [one(headers) for headers in requests]
 
@@ -131,19 +136,15 @@ def _of_upstream(sent: Headers, received: Headers) -> Reading:
     def changed(name: str) -> bool:
         return name in after and after[name].encode("latin-1") != before.get(name)
 
-    decisions = {"1": True, "d": True, "0": False}
     if changed("b3"):
-        trace, _, decision, *parent = [*after["b3"].split("-"), ""][:5]
-        if not parent or not parent[0]:
-            return Reading(None, decisions.get(decision))
-        return Reading((trace.rjust(32, "0"), parent[0]), decisions.get(decision))
+        trace, _, decision, *parent = after["b3"].split("-")
+        read = (trace.rjust(32, "0"), parent[0]) if parent else None
+        return Reading(read, "~", decision)
     if changed("x-b3-spanid"):
-        decision = decisions.get(after.get("x-b3-sampled", ""))
-        if "x-b3-parentspanid" not in after:
-            return Reading(None, decision)
-        trace = after["x-b3-traceid"].rjust(32, "0")
-        return Reading((trace, after["x-b3-parentspanid"]), decision)
-    return Reading(None, None)
+        trace, parent_of_span = after["x-b3-traceid"].rjust(32, "0"), after.get("x-b3-parentspanid")
+        read = (trace, parent_of_span) if parent_of_span else None
+        return Reading(read, "~", after["x-b3-sampled"])
+    return Reading(None, "~", "~")
 
 
 READERS: dict[str, Reader] = {

@@ -3,10 +3,11 @@
     PYTHONPATH=tests python -m agreement.run [--random 2000] [--seed 1] [--markdown FILE]
 
 Two readings agree if both have the same context (trace ID as a number of 128
-bits, and span ID) or both have none; and if, where the request carries a
-sampling decision, both take the same. What an implementation cannot tell is not
-held against it: OpenTelemetry has no decision without a context, and reads one
-that is left open as a no. Parents are not compared: OpenTelemetry drops them.
+bits, and span ID) or both have none; if, where the request carries a sampling
+decision, both take the same; and if they have the same parent. What an
+implementation cannot tell is not held against it: OpenTelemetry has no decision
+without a context, and drops the parent; Envoy's parent is not to be seen. A
+decision that is left open is not compared: there each makes its own.
 
 Ends with 1 if any two implementations disagree after the repair.
 """
@@ -123,9 +124,13 @@ def generated(count: int, seed: int) -> Corpus:
 
 def agree(a: Reading, b: Reading, decided: bool) -> bool:
     """`decided`: the request carries a sampling decision."""
-    if a.context != b.context:
+
+    def same(one: str, other: str) -> bool:
+        return one == other or "~" in (one, other)
+
+    if a.context != b.context or not same(a.parent, b.parent):
         return False
-    return not decided or None in (a.sampled, b.sampled) or a.sampled == b.sampled
+    return not decided or same(a.decision, b.decision)
 
 
 @dataclass
@@ -165,7 +170,7 @@ def judge(requests: list[Headers], say: Callable[[str], None]) -> Result:
         began = time.monotonic()
         readings[name] = reader(requests)
         say(f"{name}: {len(requests)} requests in {time.monotonic() - began:.1f} s")
-    return Result(readings, [reading.sampled is not None for reading in readings["b3relay"]])
+    return Result(readings, [reading.decision != "?" for reading in readings["b3relay"]])
 
 
 def matrix(before: Result, after: Result) -> list[str]:

@@ -34,13 +34,13 @@ func main() {
 		ctx := propagator.Extract(context.Background(), propagation.HeaderCarrier(headers))
 		span := trace.SpanContextFromContext(ctx)
 		if !span.IsValid() {
-			fmt.Fprintln(out, "- - ?")
+			fmt.Fprintln(out, "- - ~ ~")
 			continue
 		}
 		sampled := 0
 		if span.IsSampled() {
 			sampled = 1
 		}
-		fmt.Fprintln(out, span.TraceID(), span.SpanID(), sampled)
+		fmt.Fprintln(out, span.TraceID(), span.SpanID(), "~", sampled)
 	}
 }

@@ -14,8 +14,8 @@ for (const line of require("fs").readFileSync(0, "latin1").split("\n").slice(0, 
   }
   const span = trace.getSpanContext(propagator.extract(ROOT_CONTEXT, headers, defaultTextMapGetter));
   if (span && isSpanContextValid(span)) {
-    console.log(`${span.traceId} ${span.spanId} ${span.traceFlags & TraceFlags.SAMPLED}`);
+    console.log(`${span.traceId} ${span.spanId} ~ ${span.traceFlags & TraceFlags.SAMPLED}`);
   } else {
-    console.log("- - ?");
+    console.log("- - ~ ~");
   }
 }

@@ -44,8 +44,12 @@ fn read(headers: &Headers) -> String {
         None => '?',
     };
     match b3.ids {
-        Some(ids) => format!("{:032x} {:016x} {decision}", ids.trace.value(), ids.span.value()),
-        None => format!("- - {decision}"),
+        Some(ids) => {
+            let parent = ids.parent.map(|parent| format!("{:016x}", parent.value()));
+            let parent = parent.unwrap_or("-".to_string());
+            format!("{:032x} {:016x} {parent} {decision}", ids.trace.value(), ids.span.value())
+        }
+        None => format!("- - - {decision}"),
     }
 }
 
@@ -70,8 +74,8 @@ fn otel(headers: &Headers) -> String {
     let span = context.span();
     let span = span.span_context();
     match span.is_valid() {
-        true => format!("{} {} {}", span.trace_id(), span.span_id(), u8::from(span.is_sampled())),
-        false => "- - ?".to_string(),
+        true => format!("{} {} ~ {}", span.trace_id(), span.span_id(), u8::from(span.is_sampled())),
+        false => "- - ~ ~".to_string(),
     }
 }
 

@@ -34,9 +34,10 @@ public final class Reader {
     TraceContextOrSamplingFlags read = BRAVE.extract(headers);
     String sampled = read.sampled() == null ? "?" : read.sampled() ? "1" : "0";
     TraceContext context = read.context();
-    if (context == null) return "- - " + sampled;
+    if (context == null) return "- - - " + sampled;
     String trace = "0".repeat(32 - context.traceIdString().length()) + context.traceIdString();
-    return trace + " " + context.spanIdString() + " " + sampled;
+    String parent = context.parentIdString() == null ? "-" : context.parentIdString();
+    return trace + " " + context.spanIdString() + " " + parent + " " + sampled;
   }
 
   static String otel(List<Map.Entry<String, String>> headers) {
@@ -51,8 +52,8 @@ public final class Reader {
     };
     Context context = B3Propagator.injectingMultiHeaders().extract(Context.root(), headers, getter);
     SpanContext span = Span.fromContext(context).getSpanContext();
-    if (!span.isValid()) return "- - ?";
-    return span.getTraceId() + " " + span.getSpanId() + " " + (span.isSampled() ? "1" : "0");
+    if (!span.isValid()) return "- - ~ ~";
+    return span.getTraceId() + " " + span.getSpanId() + " ~ " + (span.isSampled() ? "1" : "0");
   }
 
   public static void main(String[] args) throws Exception {
