@@ -91,11 +91,14 @@ fuzz: cargo $(FUZZ) ## Coverage-guided fuzzing, FUZZ_SECONDS (600) in all; needs
 	    -max_len=1024 -print_final_stats=1 -max_total_time=$$(( $(FUZZ_SECONDS) / 2 )); \
 	done
 
-# Keeps of the corpus what reaches new code.
+# Of the corpus, keeps the few inputs that reach all the code which it reaches.
 .PHONY: fuzz-shrink
 fuzz-shrink: cargo $(FUZZ)
-	cd tests/fuzz && mkdir -p corpus/request corpus/bytes && for target in request bytes; do \
-	  RUSTUP_TOOLCHAIN=nightly '$(FUZZ)' cmin --fuzz-dir . --sanitizer none $$target corpus/$$target; \
+	cd tests/fuzz && for target in request bytes; do \
+	  rm -rf corpus/$$target.new && mkdir corpus/$$target.new && \
+	  RUSTUP_TOOLCHAIN=nightly '$(FUZZ)' run --fuzz-dir . --sanitizer none $$target corpus/$$target.new \
+	    corpus/$$target -- -set_cover_merge=1 -max_len=256 && \
+	  rm -rf corpus/$$target && mv corpus/$$target.new corpus/$$target; \
 	done
 
 $(FUZZ):
