@@ -31,6 +31,16 @@ pub struct Forms {
     pub single: bool,
 }
 
+impl Forms {
+    /// Both kinds of forms.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            multi: self.multi || other.multi,
+            single: self.single || other.single,
+        }
+    }
+}
+
 /// Identifiers that do not make a context: what can be read of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fragments {
@@ -57,6 +67,8 @@ pub struct Checked<'a> {
     pub b3: B3,
     /// The forms that the request uses.
     pub forms: Forms,
+    /// `b3` is a sampling decision and nothing else.
+    pub single_decides: bool,
     /// Identifiers, where they do not make a context.
     pub fragments: Option<Fragments>,
     /// The rules that it breaks, in the order of the table.
@@ -82,6 +94,10 @@ pub fn check<'a>(headers: &TraceHeaders<'a>) -> Checked<'a> {
     checker.w3c(headers.traceparent, &b3, fragments);
     // In the order of the table, whichever header was read first.
     checker.findings.sort_by_key(|finding| finding.rule);
+    // The parts of one `b3` may break one rule several times.
+    checker
+        .findings
+        .dedup_by_key(|finding| (finding.rule, finding.header));
     Checked {
         b3,
         forms: Forms {
@@ -91,6 +107,7 @@ pub fn check<'a>(headers: &TraceHeaders<'a>) -> Checked<'a> {
                 .any(|(_, field)| field.value().is_some()),
             single: headers.b3.value().is_some(),
         },
+        single_decides: matches!(single, SingleForm::Read(B3 { ids: None, .. })),
         fragments,
         findings: checker.findings,
     }
@@ -446,7 +463,10 @@ impl<'a> Checker<'a> {
                 let mut ids = single.ids.or(multi.ids);
                 match (single.ids, multi.ids) {
                     (Some(one), Some(other)) if !one.trace.same(other.trace) => {
-                        if one.trace.low() == other.trace.low() {
+                        let cut = |trace: TraceId| trace.value() == u128::from(trace.low());
+                        if one.trace.low() == other.trace.low()
+                            && (cut(one.trace) || cut(other.trace))
+                        {
                             self.found(Rule::B04, name, value);
                             // Cut to 64 bits somewhere: the longer one is the original.
                             let wide = one.trace.value().max(other.trace.value());

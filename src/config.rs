@@ -191,8 +191,8 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "copy_headers",
         default: "[]",
-        allowed: "a list of at most 32 header names, other than x-request-id, b3, x-b3-*, host and names that begin with a colon",
-        meaning: "Headers to copy besides the seven of Istio's guide, such as `baggage` or `end-user`. A call that carries one already keeps it.",
+        allowed: "a list of at most 32 header names, other than x-request-id, b3, x-b3-*, names that begin with a colon, and those that belong to a connection or frame a message (host, connection, te, upgrade, content-length, ...)",
+        meaning: "Headers to copy besides the seven of Istio's guide, such as `baggage` or `end-user`. A call that carries one already keeps it, and one that carries a context of its own is left as it is.",
         set: |config, value| {
             let names = value.as_array()?;
             if names.len() > 32 {
@@ -211,7 +211,7 @@ pub const KEYS: &[Key] = &[
         name: "capacity",
         default: "4096",
         allowed: "a whole number from 64 to 65536",
-        meaning: "Requests in flight in one pod for which there is room, at about 110 bytes each and what is copied besides the context. Beyond it the oldest are forgotten, and counted.",
+        meaning: "Requests in flight in one pod for which there is room for sure, at about 110 bytes each and what is copied besides the context. The store has 1024 buckets with a reserve for an uneven spread (4096: 22 entries each); where one is full, its oldest entry is forgotten, and counted.",
         set: |config, value| {
             config.capacity = within(value, 64, 65536)?;
             Some(())
@@ -286,7 +286,7 @@ pub const KEYS: &[Key] = &[
         name: "incoming_b3",
         default: "\"trust\"",
         allowed: "\"trust\", \"ignore\" or \"drop\"",
-        meaning: "What to do with the B3 headers that requests bring: use them; pass them on unread; or remove them. For edges, where a client must not force sampling or join traces; see [docs/trust.md](docs/trust.md), since Envoy's own tracer reads them before any filter.",
+        meaning: "What to do with the B3 headers that requests bring, calls of the application excepted: use them; pass them on unread; or remove them. For edges without a tracer, where a client must not force sampling or join traces: see [docs/trust.md](docs/trust.md) first.",
         set: |config, value| {
             config.incoming = match value.as_str()? {
                 "trust" => Incoming::Trust,
@@ -311,7 +311,20 @@ fn header_name(name: &str) -> Option<String> {
     let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     let ours = name == header::REQUEST_ID || name == header::B3 || name.starts_with("x-b3-");
     let fits = (1..=255).contains(&name.len()) && name.bytes().all(token);
-    (fits && !ours && name != "host").then_some(name)
+    // RFC 9110, section 7.6.1, and what frames or routes a message.
+    let of_the_connection = [
+        "host",
+        "connection",
+        "proxy-connection",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "content-length",
+        "expect",
+    ];
+    (fits && !ours && !of_the_connection.contains(&name.as_str())).then_some(name)
 }
 
 /// Why a configuration was refused.
@@ -517,6 +530,8 @@ mod tests {
             "[1]",
             "\"a\"",
             "[\"host\"]",
+            "[\"Content-Length\"]",
+            "[\"te\"]",
         ] {
             let text = error(&format!("{{\"copy_headers\": {bad}}}"));
             assert!(

@@ -1,6 +1,6 @@
 //! One request: check it, repair or answer it, remember it or relay to it.
 
-use crate::b3::Sampling;
+use crate::b3::{B3, Sampling};
 use crate::check::{Checked, Finding, Forms, check};
 use crate::config::{Config, Direction, Incoming, Mode, ReportHeader};
 use crate::header::{self, Edit, Field, TraceHeaders};
@@ -59,11 +59,12 @@ pub struct Filter {
 
 /// A request on its way through the filter.
 struct Request<'a> {
-    direction: Option<Direction>,
     headers: TraceHeaders<'a>,
     checked: Checked<'a>,
     /// As the application or the callee will see it.
     request_id: Vec<u8>,
+    /// What it is to say in B3, and in which forms; `None` to leave it.
+    says: Option<(B3, Forms)>,
 }
 
 impl Filter {
@@ -75,8 +76,8 @@ impl Filter {
         Self { config, store }
     }
 
-    /// Looks at the headers of a request. `direction` is that of the listener,
-    /// if it has one; a direction in the configuration goes before it.
+    /// Looks at the headers of a request. `direction` is the configured one, or
+    /// else that of the listener, if it has one.
     pub fn request<'a>(
         &self,
         host: &impl Host,
@@ -88,16 +89,17 @@ impl Filter {
             ..Outcome::default()
         };
         let mut headers = TraceHeaders::read(pairs, &self.config.copy);
-        if self.config.incoming != Incoming::Trust {
+        // What the application sends is its own.
+        if self.config.incoming != Incoming::Trust && direction != Some(Direction::Outbound) {
             headers = self.distrust(headers, &mut outcome);
         }
         let mut checked = check(&headers);
         outcome.findings = std::mem::take(&mut checked.findings);
         let mut request = Request {
-            direction,
             request_id: headers.request_id.value().unwrap_or_default().to_vec(),
             headers,
             checked,
+            says: None,
         };
         let repairing = self.config.mode == Mode::Repair;
         if let Some(first) = first_of(request.headers.request_id).filter(|_| repairing) {
@@ -116,13 +118,30 @@ impl Filter {
         if outcome.reply.is_some() {
             outcome.counters.push(Counter::Rejected(direction));
         } else {
-            if repairing {
-                repair(&request, &mut outcome);
+            let repaired = repairing && outcome.findings.iter().any(rewrites);
+            if repaired {
+                request.says = Some((request.checked.b3, request.checked.forms));
             }
-            match direction {
-                Some(Direction::Inbound) => self.inbound(host, &mut request, &mut outcome),
-                Some(Direction::Outbound) => self.outbound(&request, remembered, &mut outcome),
-                None => {}
+            if direction == Some(Direction::Outbound) {
+                self.outbound(&mut request, remembered, &mut outcome);
+            }
+            if repairing {
+                request.says = request.says.map(readable_by_all);
+            }
+            // Once, so that no edit is made up for what another one removes.
+            let mut edits = match request.says {
+                Some((b3, forms)) => relay::rewrite(&request.headers, &b3, forms),
+                None => Vec::new(),
+            };
+            if let Some(first) = first_of(request.headers.request_id).filter(|_| repaired) {
+                edits.push(Edit::set(header::REQUEST_ID, first));
+            }
+            if repaired && !edits.is_empty() {
+                outcome.counters.push(Counter::Repaired(direction));
+            }
+            outcome.edits.extend(edits);
+            if direction == Some(Direction::Inbound) {
+                self.inbound(host, &mut request, &mut outcome);
             }
         }
         match self.config.report_header {
@@ -186,7 +205,10 @@ impl Filter {
         let Request {
             headers, checked, ..
         } = request;
-        let (remembered, dropped) = Remembered::of(headers, checked, &self.config.copy);
+        let (mut remembered, dropped) = Remembered::of(headers, checked, &self.config.copy);
+        if let Some((_, forms)) = request.says {
+            remembered.forms = forms;
+        }
         for _ in 0..dropped {
             outcome.counters.push(Counter::CopyDropped);
         }
@@ -210,18 +232,21 @@ impl Filter {
 
     fn outbound<'a>(
         &self,
-        request: &Request<'a>,
+        request: &mut Request<'a>,
         remembered: Result<Remembered, Decision>,
         outcome: &mut Outcome<'a>,
     ) {
-        let Request {
-            headers, checked, ..
-        } = request;
-        let (decision, edits) = remembered
-            .map(|remembered| relay::decide(headers, checked, &remembered, &self.config.copy))
-            .unwrap_or_else(|decision| (decision, Vec::new()));
-        outcome.counters.push(Counter::Calls(decision));
-        outcome.edits.extend(edits);
+        let copy = &self.config.copy;
+        let relayed = remembered
+            .map(|remembered| relay::decide(&request.headers, &request.checked, &remembered, copy));
+        match relayed {
+            Ok(relayed) => {
+                outcome.counters.push(Counter::Calls(relayed.decision));
+                outcome.edits.extend(relayed.edits);
+                request.says = relayed.says.or(request.says);
+            }
+            Err(decision) => outcome.counters.push(Counter::Calls(decision)),
+        }
     }
 
     /// The ladder: a context of its own, a key, one request for that key; each
@@ -272,31 +297,22 @@ impl Filter {
     }
 }
 
-/// Rewrites the B3 headers in one reading, in the forms that the request came
-/// in, and keeps the first of several request IDs.
-fn repair<'a>(request: &Request<'a>, outcome: &mut Outcome<'a>) {
-    let rewrites = |finding: &Finding<'_>| finding.rule.repair().rewrites();
-    if !outcome.findings.iter().any(rewrites) {
-        return;
-    }
-    let Request {
-        headers, checked, ..
-    } = request;
-    let mut forms = checked.forms;
-    if forms.single && checked.b3.sampling == Sampling::Debug {
-        // The one thing that not everybody reads in a single header (D04).
-        forms = Forms {
-            multi: true,
-            single: false,
-        };
-    }
-    let mut edits = relay::rewrite(headers, &checked.b3, forms);
-    if let Some(first) = first_of(headers.request_id) {
-        edits.push(Edit::set(header::REQUEST_ID, first));
-    }
-    if !edits.is_empty() {
-        outcome.counters.push(Counter::Repaired(request.direction));
-        outcome.edits.extend(edits);
+/// The rule is one that repair rewrites a request for.
+fn rewrites(finding: &Finding<'_>) -> bool {
+    finding.rule.repair().rewrites()
+}
+
+/// Debug is the one thing that not everybody reads in a single header (D04).
+fn readable_by_all((b3, forms): (B3, Forms)) -> (B3, Forms) {
+    match forms.single && b3.sampling == Sampling::Debug {
+        true => (
+            b3,
+            Forms {
+                multi: true,
+                single: false,
+            },
+        ),
+        false => (b3, forms),
     }
 }
 

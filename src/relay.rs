@@ -175,7 +175,7 @@ decisions! {
     Copied, "copied", "the call carried none: the remembered context was copied onto it";
     Completed, "completed", "the call carried a part of the remembered context: the rest was copied";
     NoKey, "no_key", "the call carries no request ID to look up: left alone";
-    Unknown, "unknown", "no request with this request ID is being served: left alone";
+    Unknown, "unknown", "no request with this request ID is being served: left alone (so also where the application forwards none, and Envoy has made up a new one)";
     NoContext, "no_context", "the inbound request came without a context: nothing to copy";
     Ambiguous, "ambiguous", "requests of different traces with this request ID are being served: left alone";
     Conflict, "conflict", "the call carries a part of some other context: left alone";
@@ -193,7 +193,7 @@ pub fn before_lookup(checked: &Checked<'_>, discard_malformed: bool) -> Result<(
     if checked.b3.ids.is_some() {
         return Err(Decision::Present);
     }
-    if checked.forms.single && checked.b3.sampling != Sampling::Defer {
+    if checked.single_decides {
         return Err(Decision::SamplingOnly);
     }
     let malformed = checked
@@ -241,32 +241,51 @@ fn same_trace(a: &Remembered, b: &Remembered) -> bool {
     }
 }
 
-/// What to copy onto a call, once the request it belongs to is known.
+/// What to do with a call, once the request it belongs to is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Relayed {
+    /// What, and why.
+    pub decision: Decision,
+    /// What the call is to say in B3, and in which forms; `None` to leave it.
+    pub says: Option<(B3, Forms)>,
+    /// The headers of the copy list that it lacks.
+    pub edits: Vec<Edit>,
+}
+
+/// What to copy onto a call, once the request it belongs to is known: in the
+/// forms of that request, and in those that the call has begun itself.
 pub fn decide(
     headers: &TraceHeaders<'_>,
     checked: &Checked<'_>,
     remembered: &Remembered,
     copy: &[String],
-) -> (Decision, Vec<Edit>) {
+) -> Relayed {
     let mut b3 = remembered.b3;
     let mut decision = Decision::Copied;
     if let Some(fragments) = checked.fragments.filter(|fragments| !fragments.malformed) {
         if !belongs(&fragments, remembered.b3.ids) {
-            return (Decision::Conflict, Vec::new());
+            return Relayed {
+                decision: Decision::Conflict,
+                says: None,
+                edits: Vec::new(),
+            };
         }
         decision = Decision::Completed;
     }
-    if checked.b3.sampling != Sampling::Defer {
+    if let Some(decided) = checked.b3.sampling.decided() {
         // A decision of the application's own stays.
-        b3.sampling = checked.b3.sampling;
+        if b3.sampling.decided() != Some(decided) || checked.b3.sampling == Sampling::Debug {
+            b3.sampling = checked.b3.sampling;
+        }
         decision = Decision::Completed;
     }
-    let mut edits = if remembered.b3.is_empty() {
+    let says = if remembered.b3.is_empty() {
         decision = Decision::NoContext;
-        Vec::new()
+        None
     } else {
-        rewrite(headers, &b3, remembered.forms)
+        Some((b3, remembered.forms.and(checked.forms)))
     };
+    let mut edits = Vec::new();
     for (name, value) in &remembered.copied {
         let Some(index) = copy.iter().position(|wanted| wanted == name) else {
             continue;
@@ -275,7 +294,11 @@ pub fn decide(
             edits.push(Edit::Add(name.clone().into(), value.clone()));
         }
     }
-    (decision, edits)
+    Relayed {
+        decision,
+        says,
+        edits,
+    }
 }
 
 /// What a call breaks of the rules about propagation, beside the request that
