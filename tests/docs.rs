@@ -138,6 +138,20 @@ fn tables_are_those_of_the_code() {
 }
 
 #[test]
+fn every_label_is_named_for_istio() {
+    let mut labels: Vec<&str> = FAMILIES
+        .iter()
+        .flat_map(|family| family.labels)
+        .copied()
+        .collect();
+    labels.sort_unstable();
+    labels.dedup();
+    let list = format!("\"extraStatTags\": [\"{}\"]", labels.join("\", \""));
+    let readme = include_str!("../README.md").replace('\n', " ");
+    assert!(readme.contains(&list), "{list}");
+}
+
+#[test]
 fn the_number_of_rules_is_told_right() {
     let text = format!("[{} rules](docs/rules.md)", Rule::ALL.len());
     assert!(include_str!("../README.md").contains(&text), "{text}");

@@ -57,7 +57,7 @@ def wasm_path() -> Path:
     """The filter: ``B3RELAY_WASM`` in the environment, or the one that was built."""
     path = Path(os.environ.get("B3RELAY_WASM") or ROOT / "dist" / "b3relay.wasm")
     if not path.is_file():
-        raise MeshError(f"no filter at {path}: run `make`, or set B3RELAY_WASM")
+        raise MeshError(f"no filter at {path}: run `make wasm`, or set B3RELAY_WASM")
     return path.resolve()
 
 

@@ -114,7 +114,7 @@ class Plain:
     def __init__(
         self,
         listeners: Mapping[str, tuple[Direction, str | None]],
-        extra_stat_tags: Sequence[str] = ("rule", "direction", "decision", "reason"),
+        extra_stat_tags: Sequence[str] = ("rule", "direction", "decision", "reason", "action"),
         concurrency: int = 2,
     ) -> None:
         self._listeners = dict(listeners)
