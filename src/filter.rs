@@ -1,6 +1,6 @@
 //! One request: check it, repair or answer it, remember it or relay to it.
 
-use crate::b3::{B3, Sampling};
+use crate::b3::{B3, Ids, Sampling};
 use crate::check::{Checked, Finding, Forms, check};
 use crate::config::{Config, Direction, Incoming, Mode, ReportHeader};
 use crate::header::{self, Edit, Field, TraceHeaders};
@@ -302,18 +302,23 @@ fn rewrites(finding: &Finding<'_>) -> bool {
     finding.rule.repair().rewrites()
 }
 
-/// Debug is the one thing that not everybody reads in a single header (D04).
-fn readable_by_all((b3, forms): (B3, Forms)) -> (B3, Forms) {
-    match forms.single && b3.sampling == Sampling::Debug {
-        true => (
-            b3,
-            Forms {
-                multi: true,
-                single: false,
-            },
-        ),
-        false => (b3, forms),
+/// What a single header cannot say so that everybody reads it: debug (D04) goes
+/// into the multiple headers, and a parent without a decision (B06), for which
+/// the grammar has no place, is left out of both.
+fn readable_by_all((mut b3, mut forms): (B3, Forms)) -> (B3, Forms) {
+    if forms.single && b3.sampling == Sampling::Debug {
+        forms = Forms {
+            multi: true,
+            single: false,
+        };
     }
+    if forms.single && b3.sampling == Sampling::Defer {
+        b3.ids = b3.ids.map(|ids| Ids {
+            parent: None,
+            ..ids
+        });
+    }
+    (b3, forms)
 }
 
 /// The first of several request IDs, which Envoy joins with commas; `None` if
