@@ -1,13 +1,16 @@
-//! The one file that calls Envoy: the host functions of the proxy-wasm ABI
-//! 0.2.1 that b3relay uses.
+//! The proxy-wasm ABI 0.2.1, as far as b3relay uses it: what Envoy calls, and what
+//! is called of Envoy.
 //!
-//! The SDK's own wrappers panic on a status that they do not expect, on a
-//! header name that is not UTF-8, and when a log line cannot be written; a
-//! panic kills the VM of every plugin that shares it on the worker. Here every
-//! status but OK is an error like any other.
+//! There is a SDK for this (the crate proxy-wasm). Without it, because
+//! - its host calls panic on a status that they do not expect, on a header name
+//!   that is not UTF-8, and when a log line cannot be written, and a panic kills
+//!   the VM of every plugin that shares it on the worker; here every status but OK
+//!   is an error like any other;
+//! - it exports every callback that there is, and Envoy calls what is exported, for
+//!   each request: docs/benchmarks.md has what that costs.
 #![allow(unsafe_code)]
 
-use crate::header;
+use crate::{header, host};
 use std::ptr;
 
 /// A status other than OK (0), as the ABI numbers them: 1 not found, 2 bad
@@ -65,6 +68,7 @@ unsafe extern "C" {
         value_size: Size,
         cas: u32,
     ) -> u32;
+    fn proxy_set_tick_period_milliseconds(period: u32) -> u32;
     fn proxy_define_metric(kind: u32, name: Bytes, name_size: Size, id: *mut u32) -> u32;
     fn proxy_increment_metric(id: u32, offset: i64) -> u32;
     fn proxy_send_local_response(
@@ -77,6 +81,74 @@ unsafe extern "C" {
         headers_size: Size,
         grpc_status: i32,
     ) -> u32;
+}
+
+#[link(wasm_import_module = "wasi_snapshot_preview1")]
+unsafe extern "C" {
+    fn random_get(buffer: *mut u8, size: Size) -> u16;
+}
+
+unsafe extern "C" {
+    /// The constructors of wasi-libc, put together by the linker.
+    fn __wasm_call_ctors();
+}
+
+// What Envoy looks for when it loads a module, and calls. A callback that is
+// not here is not called. Numbers are those of the ABI.
+
+#[unsafe(no_mangle)]
+extern "C" fn proxy_abi_version_0_2_1() {}
+
+#[unsafe(no_mangle)]
+extern "C" fn _initialize() {
+    // SAFETY: once, before anything else.
+    unsafe { __wasm_call_ctors() };
+    host::start();
+}
+
+/// Where Envoy puts what a host call returns, as a boxed slice of that length.
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_memory_allocate(size: Size) -> *mut u8 {
+    let mut buffer = Vec::with_capacity(size);
+    let data = buffer.as_mut_ptr();
+    std::mem::forget(buffer);
+    data
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_context_create(context: u32, parent: u32) {
+    host::create(context, parent);
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_configure(context: u32, _configuration_size: Size) -> u32 {
+    u32::from(host::configure(context))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_tick(_context: u32) {
+    host::tick();
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_request_headers(context: u32, _headers: Size, _end_of_stream: u32) -> u32 {
+    const CONTINUE: u32 = 0;
+    const PAUSE: u32 = 1;
+    match host::request_headers(context) {
+        true => CONTINUE,
+        false => PAUSE,
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_response_headers(context: u32, _headers: Size, _end_of_stream: u32) -> u32 {
+    host::response_headers(context);
+    0
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn proxy_on_delete(context: u32) {
+    host::delete(context);
 }
 
 fn checked(status: u32) -> Result<(), Failure> {
@@ -94,9 +166,8 @@ fn bytes(call: impl FnOnce(*mut *mut u8, *mut Size) -> u32) -> Result<Vec<u8>, F
     if data.is_null() {
         return Ok(Vec::new());
     }
-    // SAFETY: the host has allocated `size` bytes at `data` with the module's
-    // own `proxy_on_memory_allocate` (in the SDK), a boxed slice of just that
-    // length, and has handed them over.
+    // SAFETY: the host has allocated `size` bytes at `data` with
+    // `proxy_on_memory_allocate`, has filled them, and has handed them over.
     Ok(unsafe { Vec::from_raw_parts(data, size, size) })
 }
 
@@ -114,6 +185,19 @@ pub(crate) fn now() -> Result<u64, Failure> {
     let mut time = 0;
     checked(unsafe { proxy_get_current_time_nanoseconds(&mut time) })?;
     Ok(time)
+}
+
+/// 16 random bytes; zeros if there is no randomness, which Envoy always has.
+pub(crate) fn random() -> [u8; 16] {
+    let mut bytes = [0; 16];
+    // The result is a WASI error number; bytes that stay zero say enough.
+    let _ = unsafe { random_get(bytes.as_mut_ptr(), bytes.len()) };
+    bytes
+}
+
+/// Asks for a call of `proxy_on_tick` every so many milliseconds.
+pub(crate) fn set_tick_period(period_ms: u32) -> Result<(), Failure> {
+    checked(unsafe { proxy_set_tick_period_milliseconds(period_ms) })
 }
 
 /// The plugin's configuration.
@@ -165,7 +249,7 @@ impl Map {
 }
 
 /// A shared value and its CAS number.
-pub(crate) fn shared_data(key: &str) -> Result<(Vec<u8>, u32), Failure> {
+pub(crate) fn shared_data(key: &[u8]) -> Result<(Vec<u8>, u32), Failure> {
     let mut cas = 0;
     let value = bytes(|data, size| unsafe {
         proxy_get_shared_data(key.as_ptr(), key.len(), data, size, &mut cas)
@@ -174,7 +258,7 @@ pub(crate) fn shared_data(key: &str) -> Result<(Vec<u8>, u32), Failure> {
 }
 
 /// Sets a shared value, if its CAS number is still this one.
-pub(crate) fn set_shared_data(key: &str, value: &[u8], cas: u32) -> Result<(), Failure> {
+pub(crate) fn set_shared_data(key: &[u8], value: &[u8], cas: u32) -> Result<(), Failure> {
     let (k, v) = (key.as_ptr(), value.as_ptr());
     checked(unsafe { proxy_set_shared_data(k, key.len(), v, value.len(), cas) })
 }

@@ -22,22 +22,39 @@ pub struct Finding<'a> {
     pub value: &'a [u8],
 }
 
-/// Which forms of B3 a request uses.
+/// Which forms a context is in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Forms {
     /// At least one `x-b3-*` header.
     pub multi: bool,
     /// The `b3` header.
     pub single: bool,
+    /// `traceparent`, of the same trace.
+    pub w3c: bool,
 }
 
 impl Forms {
-    /// Both kinds of forms.
+    /// The forms of both.
     pub fn and(self, other: Self) -> Self {
         Self {
             multi: self.multi || other.multi,
             single: self.single || other.single,
+            w3c: self.w3c || other.w3c,
         }
+    }
+
+    /// These forms without those.
+    pub fn without(self, other: Self) -> Self {
+        Self {
+            multi: self.multi && !other.multi,
+            single: self.single && !other.single,
+            w3c: self.w3c && !other.w3c,
+        }
+    }
+
+    /// No form at all.
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
     }
 }
 
@@ -63,8 +80,10 @@ impl Fragments {
 /// What was found in the headers of one request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checked<'a> {
-    /// The context, as b3relay reads it.
+    /// The context in B3, as b3relay reads it.
     pub b3: B3,
+    /// The `traceparent`, if there is one that can be read.
+    pub w3c: Option<TraceParent>,
     /// The forms that the request uses.
     pub forms: Forms,
     /// `b3` is a sampling decision and nothing else.
@@ -91,13 +110,8 @@ pub fn check<'a>(headers: &TraceHeaders<'a>) -> Checked<'a> {
             Some(fragments).filter(|fragments| !fragments.is_empty())
         }
     };
-    checker.w3c(headers.traceparent, &b3, fragments);
-    // In the order of the table, whichever header was read first.
-    checker.findings.sort_by_key(|finding| finding.rule);
-    // The parts of one `b3` may break one rule several times.
-    checker
-        .findings
-        .dedup_by_key(|finding| (finding.rule, finding.header));
+    let w3c = checker.w3c(headers.traceparent, &b3, fragments);
+    let w3c_too = |w3c: TraceParent| b3.ids.is_none_or(|ids| ids.trace.same(w3c.trace));
     Checked {
         b3,
         forms: Forms {
@@ -106,7 +120,9 @@ pub fn check<'a>(headers: &TraceHeaders<'a>) -> Checked<'a> {
                 .iter()
                 .any(|(_, field)| field.value().is_some()),
             single: headers.b3.value().is_some(),
+            w3c: w3c.is_some_and(w3c_too),
         },
+        w3c,
         single_decides: matches!(single, SingleForm::Read(B3 { ids: None, .. })),
         fragments,
         findings: checker.findings,
@@ -154,12 +170,24 @@ struct Checker<'a> {
 }
 
 impl<'a> Checker<'a> {
+    /// In the order of the table, whichever header was read first.
     fn found(&mut self, rule: Rule, header: &'static str, value: &'a [u8]) {
-        self.findings.push(Finding {
-            rule,
-            header,
-            value,
-        });
+        let before = |other: &Finding<'_>| other.rule <= rule;
+        let at = self.findings.iter().take_while(|other| before(other));
+        let at = at.count();
+        // The parts of one `b3` may break one rule several times.
+        let mut same = self.findings.iter();
+        if same.any(|other| (other.rule, other.header) == (rule, header)) {
+            return;
+        }
+        self.findings.insert(
+            at,
+            Finding {
+                rule,
+                header,
+                value,
+            },
+        );
     }
 
     fn request_id(&mut self, field: Field<'a>) {
@@ -191,12 +219,17 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn w3c(&mut self, field: Field<'a>, b3: &B3, fragments: Option<Fragments>) {
-        let Some(value) = field.value() else { return };
+    fn w3c(
+        &mut self,
+        field: Field<'a>,
+        b3: &B3,
+        fragments: Option<Fragments>,
+    ) -> Option<TraceParent> {
+        let value = field.value()?;
         let name = header::TRACEPARENT;
         let Some(read) = TraceParent::read(value) else {
             self.found(Rule::W04, name, value);
-            return;
+            return None;
         };
         match b3.ids {
             Some(ids) if !ids.trace.same(read.trace) => self.found(Rule::W01, name, value),
@@ -208,6 +241,7 @@ impl<'a> Checker<'a> {
             }
             _ => {}
         }
+        Some(read)
     }
 
     /// The one value that a B3 header stands for. `None` if it is absent or

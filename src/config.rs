@@ -3,10 +3,12 @@
 //! Every key is optional. What is not understood is refused by name, so that a
 //! typing error cannot switch anything off unseen.
 
-use crate::header;
+use crate::check::Forms;
+use crate::docs;
+use crate::header::{self, Pattern, Wanted};
+use crate::json::Value;
 use crate::rules::{Rule, Severity};
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
-use serde_json::Value;
+use crate::store::KEYS_MOST;
 use std::fmt;
 
 /// Which way the requests of a listener go.
@@ -64,6 +66,41 @@ pub enum ReportHeader {
     Response,
 }
 
+/// Whose span a relayed call says it is of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SpanIds {
+    /// The one that the application serves the request in.
+    #[default]
+    Forward,
+    /// One of its own, for a callee that takes it over.
+    Child,
+}
+
+/// What is done with calls to hosts outside the mesh.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Outside {
+    /// Nothing is copied onto them.
+    #[default]
+    Leave,
+    /// They get what calls inside get.
+    Relay,
+    /// What they carry about the trace is removed.
+    Strip,
+}
+
+/// What requests are looked up by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyOf {
+    /// `x-request-id`
+    RequestId,
+    /// The trace ID of the `traceparent`.
+    TraceParent,
+    /// The trace ID in B3.
+    B3,
+    /// Another header: index into [`Wanted::keys`].
+    Header(usize),
+}
+
 /// The configuration of one plugin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -75,8 +112,18 @@ pub struct Config {
     pub relay: bool,
     /// `generate_request_id`
     pub generate_request_id: bool,
-    /// `copy_headers`, with `x-ot-span-context` before it.
-    pub copy: Vec<String>,
+    /// `copy_headers`, and the names of `keys` that are headers.
+    pub wanted: Wanted,
+    /// `keys`
+    pub keys: Vec<KeyOf>,
+    /// `emit`; `None` for the forms that the context came in.
+    pub emit: Option<Forms>,
+    /// `span_ids`
+    pub span_ids: SpanIds,
+    /// `outside`
+    pub outside: Outside,
+    /// `mesh_hosts`: a name, or `*` and the end of some; in lower case.
+    pub mesh_hosts: Vec<String>,
     /// `capacity`
     pub capacity: u32,
     /// `grace_ms`
@@ -110,7 +157,12 @@ impl Default for Config {
             direction: None,
             relay: true,
             generate_request_id: true,
-            copy: vec![header::OT_SPAN_CONTEXT.to_string()],
+            wanted: Wanted::default(),
+            keys: vec![KeyOf::RequestId, KeyOf::TraceParent, KeyOf::B3],
+            emit: None,
+            span_ids: SpanIds::Forward,
+            outside: Outside::Leave,
+            mesh_hosts: Vec::new(),
             capacity: 4096,
             grace_ms: 1000,
             log_lines_per_minute: 60,
@@ -142,7 +194,9 @@ pub const KEYS: &[Key] = &[
         name: "mode",
         default: "\"observe\"",
         allowed: "\"observe\", \"repair\" or \"enforce\"",
-        meaning: "What to do about a broken rule: report it; rewrite the B3 headers so that every implementation reads the same; or answer requests that break a rule of severity error.",
+        meaning: docs(
+            "What to do about a broken rule: report it; rewrite the B3 headers so that every implementation reads the same; or answer requests that break a rule of severity error.",
+        ),
         set: |config, value| {
             config.mode = match value.as_str()? {
                 "observe" => Mode::Observe,
@@ -157,7 +211,9 @@ pub const KEYS: &[Key] = &[
         name: "direction",
         default: "\"auto\"",
         allowed: "\"auto\", \"inbound\" or \"outbound\"",
-        meaning: "Which way the requests of the listener go. `auto` asks the listener (`traffic_direction`), which is right in Istio's sidecars; set it where a listener has none.",
+        meaning: docs(
+            "Which way the requests of the listener go. `auto` asks the listener (`traffic_direction`), which is right in Istio's sidecars; set it where a listener has none.",
+        ),
         set: |config, value| {
             config.direction = match value.as_str()? {
                 "auto" => None,
@@ -172,7 +228,9 @@ pub const KEYS: &[Key] = &[
         name: "relay",
         default: "true",
         allowed: "true or false",
-        meaning: "Remember the context of inbound requests and copy it onto the calls made for them. `false` only checks.",
+        meaning: docs(
+            "Remember the context of inbound requests and copy it onto the calls made for them. `false` only checks.",
+        ),
         set: |config, value| {
             config.relay = value.as_bool()?;
             Some(())
@@ -182,7 +240,9 @@ pub const KEYS: &[Key] = &[
         name: "generate_request_id",
         default: "true",
         allowed: "true or false",
-        meaning: "Give an inbound request without an `x-request-id`, or with an empty one, a UUIDv4.",
+        meaning: docs(
+            "Give an inbound request without an `x-request-id`, or with an empty one, a UUIDv4.",
+        ),
         set: |config, value| {
             config.generate_request_id = value.as_bool()?;
             Some(())
@@ -191,27 +251,150 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "copy_headers",
         default: "[]",
-        allowed: "a list of at most 32 header names, other than x-request-id, b3, x-b3-*, names that begin with a colon, and those that belong to a connection or frame a message (host, connection, te, upgrade, content-length, ...)",
-        meaning: "Headers to copy besides the seven of Istio's guide, such as `baggage` or `end-user`. A call that carries one already keeps it, and one that carries a context of its own is left as it is.",
+        allowed: "a list of at most 32 header names, or beginnings of names followed by `*`; none that begins with a colon, and none that belongs to a connection or frames a message (host, connection, te, upgrade, content-length, ...)",
+        meaning: docs(
+            "Headers to copy besides the seven of Istio's guide, such as `baggage`, `end-user` or `x-tenant-*`. A call that carries one already keeps it.",
+        ),
         set: |config, value| {
             let names = value.as_array()?;
             if names.len() > 32 {
                 return None;
             }
             for name in names {
-                let name = header_name(name.as_str()?)?;
-                if !config.copy.contains(&name) {
-                    config.copy.push(name);
+                let pattern = pattern(name.as_str()?)?;
+                if !config.wanted.copy.contains(&pattern) {
+                    config.wanted.copy.push(pattern);
                 }
             }
             Some(())
         },
     },
     Key {
+        name: "keys",
+        default: "[\"x-request-id\", \"traceparent\", \"b3\"]",
+        allowed: "a list of 1 to 4 of \"x-request-id\", \"traceparent\", \"b3\" and names of other headers, each once",
+        meaning: docs(
+            "What a call is recognised by, best first. `traceparent` and `b3` (in either form) stand for the trace ID in them: an application that carries on a `traceparent`, or just a part of B3, is recognised by it. A name of your own, such as `x-correlation-id`, stands for its value, up to 255 bytes.",
+        ),
+        set: |config, value| {
+            let names = value.as_array()?;
+            config.keys.clear();
+            for name in names {
+                let key = match name.as_str()?.to_ascii_lowercase().as_str() {
+                    header::REQUEST_ID => KeyOf::RequestId,
+                    header::TRACEPARENT => KeyOf::TraceParent,
+                    header::B3 => KeyOf::B3,
+                    name => {
+                        config
+                            .wanted
+                            .keys
+                            .push(header_name(name).filter(|name| !is_ours(name))?);
+                        KeyOf::Header(config.wanted.keys.len() - 1)
+                    }
+                };
+                config.keys.push(key);
+            }
+            let again = |(n, key): (usize, &KeyOf)| {
+                let name = |key: &KeyOf| match key {
+                    KeyOf::Header(index) => config.wanted.keys.get(*index),
+                    _ => None,
+                };
+                let before = config.keys.iter().take(n);
+                before
+                    .into_iter()
+                    .any(|other| other == key || (name(key).is_some() && name(other) == name(key)))
+            };
+            let repeats = config.keys.iter().enumerate().any(again);
+            ((1..=KEYS_MOST).contains(&config.keys.len()) && !repeats).then_some(())
+        },
+    },
+    Key {
+        name: "emit",
+        default: "\"received\"",
+        allowed: "\"received\", or a list of \"b3multi\", \"b3\" and \"w3c\"",
+        meaning: docs(
+            "The forms in which a context is copied: those that it came in, or those of the list. With a list, a request that carries a context of its own gets the forms it lacks, inbound ones too: `[\"b3multi\", \"w3c\"]` gives the application a `traceparent` made from B3.",
+        ),
+        set: |config, value| {
+            config.emit = match value {
+                Value::String(text) if text == "received" => None,
+                _ => {
+                    let mut forms = Forms::default();
+                    for form in value.as_array()? {
+                        match form.as_str()? {
+                            "b3multi" => forms.multi = true,
+                            "b3" => forms.single = true,
+                            "w3c" => forms.w3c = true,
+                            _ => return None,
+                        }
+                    }
+                    Some(forms).filter(|forms| !forms.is_empty())?.into()
+                }
+            };
+            Some(())
+        },
+    },
+    Key {
+        name: "span_ids",
+        default: "\"forward\"",
+        allowed: "\"forward\" or \"child\"",
+        meaning: docs(
+            "The span that a call says it is of: the one that the application serves the request in, or a new child of it. `child` is for callees that share span IDs, which Istio's sidecars do not: see [docs/forms.md](docs/forms.md).",
+        ),
+        set: |config, value| {
+            config.span_ids = match value.as_str()? {
+                "forward" => SpanIds::Forward,
+                "child" => SpanIds::Child,
+                _ => return None,
+            };
+            Some(())
+        },
+    },
+    Key {
+        name: "outside",
+        default: "\"leave\"",
+        allowed: "\"leave\", \"relay\" or \"strip\"",
+        meaning: docs(
+            "What to do with calls to hosts outside the mesh: copy nothing onto them; treat them as any other; or remove what they carry about the trace (all headers of the guide but `x-request-id`, `traceparent`, `tracestate` and the copy list). Hosts without a dot and those under `.svc` are inside; of others Istio's cluster tells.",
+        ),
+        set: |config, value| {
+            config.outside = match value.as_str()? {
+                "leave" => Outside::Leave,
+                "relay" => Outside::Relay,
+                "strip" => Outside::Strip,
+                _ => return None,
+            };
+            Some(())
+        },
+    },
+    Key {
+        name: "mesh_hosts",
+        default: "[]",
+        allowed: "a list of at most 64 host names, each with or without `*` as its beginning",
+        meaning: docs(
+            "Further hosts that are inside the mesh, such as `*.internal.example.com`: services that a ServiceEntry adds.",
+        ),
+        set: |config, value| {
+            let hosts = value.as_array()?;
+            for host in hosts {
+                let host = host.as_str()?.to_ascii_lowercase();
+                let rest = host.strip_prefix('*').unwrap_or(&host);
+                let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte);
+                if rest.is_empty() || rest.len() > 255 || !rest.bytes().all(good) {
+                    return None;
+                }
+                config.mesh_hosts.push(host);
+            }
+            (hosts.len() <= 64).then_some(())
+        },
+    },
+    Key {
         name: "capacity",
         default: "4096",
         allowed: "a whole number from 64 to 65536",
-        meaning: "Requests in flight in one pod for which there is room for sure, at about 110 bytes each and what is copied besides the context. The store has 1024 buckets with a reserve for an uneven spread (4096: 22 entries each); where one is full, its oldest entry is forgotten, and counted.",
+        meaning: docs(
+            "Requests in flight in one pod for which there is room for sure, with 1 KiB for each on average (an entry has about 150 bytes for each key, and what is copied besides the context). Beyond that the oldest is forgotten, and counted. Each worker of Envoy that receives requests has room for so many, twice: in its own memory, and in that shared with the others.",
+        ),
         set: |config, value| {
             config.capacity = within(value, 64, 65536)?;
             Some(())
@@ -221,7 +404,9 @@ pub const KEYS: &[Key] = &[
         name: "grace_ms",
         default: "1000",
         allowed: "a whole number from 0 to 60000",
-        meaning: "Milliseconds after the response during which calls still get the request's context.",
+        meaning: docs(
+            "Milliseconds after the response during which calls still get the request's context.",
+        ),
         set: |config, value| {
             config.grace_ms = within(value, 0, 60000)?.into();
             Some(())
@@ -231,7 +416,9 @@ pub const KEYS: &[Key] = &[
         name: "log_lines_per_minute",
         default: "60",
         allowed: "a whole number from 0 to 6000",
-        meaning: "Log lines about broken rules, for each worker; what is left out is counted in the next line. Metrics count everything.",
+        meaning: docs(
+            "Log lines about broken rules, for each worker; what is left out is counted in the next line. Metrics count everything.",
+        ),
         set: |config, value| {
             config.log_lines_per_minute = within(value, 0, 6000)?;
             Some(())
@@ -241,10 +428,13 @@ pub const KEYS: &[Key] = &[
         name: "rules",
         default: "{}",
         allowed: "an object of rule IDs, each with \"off\", \"info\", \"warn\" or \"error\"",
-        meaning: "Rules to switch off, raise or lower, such as `{\"L04\": \"off\"}`.",
+        meaning: docs("Rules to switch off, raise or lower, such as `{\"L04\": \"off\"}`."),
         set: |config, value| {
             for (id, severity) in value.as_object()? {
                 let rule = Rule::ALL.iter().find(|rule| rule.id() == id)?;
+                if config.rules.iter().any(|(known, _)| known == rule) {
+                    return None;
+                }
                 let severity = match severity.as_str()? {
                     "off" => None,
                     "info" => Some(Severity::Info),
@@ -261,7 +451,9 @@ pub const KEYS: &[Key] = &[
         name: "enforce_status",
         default: "400",
         allowed: "a whole number from 400 to 599",
-        meaning: "The status of the answers of mode `enforce`. Envoy closes an HTTP/1.1 connection after a 400, and keeps it after others.",
+        meaning: docs(
+            "The status of the answers of mode `enforce`. Envoy closes an HTTP/1.1 connection after a 400, and keeps it after others.",
+        ),
         set: |config, value| {
             config.enforce_status = within(value, 400, 599)?;
             Some(())
@@ -271,7 +463,9 @@ pub const KEYS: &[Key] = &[
         name: "report_header",
         default: "\"off\"",
         allowed: "\"off\", \"request\" or \"response\"",
-        meaning: "Say in a header `x-b3relay`, of the request that goes on or of the response, what was found and done: for trying it with curl.",
+        meaning: docs(
+            "Say in a header `x-b3relay`, of the request that goes on or of the response, what was found and done: for trying it with curl.",
+        ),
         set: |config, value| {
             config.report_header = match value.as_str()? {
                 "off" => ReportHeader::Off,
@@ -286,7 +480,9 @@ pub const KEYS: &[Key] = &[
         name: "incoming_b3",
         default: "\"trust\"",
         allowed: "\"trust\", \"ignore\" or \"drop\"",
-        meaning: "What to do with the B3 headers that requests bring, calls of the application excepted: use them; pass them on unread; or remove them. For edges without a tracer, where a client must not force sampling or join traces: see [docs/trust.md](docs/trust.md) first.",
+        meaning: docs(
+            "What to do with the B3 headers that requests bring, calls of the application excepted: use them; pass them on unread; or remove them. For edges without a tracer, where a client must not force sampling or join traces: see [docs/trust.md](docs/trust.md) first.",
+        ),
         set: |config, value| {
             config.incoming = match value.as_str()? {
                 "trust" => Incoming::Trust,
@@ -307,24 +503,23 @@ fn within(value: &Value, least: u32, most: u32) -> Option<u32> {
 /// A header name that may be copied, in lower case.
 fn header_name(name: &str) -> Option<String> {
     let name = name.to_ascii_lowercase();
-    // RFC 9110, section 5.6.2.
-    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    let ours = name == header::REQUEST_ID || name == header::B3 || name.starts_with("x-b3-");
+    // RFC 9110, section 5.6.2; `*` may be in a name, but stands for others here.
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'+-.^_`|~".contains(&byte);
     let fits = (1..=255).contains(&name.len()) && name.bytes().all(token);
-    // RFC 9110, section 7.6.1, and what frames or routes a message.
-    let of_the_connection = [
-        "host",
-        "connection",
-        "proxy-connection",
-        "keep-alive",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "content-length",
-        "expect",
-    ];
-    (fits && !ours && !of_the_connection.contains(&name.as_str())).then_some(name)
+    (fits && !header::is_of_the_connection(name.as_bytes())).then_some(name)
+}
+
+/// A header that is copied, or read, whatever the configuration says.
+fn is_ours(name: &str) -> bool {
+    name == header::REQUEST_ID || name == header::B3 || name.starts_with("x-b3-")
+}
+
+/// A name of the copy list, or the beginning of some.
+fn pattern(text: &str) -> Option<Pattern> {
+    match text.strip_suffix('*') {
+        Some(prefix) => header_name(prefix).map(Pattern::Prefix),
+        None => header_name(text).map(Pattern::Name),
+    }
 }
 
 /// Why a configuration was refused.
@@ -360,10 +555,16 @@ impl Config {
         if bytes.trim_ascii().is_empty() {
             return Ok(config);
         }
-        let Entries(entries) = serde_json::from_slice(bytes)
+        let value: Value = serde_json::from_slice(bytes)
             .map_err(|error| ConfigError(format!("configuration: {error}")))?;
+        let Some(entries) = value.as_object() else {
+            return Err(ConfigError(format!(
+                "configuration: found {}, allowed: a JSON object such as {{\"mode\": \"observe\"}}",
+                cut(&value.to_string())
+            )));
+        };
         let mut seen: Vec<&str> = Vec::new();
-        for (name, value) in &entries {
+        for (name, value) in entries {
             let Some(key) = KEYS.iter().find(|key| key.name == name) else {
                 let known: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
                 return Err(ConfigError(format!(
@@ -407,33 +608,6 @@ fn cut(text: &str) -> String {
     short
 }
 
-/// The entries of a JSON object, in order, repeated keys included.
-struct Entries(Vec<(String, Value)>);
-
-impl<'de> Deserialize<'de> for Entries {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-
-        impl<'de> Visitor<'de> for Object {
-            type Value = Entries;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON object such as {\"mode\": \"observe\"}")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
-                let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
-                }
-                Ok(Entries(entries))
-            }
-        }
-
-        deserializer.deserialize_map(Object)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -470,6 +644,11 @@ mod tests {
             ("relay", "false"),
             ("generate_request_id", "false"),
             ("copy_headers", "[\"Baggage\"]"),
+            ("keys", "[\"x-correlation-id\", \"x-request-id\"]"),
+            ("emit", "[\"b3\"]"),
+            ("span_ids", "\"child\""),
+            ("outside", "\"strip\""),
+            ("mesh_hosts", "[\"*.example.com\"]"),
             ("capacity", "64"),
             ("grace_ms", "0"),
             ("log_lines_per_minute", "0"),
@@ -494,8 +673,8 @@ mod tests {
         assert_eq!(
             error(r#"{"mod": "repair"}"#),
             "configuration key `mod` is not known; known keys are mode, direction, relay, \
-             generate_request_id, copy_headers, capacity, grace_ms, log_lines_per_minute, rules, \
-             enforce_status, report_header, incoming_b3"
+             generate_request_id, copy_headers, keys, emit, span_ids, outside, mesh_hosts, capacity, \
+             grace_ms, log_lines_per_minute, rules, enforce_status, report_header, incoming_b3"
         );
         assert_eq!(
             error(r#"{"mode": "watch"}"#),
@@ -524,8 +703,8 @@ mod tests {
         for bad in [
             "[\"\"]",
             "[\":path\"]",
-            "[\"b3\"]",
-            "[\"X-B3-TraceId\"]",
+            "[\"*\"]",
+            "[\"a*b\"]",
             "[\"a b\"]",
             "[1]",
             "\"a\"",
@@ -590,8 +769,7 @@ mod tests {
         );
         assert_eq!(
             error("[1]"),
-            "configuration: invalid type: sequence, expected a JSON object such as \
-             {\"mode\": \"observe\"} at line 1 column 0"
+            "configuration: found [1], allowed: a JSON object such as {\"mode\": \"observe\"}"
         );
     }
 

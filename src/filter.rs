@@ -2,13 +2,14 @@
 
 use crate::b3::{B3, Ids, Sampling};
 use crate::check::{Checked, Finding, Forms, check};
-use crate::config::{Config, Direction, Incoming, Mode, ReportHeader};
+use crate::config::{Config, Direction, Incoming, KeyOf, Mode, Outside, ReportHeader};
 use crate::header::{self, Edit, Field, TraceHeaders};
+use crate::key::{self, Key};
 use crate::metrics::{Counter, direction_label};
-use crate::relay::{self, Decision, Remembered};
-use crate::request_id::{self, Key};
+use crate::relay::{self, Decision, Relayed, Remembered};
+use crate::request_id;
 use crate::rules::{Rule, Severity};
-use crate::store::{Limits, SharedData, Store, Ticket};
+use crate::store::{Limits, RequestOf, SharedData, Store, Ticket};
 
 /// What the filter asks of the proxy while it looks at a request.
 pub trait Host: SharedData {
@@ -16,8 +17,8 @@ pub trait Host: SharedData {
     fn now_ms(&self) -> u64;
     /// 16 random bytes.
     fn random(&self) -> [u8; 16];
-    /// A number that no other request of this process gets.
-    fn unique(&self) -> u64;
+    /// The name of the Envoy cluster that the request is routed to.
+    fn cluster(&self) -> Option<Vec<u8>>;
 }
 
 /// An answer in place of the request's own.
@@ -54,7 +55,7 @@ pub const REPORT: &str = "x-b3relay";
 pub struct Filter {
     /// Its configuration.
     pub config: Config,
-    store: Store,
+    limits: Limits,
 }
 
 /// A request on its way through the filter.
@@ -65,21 +66,30 @@ struct Request<'a> {
     request_id: Vec<u8>,
     /// What it is to say in B3, and in which forms; `None` to leave it.
     says: Option<(B3, Forms)>,
+    /// The forms that stay as they are.
+    kept: Forms,
+}
+
+/// What is known of the request that a call belongs to.
+struct LookedUp {
+    /// Why the call is left alone whatever is found.
+    before: Result<(), Decision>,
+    found: Result<(RequestOf, Remembered), Decision>,
 }
 
 impl Filter {
-    /// Opens the store that all filters of the process share.
-    pub fn new(config: Config, host: &impl Host) -> Self {
-        let limits = Limits::for_capacity(config.capacity, config.grace_ms);
-        let [a, b, c, d, e, f, g, h, ..] = host.random();
-        let store = Store::open(host, limits, u64::from_le_bytes([a, b, c, d, e, f, g, h]));
-        Self { config, store }
+    /// A filter with this configuration.
+    pub fn new(config: Config) -> Self {
+        let limits = Limits::for_capacity(config.capacity, config.keys.len(), config.grace_ms);
+        Self { config, limits }
     }
 
-    /// Looks at the headers of a request. `direction` is the configured one, or
-    /// else that of the listener, if it has one.
+    /// Looks at the headers of a request. `store` is that of the worker;
+    /// `direction` is the configured one, or else that of the listener, if it has
+    /// one.
     pub fn request<'a>(
         &self,
+        store: &mut Store,
         host: &impl Host,
         direction: Option<Direction>,
         pairs: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
@@ -88,7 +98,7 @@ impl Filter {
             counters: vec![Counter::Requests(direction)],
             ..Outcome::default()
         };
-        let mut headers = TraceHeaders::read(pairs, &self.config.copy);
+        let mut headers = TraceHeaders::read(pairs, &self.config.wanted);
         // What the application sends is its own.
         if self.config.incoming != Incoming::Trust && direction != Some(Direction::Outbound) {
             headers = self.distrust(headers, &mut outcome);
@@ -100,14 +110,18 @@ impl Filter {
             headers,
             checked,
             says: None,
+            kept: Forms::default(),
         };
         let repairing = self.config.mode == Mode::Repair;
         if let Some(first) = first_of(request.headers.request_id).filter(|_| repairing) {
             request.request_id = first.to_vec();
         }
-        let mut remembered = Err(Decision::Off);
+        let mut looked_up = LookedUp {
+            before: Err(Decision::Off),
+            found: Err(Decision::Off),
+        };
         if direction == Some(Direction::Outbound) && self.config.relay {
-            remembered = self.find(host, &request, &mut outcome);
+            looked_up = self.find(store, host, &request, &mut outcome);
         }
         let enabled = |rule| self.config.severity(rule).is_some();
         outcome.findings.retain(|finding| enabled(finding.rule));
@@ -122,15 +136,18 @@ impl Filter {
             if repaired {
                 request.says = Some((request.checked.b3, request.checked.forms));
             }
+            if direction.is_some() {
+                self.convert(&mut request);
+            }
             if direction == Some(Direction::Outbound) {
-                self.outbound(&mut request, remembered, &mut outcome);
+                self.outbound(host, &mut request, &looked_up, &mut outcome);
             }
             if repairing {
                 request.says = request.says.map(readable_by_all);
             }
             // Once, so that no edit is made up for what another one removes.
             let mut edits = match request.says {
-                Some((b3, forms)) => relay::rewrite(&request.headers, &b3, forms),
+                Some((b3, forms)) => relay::rewrite(&request.headers, &b3, forms, request.kept),
                 None => Vec::new(),
             };
             if let Some(first) = first_of(request.headers.request_id).filter(|_| repaired) {
@@ -141,7 +158,7 @@ impl Filter {
             }
             outcome.edits.extend(edits);
             if direction == Some(Direction::Inbound) {
-                self.inbound(host, &mut request, &mut outcome);
+                self.inbound(store, host, &mut request, &mut outcome);
             }
         }
         match self.config.report_header {
@@ -158,8 +175,8 @@ impl Filter {
     /// The request that the ticket was given for has been served, or broken
     /// off. False if the store could not be updated; its entry then stays until
     /// room is needed.
-    pub fn end(&self, host: &impl Host, ticket: Ticket) -> bool {
-        self.store.end(host, host.now_ms(), ticket)
+    pub fn end(&self, store: &mut Store, host: &impl Host, ticket: Ticket) -> bool {
+        store.end(host, self.limits, host.now_ms(), ticket)
     }
 
     /// The headers without the B3 that came from outside.
@@ -188,7 +205,62 @@ impl Filter {
         headers.without_b3()
     }
 
-    fn inbound<'a>(&self, host: &impl Host, request: &mut Request<'a>, outcome: &mut Outcome<'a>) {
+    /// Adds the forms that `emit` asks for to a context of the request's own.
+    fn convert(&self, request: &mut Request<'_>) {
+        let Some(emit) = self.config.emit else { return };
+        let Request { checked, .. } = request;
+        let b3 = match checked.w3c {
+            Some(w3c) if checked.b3.is_empty() && checked.fragments.is_none() => w3c.b3(),
+            _ => checked.b3,
+        };
+        if b3.ids.is_none() {
+            return;
+        }
+        if request.says.is_none() {
+            request.kept = checked.forms;
+        }
+        request.says = Some((b3, checked.forms.and(emit)));
+    }
+
+    /// The keys that a request can be looked up by, best first. `emitted`: the
+    /// forms that it is given.
+    fn keys(&self, request: &Request<'_>, emitted: Forms) -> Vec<Key> {
+        let Request {
+            headers, checked, ..
+        } = request;
+        let mut keys: Vec<Key> = Vec::with_capacity(self.config.keys.len());
+        let b3 = checked.b3.ids.map(|ids| ids.trace);
+        for key in &self.config.keys {
+            let key = match *key {
+                KeyOf::RequestId => Key::request_id(&request.request_id),
+                KeyOf::TraceParent => {
+                    let made = b3.filter(|_| emitted.w3c && headers.traceparent.value().is_none());
+                    let given = checked.w3c.map(|w3c| w3c.trace);
+                    given.or(made).map(Key::trace)
+                }
+                KeyOf::B3 => {
+                    let part = checked.fragments.and_then(|fragments| fragments.trace);
+                    b3.or(part).map(Key::trace)
+                }
+                KeyOf::Header(index) => {
+                    let value = headers.keys.iter().find(|(named, _)| *named == index);
+                    let name = self.config.wanted.keys.get(index);
+                    name.zip(value)
+                        .and_then(|(name, (_, value))| Key::header(name, value))
+                }
+            };
+            keys.extend(key.filter(|key| !keys.contains(key)));
+        }
+        keys
+    }
+
+    fn inbound<'a>(
+        &self,
+        store: &mut Store,
+        host: &impl Host,
+        request: &mut Request<'a>,
+        outcome: &mut Outcome<'a>,
+    ) {
         if request.request_id.is_empty() && self.config.generate_request_id {
             request.request_id = request_id::generate(host.random()).to_vec();
             let value = request.request_id.as_slice();
@@ -198,16 +270,21 @@ impl Filter {
         if !self.config.relay {
             return;
         }
-        let Some(key) = Key::new(&request.request_id) else {
+        let forms = request.says.map_or(request.checked.forms, |says| says.1);
+        let keys = self.keys(request, forms);
+        if keys.is_empty() {
             outcome.counters.push(Counter::NoKey);
             return;
+        }
+        let (mut remembered, dropped) = Remembered::of(&request.headers, &request.checked);
+        remembered.forms = match request.says {
+            Some((_, forms)) => forms,
+            None => remembered.forms,
         };
-        let Request {
-            headers, checked, ..
-        } = request;
-        let (mut remembered, dropped) = Remembered::of(headers, checked, &self.config.copy);
-        if let Some((_, forms)) = request.says {
-            remembered.forms = forms;
+        if keys.len() > 1 || self.config.keys.first() != Some(&KeyOf::RequestId) {
+            // Whole, or not at all.
+            let id = Some(&request.request_id).filter(|id| id.len() <= key::LONGEST);
+            remembered.request_id = id.cloned().unwrap_or_default();
         }
         for _ in 0..dropped {
             outcome.counters.push(Counter::CopyDropped);
@@ -215,10 +292,7 @@ impl Filter {
         // A request without a context is remembered too: another one with the
         // same request ID must not lend it its own.
         let payload = remembered.encode();
-        let inserted = self
-            .store
-            .insert(host, host.now_ms(), &key, host.unique(), &payload);
-        match inserted {
+        match store.insert(host, self.limits, host.now_ms(), &keys, &payload) {
             Some(inserted) => {
                 outcome.ticket = Some(inserted.ticket);
                 outcome.counters.push(Counter::Remembered);
@@ -226,26 +300,82 @@ impl Filter {
                     outcome.counters.push(Counter::Evicted);
                 }
             }
-            None => outcome.counters.push(Counter::Contention),
+            None => outcome.counters.push(Counter::NotStored),
         }
     }
 
     fn outbound<'a>(
         &self,
+        host: &impl Host,
         request: &mut Request<'a>,
-        remembered: Result<Remembered, Decision>,
+        looked_up: &LookedUp,
         outcome: &mut Outcome<'a>,
     ) {
-        let copy = &self.config.copy;
-        let relayed = remembered
-            .map(|remembered| relay::decide(&request.headers, &request.checked, &remembered, copy));
-        match relayed {
-            Ok(relayed) => {
-                outcome.counters.push(Counter::Calls(relayed.decision));
-                outcome.edits.extend(relayed.edits);
-                request.says = relayed.says.or(request.says);
+        let Request {
+            headers, checked, ..
+        } = request;
+        let mut relayed = match (looked_up.before, &looked_up.found) {
+            (Ok(()), Ok((_, remembered))) => {
+                let new_span = || {
+                    let [a, b, c, d, e, f, g, h, ..] = host.random();
+                    u64::from_le_bytes([a, b, c, d, e, f, g, h])
+                };
+                relay::decide(headers, checked, remembered, &self.config, new_span)
             }
-            Err(decision) => outcome.counters.push(Counter::Calls(decision)),
+            // Its own context is in a traceparent, which `emit` has put into B3.
+            (Ok(()), Err(Decision::Unknown | Decision::NoKey | Decision::Ambiguous))
+                if request.says.is_some() && checked.b3.ids.is_none() && checked.w3c.is_some() =>
+            {
+                Relayed::not(Decision::Present)
+            }
+            (Ok(()), Err(decision)) => Relayed::not(*decision),
+            (Err(Decision::Present), Ok((_, remembered))) => {
+                let trace = |b3: &B3| b3.ids.map(|ids| ids.trace.value());
+                let mut relayed = Relayed::not(Decision::Present);
+                if trace(&checked.b3) == trace(&remembered.b3) {
+                    relayed.edits = relay::copied(headers, remembered, self.config.emit);
+                }
+                relayed
+            }
+            (Err(decision), _) => Relayed::not(decision),
+        };
+        let asked = match self.config.outside {
+            Outside::Relay => false,
+            Outside::Leave => relayed.writes() || request.says.is_some(),
+            Outside::Strip => relayed.writes() || !headers.present().is_empty(),
+        };
+        let authority = headers.authority.value().unwrap_or_default();
+        let mesh_hosts = &self.config.mesh_hosts;
+        if asked && relay::is_outside(authority, mesh_hosts, || host.cluster()) {
+            if relayed.writes() || self.config.outside == Outside::Strip {
+                relayed = Relayed::not(Decision::Outside);
+            }
+            // Repairing what it carries itself is not adding to it.
+            if let Some((_, forms)) = &mut request.says {
+                *forms = request.checked.forms;
+            }
+            if self.config.outside == Outside::Strip {
+                request.says = None;
+                let names = request.headers.present();
+                let names = names
+                    .iter()
+                    .filter_map(|name| std::str::from_utf8(name).ok());
+                let removed = names.map(|name| Edit::remove(name.to_string()));
+                outcome.edits.extend(removed);
+            }
+        }
+        outcome.counters.push(Counter::Calls(relayed.decision));
+        if relayed
+            .edits
+            .iter()
+            .any(|edit| edit.name() == header::REQUEST_ID)
+        {
+            outcome.counters.push(Counter::Restored);
+        }
+        outcome.edits.extend(relayed.edits);
+        if let Some(says) = relayed.says {
+            request.says = Some(says);
+            request.kept = Forms::default();
         }
     }
 
@@ -254,25 +384,58 @@ impl Filter {
     /// the rules about propagation.
     fn find<'a>(
         &self,
+        store: &mut Store,
         host: &impl Host,
         request: &Request<'a>,
         outcome: &mut Outcome<'a>,
-    ) -> Result<Remembered, Decision> {
+    ) -> LookedUp {
         let before = relay::before_lookup(&request.checked, self.config.mode == Mode::Repair);
         if let Err(decision) = before {
             let asked = [Rule::P02, Rule::P03].map(|rule| self.config.severity(rule).is_some());
-            if decision != Decision::Present || asked == [false; 2] {
-                return Err(decision);
+            let copies = !self.config.wanted.copy.is_empty();
+            if decision != Decision::Present || (asked == [false; 2] && !copies) {
+                return LookedUp {
+                    before,
+                    found: Err(decision),
+                };
             }
         }
-        let remembered = Key::new(&request.request_id)
-            .ok_or(Decision::NoKey)
-            .and_then(|key| relay::choose(&self.store.find(host, host.now_ms(), &key)));
-        if let Ok(remembered) = &remembered {
+        let found = self.look_up(store, host, request);
+        if let Ok((_, remembered)) = &found {
             let findings = relay::propagation(&request.headers, &request.checked, remembered);
             outcome.findings.extend(findings);
         }
-        before.and(remembered)
+        LookedUp { before, found }
+    }
+
+    /// By the first key that is known. Where requests of several traces have it,
+    /// a later key may tell which of them it is.
+    fn look_up(
+        &self,
+        store: &mut Store,
+        host: &impl Host,
+        request: &Request<'_>,
+    ) -> Result<(RequestOf, Remembered), Decision> {
+        let now_ms = host.now_ms();
+        let named = relay::named_span(&request.checked);
+        let mut result = Err(Decision::NoKey);
+        let mut among: Option<Vec<RequestOf>> = None;
+        for key in self.keys(request, Forms::default()) {
+            let mut found = store.find(host, self.limits, now_ms, &key);
+            if let Some(among) = &among {
+                found.retain(|found| among.contains(&found.request));
+            }
+            match relay::choose(&found, named, |_| None) {
+                Ok(one) => return Ok(one),
+                Err(Decision::Ambiguous) => {
+                    among = Some(found.iter().map(|found| found.request).collect());
+                    result = Err(Decision::Ambiguous);
+                }
+                Err(decision) if among.is_none() => result = Err(decision),
+                Err(_) => {}
+            }
+        }
+        result
     }
 
     /// The answer to a request that breaks a rule of severity error.
@@ -310,6 +473,7 @@ fn readable_by_all((mut b3, mut forms): (B3, Forms)) -> (B3, Forms) {
         forms = Forms {
             multi: true,
             single: false,
+            ..forms
         };
     }
     if forms.single && b3.sampling == Sampling::Defer {
@@ -340,6 +504,7 @@ fn summary(direction: Option<Direction>, outcome: &Outcome<'_>) -> String {
         Some(match counter {
             Counter::Calls(decision) => decision.label().to_string(),
             Counter::Remembered => "remembered".to_string(),
+            Counter::Restored => "restored x-request-id".to_string(),
             Counter::RequestIds => "generated x-request-id".to_string(),
             Counter::Repaired(_) => "repaired".to_string(),
             Counter::Rejected(_) => "rejected".to_string(),

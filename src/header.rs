@@ -21,6 +21,10 @@ pub const FLAGS: &str = "x-b3-flags";
 pub const B3: &str = "b3";
 /// `traceparent`: W3C Trace Context.
 pub const TRACEPARENT: &str = "traceparent";
+/// `tracestate`: W3C Trace Context, beside `traceparent`.
+pub const TRACESTATE: &str = "tracestate";
+/// The host that a request is for; `host` in HTTP/1.1.
+pub const AUTHORITY: &str = ":authority";
 /// `x-ot-span-context`: opaque, copied verbatim.
 pub const OT_SPAN_CONTEXT: &str = "x-ot-span-context";
 
@@ -154,16 +158,68 @@ pub struct TraceHeaders<'a> {
     pub ot_span_context: Field<'a>,
     /// `traceparent`
     pub traceparent: Field<'a>,
-    /// The headers of the copy list: index into that list, and value; in the
-    /// request's order, repeated ones included.
-    pub copied: Vec<(usize, &'a [u8])>,
+    /// `tracestate`
+    pub tracestate: Field<'a>,
+    /// `:authority`
+    pub authority: Field<'a>,
+    /// `x-ot-span-context` and the headers of the copy list, name and value; in
+    /// the request's order, repeated ones included.
+    pub copied: Vec<(&'a [u8], &'a [u8])>,
+    /// The headers that are look-up keys, besides those with a field of their
+    /// own: index into [`Wanted::keys`], and the first value.
+    pub keys: Vec<(usize, &'a [u8])>,
+}
+
+/// Which headers to pick out, besides those that have a field of their own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// The copy list.
+    pub copy: Vec<Pattern>,
+    /// Names of look-up keys, in lower case.
+    pub keys: Vec<String>,
+}
+
+/// A header name in lower case, or the beginning of some.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pattern {
+    /// This name.
+    Name(String),
+    /// Every name that begins so, but for those that frame a message.
+    Prefix(String),
+}
+
+impl Pattern {
+    fn matches(&self, name: &[u8]) -> bool {
+        match self {
+            Self::Name(wanted) => wanted.as_bytes() == name,
+            Self::Prefix(prefix) => {
+                name.starts_with(prefix.as_bytes()) && !is_of_the_connection(name)
+            }
+        }
+    }
+}
+
+/// Headers that belong to a connection (RFC 9110, section 7.6.1), or that
+/// frame or route a message: they are never copied.
+pub fn is_of_the_connection(name: &[u8]) -> bool {
+    matches!(
+        name,
+        b"host"
+            | b"connection"
+            | b"proxy-connection"
+            | b"keep-alive"
+            | b"te"
+            | b"trailer"
+            | b"transfer-encoding"
+            | b"upgrade"
+            | b"content-length"
+            | b"expect"
+    ) || name.starts_with(b":")
 }
 
 impl<'a> TraceHeaders<'a> {
-    /// One pass over the pairs of a request. `copy` is the copy list: names in
-    /// lower case, other than those with a field of their own here (except
-    /// `x-ot-span-context`, which belongs to both).
-    pub fn read<I>(pairs: I, copy: &[String]) -> Self
+    /// One pass over the pairs of a request.
+    pub fn read<I>(pairs: I, wanted: &Wanted) -> Self
     where
         I: IntoIterator<Item = (&'a [u8], &'a [u8])>,
     {
@@ -171,9 +227,17 @@ impl<'a> TraceHeaders<'a> {
         for (name, value) in pairs {
             if let Some(field) = headers.field(name) {
                 field.add(value);
+                if name == OT_SPAN_CONTEXT.as_bytes() {
+                    headers.copied.push((name, value));
+                }
+                continue;
             }
-            if let Some(index) = copy.iter().position(|wanted| wanted.as_bytes() == name) {
-                headers.copied.push((index, value));
+            if wanted.copy.iter().any(|pattern| pattern.matches(name)) {
+                headers.copied.push((name, value));
+            }
+            let key = wanted.keys.iter().position(|key| key.as_bytes() == name);
+            if let Some(index) = key {
+                headers.keys.push((index, value));
             }
         }
         headers
@@ -190,6 +254,8 @@ impl<'a> TraceHeaders<'a> {
             b"b3" => &mut self.b3,
             b"x-ot-span-context" => &mut self.ot_span_context,
             b"traceparent" => &mut self.traceparent,
+            b"tracestate" => &mut self.tracestate,
+            b":authority" => &mut self.authority,
             _ => return None,
         })
     }
@@ -200,9 +266,33 @@ impl<'a> TraceHeaders<'a> {
             request_id: self.request_id,
             ot_span_context: self.ot_span_context,
             traceparent: self.traceparent,
+            tracestate: self.tracestate,
+            authority: self.authority,
             copied: self.copied.clone(),
+            keys: self.keys.clone(),
             ..Self::default()
         }
+    }
+
+    /// Every header about a trace that is there, by name: the seven of the Istio
+    /// guide, W3C's two, and the copy list.
+    pub fn present(&self) -> Vec<&'a [u8]> {
+        let fields = self.multi().into_iter().chain([
+            (REQUEST_ID, self.request_id),
+            (B3, self.b3),
+            (TRACEPARENT, self.traceparent),
+            (TRACESTATE, self.tracestate),
+        ]);
+        let mut names: Vec<&'a [u8]> = fields
+            .filter(|(_, field)| field.value().is_some())
+            .map(|(name, _)| name.as_bytes())
+            .collect();
+        for (name, _) in &self.copied {
+            if !names.contains(name) {
+                names.push(name);
+            }
+        }
+        names
     }
 
     /// The multiple B3 headers with their names, in the order of the Istio guide.
@@ -303,7 +393,7 @@ mod tests {
             ("x-b3-flags", "1"),
             ("x-b3-flags", "0"),
         ]);
-        let headers = TraceHeaders::read(Pairs::new(&map), &[]);
+        let headers = TraceHeaders::read(Pairs::new(&map), &Wanted::default());
         assert_eq!(headers.b3.value(), Some(&b"0"[..]));
         assert!(headers.b3.repeated() && !headers.b3.differing());
         assert!(headers.flags.differing());

@@ -1,8 +1,7 @@
-//! The module: contexts and callbacks, between Envoy and the filter.
+//! The module: what is done when Envoy calls.
 //!
-//! The SDK hands the callbacks on; host functions are called through
-//! [`crate::abi`]. What fails there is counted and passed over: the request
-//! goes on without what it was for.
+//! [`crate::abi`] has the calls themselves, in both directions. What fails there
+//! is counted and passed over: the request goes on without what it was for.
 
 use crate::abi::{self, Failure, Map};
 use crate::config::{Config, Direction};
@@ -12,20 +11,14 @@ use crate::metrics::Counter;
 use crate::relay::Decision;
 use crate::report::{self, RateLimit};
 use crate::rules::Severity;
-use crate::store::{CasMismatch, SharedData, Ticket};
-use proxy_wasm::traits::{Context, HttpContext, RootContext};
-use proxy_wasm::types::{Action, ContextType};
-use std::cell::{Cell, RefCell};
+use crate::store::{NotSet, SharedData, Store, Ticket};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
 
-proxy_wasm::main! {{
-    // There is no other logger that it could clash with.
-    let _ = log::set_logger(&Logger);
-    log::set_max_level(log::LevelFilter::Info);
-    std::panic::set_hook(Box::new(|panic| abi::log(CRITICAL, &panic.to_string())));
-    proxy_wasm::set_root_context(|_| Box::new(Root { plugin: None }));
-}}
-
+/// How often Envoy is to call [`tick`], in milliseconds.
+const TICK_MS: u32 = 1000;
 const CRITICAL: u32 = 5;
 
 /// Writes to Envoy's log, component `wasm`.
@@ -52,53 +45,180 @@ impl log::Log for Logger {
     fn flush(&self) {}
 }
 
-/// The root context: one for each plugin configuration and worker.
-struct Root {
-    plugin: Option<Rc<Plugin>>,
+/// What the module remembers: one for each VM, and Envoy has a VM on each
+/// worker thread.
+#[derive(Default)]
+struct Module {
+    /// By root context: one for each plugin configuration. `None` until it is
+    /// configured, and if its configuration is bad.
+    plugins: HashMap<u32, Option<Rc<Plugin>>, BuildHasherDefault<ContextId>>,
+    /// By context.
+    streams: HashMap<u32, Stream, BuildHasherDefault<ContextId>>,
+    /// Shared by the plugins: inbound and outbound meet here.
+    store: Option<Store>,
 }
 
-impl Context for Root {}
+impl Module {
+    fn store(&mut self) -> &mut Store {
+        self.store
+            .get_or_insert_with(|| Store::open(&Envoy, first_half(abi::random())))
+    }
+}
 
-impl RootContext for Root {
-    fn on_configure(&mut self, _: usize) -> bool {
-        // No configuration at all is not found, and is the default.
-        let configuration = match abi::plugin_configuration() {
-            Ok(configuration) => configuration,
-            Err(Failure::NOT_FOUND) => Vec::new(),
-            Err(Failure(status)) => {
-                log::error!("configuration: cannot be read (status {status})");
-                return false;
-            }
-        };
-        match Config::parse(&configuration) {
-            Ok(config) => {
-                self.plugin = Some(Rc::new(Plugin::new(config)));
-                true
-            }
-            Err(error) => {
-                log::error!("{error}");
-                false
-            }
+thread_local! {
+    static MODULE: RefCell<Module> = RefCell::default();
+}
+
+/// Envoy does not call in while the module calls out; should it ever, the inner
+/// call does nothing rather than panic.
+fn with<T: Default>(act: impl FnOnce(&mut Module) -> T) -> T {
+    MODULE.with(|module| match module.try_borrow_mut() {
+        Ok(mut module) => act(&mut module),
+        Err(_) => T::default(),
+    })
+}
+
+/// Envoy numbers contexts one after the other: one multiplication spreads them.
+#[derive(Default)]
+struct ContextId(u64);
+
+impl Hasher for ContextId {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u32(u32::from(*byte));
         }
     }
 
-    fn create_http_context(&self, _: u32) -> Option<Box<dyn HttpContext>> {
-        Some(Box::new(Stream {
-            plugin: self.plugin.clone(),
-            ticket: None,
-            response_report: None,
-        }))
+    fn write_u32(&mut self, id: u32) {
+        self.0 = (self.0 ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
 
-    fn get_type(&self) -> Option<ContextType> {
-        Some(ContextType::HttpContext)
+    fn finish(&self) -> u64 {
+        self.0
     }
+}
+
+/// Before anything else.
+pub(crate) fn start() {
+    // There is no other logger that it could clash with.
+    let _ = log::set_logger(&Logger);
+    log::set_max_level(log::LevelFilter::Info);
+    std::panic::set_hook(Box::new(|panic| abi::log(CRITICAL, &panic.to_string())));
+}
+
+/// A new context: a root context if it has no `parent` (0), or else a stream.
+pub(crate) fn create(context: u32, parent: u32) {
+    with(|module| {
+        if parent == 0 {
+            module.plugins.insert(context, None);
+            return;
+        }
+        let stream = Stream {
+            plugin: module.plugins.get(&parent).cloned().flatten(),
+            ticket: None,
+            response_report: None,
+        };
+        module.streams.insert(context, stream);
+    });
+}
+
+/// Reads the configuration of a root context. False to refuse it.
+pub(crate) fn configure(context: u32) -> bool {
+    // No configuration at all is not found, and is the default.
+    let configuration = match abi::plugin_configuration() {
+        Ok(configuration) => configuration,
+        Err(Failure::NOT_FOUND) => Vec::new(),
+        Err(Failure(status)) => {
+            log::error!("configuration: cannot be read (status {status})");
+            return false;
+        }
+    };
+    match Config::parse(&configuration) {
+        Ok(config) => {
+            let plugin = Rc::new(Plugin::new(config));
+            plugin.tried(abi::set_tick_period(TICK_MS));
+            with(|module| {
+                module.store();
+                module.plugins.insert(context, Some(plugin));
+            });
+            true
+        }
+        Err(error) => {
+            log::error!("{error}");
+            false
+        }
+    }
+}
+
+/// Time has passed.
+pub(crate) fn tick() {
+    with(|module| module.store().tick(&Envoy, Envoy.now_ms()));
+}
+
+/// The headers of a request. As an upstream filter, of one attempt of the router.
+/// False to stop, since it has been answered.
+pub(crate) fn request_headers(context: u32) -> bool {
+    // As an `Option`, so that the default is to go on.
+    let answered: Option<()> = with(|module| {
+        let plugin = module.streams.get(&context)?.plugin.clone()?;
+        let direction = plugin.direction();
+        let map = plugin.tried(Map::Request.pairs())?;
+        let store = module.store();
+        let outcome = plugin
+            .filter
+            .request(store, &Envoy, direction, Pairs::new(&map));
+        plugin.report(&outcome, direction);
+        let answered = plugin.answer(&outcome);
+        if answered.is_none() {
+            plugin.edit(&outcome);
+        }
+        if let Some(stream) = module.streams.get_mut(&context) {
+            stream.ticket = outcome.ticket;
+            if answered.is_none() {
+                stream.response_report = outcome.response_report;
+            }
+        }
+        answered
+    });
+    answered.is_none()
+}
+
+/// The headers of the response.
+pub(crate) fn response_headers(context: u32) {
+    with(|module| {
+        let stream = module.streams.get_mut(&context);
+        if let Some(Stream {
+            plugin: Some(plugin),
+            response_report,
+            ..
+        }) = stream
+        {
+            if let Some(report) = response_report.take() {
+                plugin.tried(Map::Response.add(REPORT, report.as_bytes()));
+            }
+        }
+    });
+}
+
+/// The context is gone. Of a stream, whichever way: an upstream filter gets no
+/// `on_log`, and a stream that is reset gets no response callbacks.
+pub(crate) fn delete(context: u32) {
+    with(|module| {
+        let Some(stream) = module.streams.remove(&context) else {
+            module.plugins.remove(&context);
+            return;
+        };
+        if let (Some(plugin), Some(ticket)) = (stream.plugin, stream.ticket) {
+            if !plugin.filter.end(module.store(), &Envoy, ticket) {
+                plugin.count(Counter::NotStored);
+            }
+        }
+    });
 }
 
 /// What the streams of one plugin on one worker have in common.
 struct Plugin {
     filter: Filter,
-    envoy: Envoy,
     /// Few enough to look through: no name is built for a counter that is known.
     metrics: RefCell<Vec<(Counter, u32)>>,
     log: RefCell<RateLimit>,
@@ -106,11 +226,9 @@ struct Plugin {
 
 impl Plugin {
     fn new(config: Config) -> Self {
-        let envoy = Envoy::new();
         let log = RefCell::new(RateLimit::new(config.log_lines_per_minute));
         let plugin = Self {
-            filter: Filter::new(config, &envoy),
-            envoy,
+            filter: Filter::new(config),
             metrics: RefCell::default(),
             log,
         };
@@ -171,7 +289,7 @@ impl Plugin {
             let Some(severity @ (Severity::Warn | Severity::Error)) = severity else {
                 continue;
             };
-            if let Some(suppressed) = self.log.borrow_mut().take(self.envoy.now_ms()) {
+            if let Some(suppressed) = self.log.borrow_mut().take(Envoy.now_ms()) {
                 let line = report::line(finding, severity, direction);
                 match suppressed {
                     0 => log::warn!("{line}"),
@@ -180,6 +298,25 @@ impl Plugin {
                     }
                 }
             }
+        }
+    }
+
+    /// Answers the request, if it is to be answered and Envoy does so.
+    fn answer(&self, outcome: &Outcome<'_>) -> Option<()> {
+        let reply = outcome.reply.as_ref()?;
+        let mut headers = vec![("content-type", "text/plain")];
+        let report = outcome.response_report.as_deref();
+        headers.extend(report.map(|report| (REPORT, report)));
+        self.tried(abi::reply(reply.status, &headers, &reply.body))
+    }
+
+    fn edit(&self, outcome: &Outcome<'_>) {
+        for edit in &outcome.edits {
+            self.tried(match edit {
+                Edit::Set(name, value) => Map::Request.replace(name, value),
+                Edit::Add(name, value) => Map::Request.add(name, value),
+                Edit::Remove(name) => Map::Request.remove(name),
+            });
         }
     }
 }
@@ -191,86 +328,13 @@ struct Stream {
     response_report: Option<String>,
 }
 
-impl Context for Stream {}
-
-impl HttpContext for Stream {
-    fn on_http_request_headers(&mut self, _: usize, _: bool) -> Action {
-        let Some(plugin) = self.plugin.clone() else {
-            return Action::Continue;
-        };
-        let direction = plugin.direction();
-        let Some(map) = plugin.tried(Map::Request.pairs()) else {
-            return Action::Continue;
-        };
-        let outcome = plugin
-            .filter
-            .request(&plugin.envoy, direction, Pairs::new(&map));
-        self.ticket = outcome.ticket;
-        plugin.report(&outcome, direction);
-        if let Some(reply) = &outcome.reply {
-            let mut headers = vec![("content-type", "text/plain")];
-            let report = outcome.response_report.as_deref();
-            headers.extend(report.map(|report| (REPORT, report)));
-            let sent = abi::reply(reply.status, &headers, &reply.body);
-            if plugin.tried(sent).is_some() {
-                return Action::Pause;
-            }
-        }
-        for edit in &outcome.edits {
-            plugin.tried(match edit {
-                Edit::Set(name, value) => Map::Request.replace(name, value),
-                Edit::Add(name, value) => Map::Request.add(name, value),
-                Edit::Remove(name) => Map::Request.remove(name),
-            });
-        }
-        self.response_report = outcome.response_report;
-        Action::Continue
-    }
-
-    fn on_http_response_headers(&mut self, _: usize, _: bool) -> Action {
-        if let (Some(plugin), Some(report)) = (&self.plugin, self.response_report.take()) {
-            plugin.tried(Map::Response.add(REPORT, report.as_bytes()));
-        }
-        Action::Continue
-    }
-}
-
-/// The stream is gone, whichever way: an upstream filter gets no `on_log`, and
-/// a stream that is reset gets no response callbacks.
-impl Drop for Stream {
-    fn drop(&mut self) {
-        if let (Some(plugin), Some(ticket)) = (&self.plugin, self.ticket) {
-            if !plugin.filter.end(&plugin.envoy, ticket) {
-                plugin.count(Counter::Contention);
-            }
-        }
-    }
-}
-
 /// Envoy, as the filter sees it.
-struct Envoy {
-    /// Tells the streams of this VM's plugin from those of every other.
-    nonce: u64,
-    streams: Cell<u64>,
-}
+struct Envoy;
 
-impl Envoy {
-    fn new() -> Self {
-        let [a, b, c, d, e, f, g, h, ..] = random();
-        let nonce = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
-        Self {
-            // Should there be no randomness, two VMs still differ in the time.
-            nonce: nonce ^ abi::now().unwrap_or_default().rotate_left(20),
-            streams: Cell::new(0),
-        }
-    }
-}
-
-fn random() -> [u8; 16] {
-    let mut bytes = [0; 16];
-    // Envoy's `random_get` does not fail; if it did, IDs would be zeros.
-    let _ = getrandom::fill(&mut bytes);
-    bytes
+fn first_half(random: [u8; 16]) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = random;
+    // Should there be no randomness, two VMs still differ in the time.
+    u64::from_le_bytes([a, b, c, d, e, f, g, h]) ^ abi::now().unwrap_or_default().rotate_left(20)
 }
 
 impl Host for Envoy {
@@ -279,22 +343,20 @@ impl Host for Envoy {
     }
 
     fn random(&self) -> [u8; 16] {
-        random()
+        abi::random()
     }
 
-    fn unique(&self) -> u64 {
-        let stream = self.streams.get();
-        self.streams.set(stream.wrapping_add(1));
-        self.nonce.wrapping_add(stream)
+    fn cluster(&self) -> Option<Vec<u8>> {
+        abi::property(b"xds\0cluster_name").ok()
     }
 }
 
 impl SharedData for Envoy {
-    fn get(&self, key: &str) -> Option<(Vec<u8>, u32)> {
+    fn get(&self, key: &[u8]) -> Option<(Vec<u8>, u32)> {
         abi::shared_data(key).ok()
     }
 
-    fn set(&self, key: &str, value: &[u8], cas: u32) -> Result<(), CasMismatch> {
-        abi::set_shared_data(key, value, cas).map_err(|_| CasMismatch)
+    fn set(&self, key: &[u8], value: &[u8], cas: u32) -> Result<(), NotSet> {
+        abi::set_shared_data(key, value, cas).map_err(|_| NotSet)
     }
 }

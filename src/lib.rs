@@ -12,10 +12,11 @@
 //! |---|---|
 //! | [`header`] | header names, one pass over a request's headers, edits |
 //! | [`b3`] | the B3 format: types, reading and writing |
-//! | [`w3c`] | W3C's `traceparent`, as far as it stands beside B3 |
+//! | [`w3c`] | W3C's `traceparent`: reading and writing |
 //! | [`rules`] | the table of rules |
 //! | [`check`] | which rules a request breaks, and how to read it all the same |
-//! | [`request_id`] | Envoy's form of a request ID, and the look-up key made of it |
+//! | [`request_id`] | Envoy's form of a request ID |
+//! | [`key`] | what a request is looked up by |
 //! | [`store`] | what is remembered between inbound and outbound, and for how long |
 //! | [`relay`] | what is copied onto a call, and when a call is left alone |
 //! | [`config`] | the table of configuration keys |
@@ -30,6 +31,8 @@ pub mod check;
 pub mod config;
 pub mod filter;
 pub mod header;
+mod json;
+pub mod key;
 pub mod metrics;
 pub mod relay;
 pub mod report;
@@ -42,3 +45,12 @@ pub mod w3c;
 mod abi;
 #[cfg(target_arch = "wasm32")]
 mod host;
+
+/// Text that only the documentation has use for: not in the module.
+const fn docs(text: &'static str) -> &'static str {
+    if cfg!(target_arch = "wasm32") {
+        ""
+    } else {
+        text
+    }
+}

@@ -6,6 +6,7 @@
 //! the name still begins with `b3relay_` and can be read.
 
 use crate::config::Direction;
+use crate::docs;
 use crate::relay::Decision;
 use crate::rules::Rule;
 
@@ -25,7 +26,7 @@ pub struct Family {
 
 macro_rules! families {
     ($($id:ident, $name:literal, [$($label:literal),*], $help:literal;)*) => {
-        $(const $id: Family = Family { name: $name, labels: &[$($label),*], help: $help };)*
+        $(const $id: Family = Family { name: $name, labels: &[$($label),*], help: docs($help) };)*
 
         /// Every metric.
         pub const FAMILIES: &[Family] = &[$($id),*];
@@ -43,10 +44,12 @@ families! {
         "Inbound requests whose context was remembered.";
     REQUEST_IDS, "request_ids_generated_total", [],
         "Inbound requests that were given a request ID.";
+    RESTORED, "request_ids_restored_total", [],
+        "Outbound calls that got the request ID of their inbound request back, where Envoy had made up a new one.";
     EVICTED, "evicted_total", [],
         "Requests still being served that were forgotten for lack of room: raise `capacity`.";
     NOT_REMEMBERED, "not_remembered_total", ["reason"],
-        "Inbound requests that could not be remembered: `no_key` (no request ID, or one of more than 255 bytes) or `contention` (other workers kept writing).";
+        "Inbound requests that could not be remembered: `no_key` (none of `keys`, or a value of more than 255 bytes) or `store` (Envoy's shared data could not be written).";
     COPY_DROPPED, "copy_headers_dropped_total", [],
         "Headers of the copy list that were not remembered: more than 8 KiB in one request.";
     REPAIRED, "repaired_total", ["direction"],
@@ -74,10 +77,12 @@ pub enum Counter {
     RequestIds,
     /// A request that was forgotten too early.
     Evicted,
-    /// An inbound request without a usable request ID.
+    /// A call that got its request ID back.
+    Restored,
+    /// An inbound request without a usable key.
     NoKey,
-    /// An inbound request whose bucket other workers kept writing.
-    Contention,
+    /// An inbound request that could not be stored, or ended.
+    NotStored,
     /// A header that was not remembered.
     CopyDropped,
     /// A request that was repaired.
@@ -107,7 +112,8 @@ impl Counter {
             Self::Remembered => REMEMBERED,
             Self::RequestIds => REQUEST_IDS,
             Self::Evicted => EVICTED,
-            Self::NoKey | Self::Contention => NOT_REMEMBERED,
+            Self::Restored => RESTORED,
+            Self::NoKey | Self::NotStored => NOT_REMEMBERED,
             Self::CopyDropped => COPY_DROPPED,
             Self::Repaired(_) => REPAIRED,
             Self::Rejected(_) => REJECTED,
@@ -127,9 +133,10 @@ impl Counter {
             Self::Ignored => vec!["ignored"],
             Self::Dropped => vec!["dropped"],
             Self::NoKey => vec!["no_key"],
-            Self::Contention => vec!["contention"],
+            Self::NotStored => vec!["store"],
             Self::Remembered
             | Self::RequestIds
+            | Self::Restored
             | Self::Evicted
             | Self::CopyDropped
             | Self::HostErrors => Vec::new(),
@@ -176,7 +183,8 @@ mod tests {
             Counter::RequestIds,
             Counter::Evicted,
             Counter::NoKey,
-            Counter::Contention,
+            Counter::NotStored,
+            Counter::Restored,
             Counter::CopyDropped,
             Counter::Repaired(None),
             Counter::Rejected(None),

@@ -6,9 +6,13 @@
 
 use crate::b3::{B3, Ids, Sampling, SpanId, TraceId};
 use crate::check::{Checked, Finding, Forms, Fragments};
+use crate::config::{Config, SpanIds};
 use crate::header::{self, Edit, Field, TraceHeaders};
+use crate::key;
+use crate::request_id;
 use crate::rules::Rule;
-use crate::store::Found;
+use crate::store::{Found, RequestOf};
+use crate::w3c;
 
 /// Bytes of copied headers (names and values) that are remembered of one
 /// request, the context not counted. Memory is bounded.
@@ -21,48 +25,71 @@ pub struct Remembered {
     pub b3: B3,
     /// The forms that the context came in, which are those it is copied in.
     pub forms: Forms,
-    /// The headers of the copy list, repeated ones included.
+    /// Its request ID, up to 255 bytes, where a call may be found without it.
+    pub request_id: Vec<u8>,
+    /// The headers of the copy list, repeated ones included, and those of W3C
+    /// that cannot be made from the context.
     pub copied: Vec<(String, Vec<u8>)>,
 }
 
 impl Remembered {
     /// From an inbound request. Also returns how many headers of the copy list
     /// had no room ([`COPIED_MOST`]).
-    pub fn of(headers: &TraceHeaders<'_>, checked: &Checked<'_>, copy: &[String]) -> (Self, usize) {
+    ///
+    /// A `traceparent` of the same trace is made anew for each call, with the
+    /// span that the application serves the request in. One of another trace
+    /// (the application's own tracing, beside the mesh's) is copied as it is, as
+    /// an application would that forwards it.
+    pub fn of(headers: &TraceHeaders<'_>, checked: &Checked<'_>) -> (Self, usize) {
+        let mut b3 = checked.b3;
+        let mut forms = checked.forms;
+        if let Some(w3c) = checked.w3c.filter(|_| b3.is_empty()) {
+            b3 = w3c.b3();
+        }
+        forms.w3c &= b3.ids.is_some();
+        let w3c = [
+            (header::TRACEPARENT, headers.traceparent, !forms.w3c),
+            (header::TRACESTATE, headers.tracestate, true),
+        ];
+        let w3c = w3c
+            .into_iter()
+            .filter(|(_, _, opaque)| *opaque && checked.w3c.is_some())
+            .filter_map(|(name, field, _)| Some((name.as_bytes(), field.value()?)));
         let mut room = COPIED_MOST;
         let mut dropped = 0;
         let mut copied = Vec::new();
-        for (index, value) in &headers.copied {
-            let Some(name) = copy.get(*index) else {
-                continue;
-            };
-            match room.checked_sub(name.len() + value.len()) {
-                Some(rest) => {
+        for (name, value) in w3c.chain(headers.copied.iter().copied()) {
+            let rest = room.checked_sub(name.len() + value.len());
+            match (rest, std::str::from_utf8(name)) {
+                (Some(rest), Ok(name)) if !name.is_empty() && name.len() < 256 => {
                     room = rest;
-                    copied.push((name.clone(), value.to_vec()));
+                    copied.push((name.to_string(), value.to_vec()));
                 }
-                None => dropped += 1,
+                _ => dropped += 1,
             }
         }
         let remembered = Self {
-            b3: checked.b3,
-            forms: checked.forms,
+            b3,
+            forms,
+            request_id: Vec::new(),
             copied,
         };
         (remembered, dropped)
     }
 
-    /// Encodes for the store: flags u8, then trace (16 bytes), span (8) and
-    /// parent (8) as the flags say, then for each copied header its name's
-    /// length u8, name, value's length u16, value; integers big-endian.
+    /// Encodes for the store: two bytes of flags, then trace (16 bytes), span (8)
+    /// and parent (8) as the flags say, then the request ID's length u8 and the
+    /// request ID, then for each copied header its name's length u8, name,
+    /// value's length u16, value; integers big-endian.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(48);
-        let sampling = match self.b3.sampling {
+        let copied = self.copied.iter().map(|(n, v)| n.len() + v.len() + 3);
+        let mut out = Vec::with_capacity(40 + self.request_id.len() + copied.sum::<usize>());
+        out.push(match self.b3.sampling {
             Sampling::Defer => 0,
             Sampling::Deny => 1,
             Sampling::Accept => 2,
             Sampling::Debug => 3,
-        };
+        });
         let ids = self.b3.ids;
         let parent = ids.and_then(|ids| ids.parent);
         let bits = [
@@ -71,11 +98,12 @@ impl Remembered {
             parent.is_some(),
             self.forms.multi,
             self.forms.single,
+            self.forms.w3c,
         ];
-        let flags = bits
-            .iter()
-            .fold(sampling, |flags, bit| (flags << 1) | u8::from(*bit));
-        out.push(flags);
+        out.push(
+            bits.iter()
+                .fold(0, |flags, bit| (flags << 1) | u8::from(*bit)),
+        );
         if let Some(ids) = ids {
             out.extend_from_slice(&ids.trace.value().to_be_bytes());
             out.extend_from_slice(&ids.span.value().to_be_bytes());
@@ -83,6 +111,11 @@ impl Remembered {
         if let Some(parent) = parent {
             out.extend_from_slice(&parent.value().to_be_bytes());
         }
+        let request_id = Some(self.request_id.as_slice());
+        let request_id = request_id.filter(|id| id.len() <= key::LONGEST);
+        let request_id = request_id.unwrap_or_default();
+        out.push(request_id.len() as u8);
+        out.extend_from_slice(request_id);
         for (name, value) in &self.copied {
             if let (Ok(n), Ok(v)) = (u8::try_from(name.len()), u16::try_from(value.len())) {
                 out.push(n);
@@ -95,48 +128,56 @@ impl Remembered {
     }
 
     /// The inverse of [`Remembered::encode`]; `None` if the bytes are not its.
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let (flags, mut rest) = bytes.split_first()?;
+    pub fn decode(mut rest: &[u8]) -> Option<Self> {
+        let [sampling, flags] = take(&mut rest)?;
         let bit = |n: u8| flags & (1 << n) != 0;
         let mut ids = None;
-        if bit(4) {
+        if bit(5) {
             let trace = u128::from_be_bytes(take(&mut rest)?);
             let span = u64::from_be_bytes(take(&mut rest)?);
-            let parent = match bit(2) {
+            let parent = match bit(3) {
                 true => Some(SpanId::new(u64::from_be_bytes(take(&mut rest)?))?),
                 false => None,
             };
             ids = Some(Ids {
-                trace: TraceId::new(trace, bit(3))?,
+                trace: TraceId::new(trace, bit(4))?,
                 span: SpanId::new(span)?,
                 parent,
             });
         }
-        let sampling = match flags >> 5 {
+        let sampling = match sampling {
             0 => Sampling::Defer,
             1 => Sampling::Deny,
             2 => Sampling::Accept,
             _ => Sampling::Debug,
         };
+        let [length] = take(&mut rest)?;
+        let request_id = bytes(&mut rest, usize::from(length))?.to_vec();
         let mut copied = Vec::new();
         while !rest.is_empty() {
             let [n] = take(&mut rest)?;
-            let (name, after) = rest.split_at_checked(usize::from(n))?;
-            rest = after;
+            let name = bytes(&mut rest, usize::from(n))?.to_vec();
             let v = u16::from_be_bytes(take(&mut rest)?);
-            let (value, after) = rest.split_at_checked(usize::from(v))?;
-            rest = after;
-            copied.push((String::from_utf8(name.to_vec()).ok()?, value.to_vec()));
+            let value = bytes(&mut rest, usize::from(v))?.to_vec();
+            copied.push((String::from_utf8(name).ok()?, value));
         }
         Some(Self {
             b3: B3 { ids, sampling },
             forms: Forms {
-                multi: bit(1),
-                single: bit(0),
+                multi: bit(2),
+                single: bit(1),
+                w3c: bit(0),
             },
+            request_id,
             copied,
         })
     }
+}
+
+fn bytes<'a>(rest: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
+    let (bytes, after) = rest.split_at_checked(length)?;
+    *rest = after;
+    Some(bytes)
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
@@ -174,13 +215,14 @@ decisions! {
     Present, "present", "the call carries a context of its own: left as it is";
     Copied, "copied", "the call carried none: the remembered context was copied onto it";
     Completed, "completed", "the call carried a part of the remembered context: the rest was copied";
-    NoKey, "no_key", "the call carries no request ID to look up: left alone";
-    Unknown, "unknown", "no request with this request ID is being served: left alone (so also where the application forwards none, and Envoy has made up a new one)";
+    NoKey, "no_key", "the call carries nothing to look it up by (`keys`): left alone";
+    Unknown, "unknown", "no request with this request ID (or other key) is being served: left alone (so also where the application forwards none, and Envoy has made up a new one)";
     NoContext, "no_context", "the inbound request came without a context: nothing to copy";
-    Ambiguous, "ambiguous", "requests of different traces with this request ID are being served: left alone";
+    Ambiguous, "ambiguous", "requests of different traces with this request ID (or other key) are being served: left alone";
     Conflict, "conflict", "the call carries a part of some other context: left alone";
     Malformed, "malformed", "the call carries identifiers that cannot be read: left alone";
     SamplingOnly, "sampling_only", "the call says b3: 0, 1 or d, a decision of its own: left alone";
+    Outside, "outside", "the call goes to a host outside the mesh: nothing was copied (`outside`)";
     Off, "off", "the relay is switched off";
 }
 
@@ -205,32 +247,66 @@ pub fn before_lookup(checked: &Checked<'_>, discard_malformed: bool) -> Result<(
     Ok(())
 }
 
-/// The one request that a call belongs to, among those found under its key.
+/// The one request that a call belongs to, among those found under its keys.
 ///
-/// Several requests of one trace (a loop, a diamond, a retry) share their key:
-/// the one that began last is taken, and those still being served come before
-/// those answered. The trace is right either way; the parent may be another
-/// span of it.
-pub fn choose(found: &[Found]) -> Result<Remembered, Decision> {
-    let mut chosen: Option<(bool, u64, Remembered)> = None;
+/// Several requests of one trace (a loop, a diamond, a retry) share their keys.
+/// Then that one is taken whose span the call names; or else, of those still
+/// being served rather than answered, one that waits for no call (a request that
+/// waits for its call is not making another one, most of the time); of these
+/// that which has made the fewest calls; and of these that which began first, or
+/// last where it is not known what the others do. The trace is right in any
+/// case; the parent may be another span of it.
+///
+/// `doing`: calls that a request waits for, and has made; `None` if that is not
+/// known of all.
+pub fn choose(
+    found: &[Found],
+    named: Option<SpanId>,
+    doing: impl Fn(RequestOf) -> Option<(u32, u32)>,
+) -> Result<(RequestOf, Remembered), Decision> {
+    let mut chosen: Option<(Rank, RequestOf, Remembered)> = None;
     for found in found {
         let Some(remembered) = Remembered::decode(&found.payload) else {
             continue;
         };
-        let rank = (!found.ended, found.started_ms);
-        chosen = match chosen {
-            None => Some((rank.0, rank.1, remembered)),
-            Some((_, _, other)) if !same_trace(&other, &remembered) => {
+        let span = remembered.b3.ids.map(|ids| ids.span);
+        let (waits, made, age) = match doing(found.request) {
+            Some((waits, made)) => (waits, made, found.started_ms),
+            None => (0, 0, u64::MAX - found.started_ms),
+        };
+        let rank = (
+            named.is_none() || span != named,
+            found.ended,
+            waits,
+            made,
+            age,
+        );
+        match &chosen {
+            Some((_, _, other)) if !same_trace(other, &remembered) => {
                 return Err(Decision::Ambiguous);
             }
-            Some(better) if (better.0, better.1) > rank => Some(better),
-            Some(_) => Some((rank.0, rank.1, remembered)),
-        };
+            // Equal in everything: what came last, as a retry does.
+            Some((best, _, _)) if *best < rank => {}
+            _ => chosen = Some((rank, found.request, remembered)),
+        }
     }
     match chosen {
-        Some((_, _, remembered)) => Ok(remembered),
+        Some((_, request, remembered)) => Ok((request, remembered)),
         None => Err(Decision::Unknown),
     }
+}
+
+/// The span is another one than the call names, the request has been answered,
+/// calls it waits for, calls it has made, age. The least is the best.
+type Rank = (bool, bool, u32, u32, u64);
+
+/// A span that the call itself names: its trace context has one, if in parts
+/// or in another form.
+pub fn named_span(checked: &Checked<'_>) -> Option<SpanId> {
+    let fragments = checked.fragments;
+    fragments
+        .and_then(|fragments| fragments.span.or(fragments.parent))
+        .or(checked.w3c.map(|w3c| w3c.span))
 }
 
 fn same_trace(a: &Remembered, b: &Remembered) -> bool {
@@ -248,27 +324,43 @@ pub struct Relayed {
     pub decision: Decision,
     /// What the call is to say in B3, and in which forms; `None` to leave it.
     pub says: Option<(B3, Forms)>,
-    /// The headers of the copy list that it lacks.
+    /// The headers of the copy list that it lacks, and the request ID.
     pub edits: Vec<Edit>,
 }
 
+impl Relayed {
+    /// Nothing, for this reason.
+    pub fn not(decision: Decision) -> Self {
+        Self {
+            decision,
+            says: None,
+            edits: Vec::new(),
+        }
+    }
+
+    /// Something would be written.
+    pub fn writes(&self) -> bool {
+        self.says.is_some() || !self.edits.is_empty()
+    }
+}
+
 /// What to copy onto a call, once the request it belongs to is known: in the
-/// forms of that request, and in those that the call has begun itself.
+/// forms of that request (or those that `emit` lists), and in those that the
+/// call has begun itself.
+///
+/// `new_span`: eight random bytes for a span of the call's own.
 pub fn decide(
     headers: &TraceHeaders<'_>,
     checked: &Checked<'_>,
     remembered: &Remembered,
-    copy: &[String],
+    config: &Config,
+    new_span: impl FnOnce() -> u64,
 ) -> Relayed {
     let mut b3 = remembered.b3;
     let mut decision = Decision::Copied;
     if let Some(fragments) = checked.fragments.filter(|fragments| !fragments.malformed) {
         if !belongs(&fragments, remembered.b3.ids) {
-            return Relayed {
-                decision: Decision::Conflict,
-                says: None,
-                edits: Vec::new(),
-            };
+            return Relayed::not(Decision::Conflict);
         }
         decision = Decision::Completed;
     }
@@ -279,26 +371,120 @@ pub fn decide(
         }
         decision = Decision::Completed;
     }
+    if let (SpanIds::Child, Some(ids)) = (config.span_ids, b3.ids) {
+        b3.ids = SpanId::new(new_span())
+            .map(|span| Ids {
+                span,
+                parent: Some(ids.span),
+                ..ids
+            })
+            .or(b3.ids);
+    }
     let says = if remembered.b3.is_empty() {
         decision = Decision::NoContext;
         None
     } else {
-        Some((b3, remembered.forms.and(checked.forms)))
-    };
-    let mut edits = Vec::new();
-    for (name, value) in &remembered.copied {
-        let Some(index) = copy.iter().position(|wanted| wanted == name) else {
-            continue;
+        let begun = Forms {
+            w3c: false,
+            ..checked.forms
         };
-        if !headers.copied.iter().any(|(present, _)| *present == index) {
-            edits.push(Edit::Add(name.clone().into(), value.clone()));
-        }
+        Some((b3, config.emit.unwrap_or(remembered.forms).and(begun)))
+    };
+    let mut edits = copied(headers, remembered, config.emit);
+    if let Some(edit) = restored(headers, remembered) {
+        edits.push(edit);
     }
     Relayed {
         decision,
         says,
         edits,
     }
+}
+
+/// The headers of the copy list that a call lacks.
+pub fn copied(
+    headers: &TraceHeaders<'_>,
+    remembered: &Remembered,
+    emit: Option<Forms>,
+) -> Vec<Edit> {
+    let lacks = |name: &str| match name {
+        // W3C's two belong together, and give way to one made from B3.
+        header::TRACEPARENT | header::TRACESTATE => {
+            let made = name == header::TRACEPARENT && emit.is_some_and(|emit| emit.w3c);
+            headers.traceparent.value().is_none() && !made
+        }
+        _ => !headers
+            .copied
+            .iter()
+            .any(|(present, _)| *present == name.as_bytes()),
+    };
+    let copied = remembered.copied.iter().filter(|(name, _)| lacks(name));
+    copied
+        .map(|(name, value)| Edit::Add(name.clone().into(), value.clone()))
+        .collect()
+}
+
+/// The request ID of the inbound request, where Envoy has made up a new one for
+/// the call. One that has not Envoy's form is the application's own, and stays.
+fn restored(headers: &TraceHeaders<'_>, remembered: &Remembered) -> Option<Edit> {
+    let given = headers.request_id.value().unwrap_or_default();
+    let made_up = given.is_empty() || request_id::is_envoys(given);
+    let known = &remembered.request_id;
+    (made_up && !known.is_empty() && !request_id::same(given, known))
+        .then(|| Edit::set(header::REQUEST_ID, known.as_slice()))
+}
+
+/// A host outside the mesh, as far as Istio's names tell. `authority`: the
+/// call's `:authority`; `cluster`: asks for the name of the Envoy cluster that it
+/// is routed to.
+///
+/// Short names and those under `.svc` are Kubernetes services. For others the
+/// cluster says: Istio names it `outbound|port|subset|host`, with the host of
+/// the service or ServiceEntry, or `PassthroughCluster` for hosts that it does
+/// not know. Any other name was given by somebody who configured Envoy by
+/// hand, for a host of their own.
+pub fn is_outside(
+    authority: &[u8],
+    mesh_hosts: &[String],
+    cluster: impl FnOnce() -> Option<Vec<u8>>,
+) -> bool {
+    let host = authority.to_ascii_lowercase();
+    let host = match host.iter().rposition(|&byte| byte == b':') {
+        Some(colon) if !host.ends_with(b"]") => host.get(..colon).unwrap_or_default(),
+        _ => &host,
+    };
+    if is_inside(host, mesh_hosts) || (!host.contains(&b'.') && !host.contains(&b':')) {
+        return false;
+    }
+    let Some(cluster) = cluster() else {
+        return false;
+    };
+    if matches!(
+        cluster.as_slice(),
+        b"PassthroughCluster" | b"BlackHoleCluster"
+    ) {
+        return true;
+    }
+    let mut parts = cluster.split(|&byte| byte == b'|');
+    let (direction, host) = (parts.next(), parts.nth(2));
+    match host {
+        Some(host) if direction == Some(b"outbound") => {
+            host.contains(&b'.') && !is_inside(&host.to_ascii_lowercase(), mesh_hosts)
+        }
+        _ => false,
+    }
+}
+
+fn is_inside(host: &[u8], mesh_hosts: &[String]) -> bool {
+    let has = |part: &[u8]| host.windows(part.len()).any(|window| window == part);
+    host.ends_with(b".svc")
+        || has(b".svc.")
+        || mesh_hosts
+            .iter()
+            .any(|pattern| match pattern.strip_prefix('*') {
+                Some(suffix) => host.ends_with(suffix.as_bytes()),
+                None => host == pattern.as_bytes(),
+            })
 }
 
 /// What a call breaks of the rules about propagation, beside the request that
@@ -346,11 +532,13 @@ fn belongs(fragments: &Fragments, ids: Option<Ids>) -> bool {
 }
 
 /// The edits after which a request says just `b3`, in these forms. Headers
-/// that are right already are not touched.
+/// that are right already are not touched, nor are those of a form in `kept`, nor
+/// a `traceparent` that is there: it may be of a span that the application
+/// reports itself.
 ///
 /// Debug is written as `x-b3-flags: 1` and `x-b3-sampled: 1`: the specification
 /// asks for the first alone, but Envoy's Zipkin tracer reads only the second.
-pub fn rewrite(headers: &TraceHeaders<'_>, b3: &B3, forms: Forms) -> Vec<Edit> {
+pub fn rewrite(headers: &TraceHeaders<'_>, b3: &B3, forms: Forms, kept: Forms) -> Vec<Edit> {
     let hex = |write: &dyn Fn(&mut Vec<u8>)| {
         let mut text = Vec::with_capacity(32);
         write(&mut text);
@@ -385,14 +573,22 @@ pub fn rewrite(headers: &TraceHeaders<'_>, b3: &B3, forms: Forms) -> Vec<Edit> {
         (header::FLAGS, headers.flags, debug.filter(|_| forms.multi)),
         (header::B3, headers.b3, b3.single().filter(|_| forms.single)),
     ];
-    let mut edits = Vec::with_capacity(4);
+    let mut edits = Vec::with_capacity(5);
     for (name, field, value) in wanted {
+        if (name == header::B3 && kept.single) || (name != header::B3 && kept.multi) {
+            continue;
+        }
         match value {
             Some(value) if field.repeated() || field.value() != Some(value.as_slice()) => {
                 edits.push(Edit::set(name, value));
             }
             None if field.value().is_some() => edits.push(Edit::remove(name)),
             _ => {}
+        }
+    }
+    if let Some(ids) = b3.ids.filter(|_| forms.w3c && !kept.w3c) {
+        if headers.traceparent.value().is_none() {
+            edits.push(Edit::set(header::TRACEPARENT, w3c::write(ids, b3.sampling)));
         }
     }
     edits

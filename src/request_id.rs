@@ -1,4 +1,4 @@
-//! Envoy's request IDs: their form, and the look-up key made of them.
+//! Envoy's request IDs: their form.
 //!
 //! Source: Envoy's `envoy.request_id.uuid` extension. A request ID is a UUIDv4
 //! of 36 characters. Envoy keeps the reason for tracing in the character at
@@ -9,36 +9,7 @@
 /// Characters of a UUID in text form.
 pub const LENGTH: usize = 36;
 /// The character that Envoy rewrites, zero-based.
-const TRACE_REASON: usize = 14;
-/// Bytes of the longest value that is used as a key. Longer ones are not
-/// remembered: memory is bounded.
-pub const LONGEST_KEY: usize = 255;
-
-/// What identifies a request on both sides of the application: the request ID
-/// without the character that Envoy rewrites.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Key(Vec<u8>);
-
-impl Key {
-    /// `None` for an empty value and for one of more than [`LONGEST_KEY`] bytes.
-    pub fn new(request_id: &[u8]) -> Option<Self> {
-        if request_id.is_empty() || request_id.len() > LONGEST_KEY {
-            return None;
-        }
-        let mut key = request_id.to_vec();
-        if key.len() == LENGTH {
-            if let Some(reason) = key.get_mut(TRACE_REASON) {
-                *reason = b'*';
-            }
-        }
-        Some(Self(key))
-    }
-
-    /// 1 to [`LONGEST_KEY`] bytes.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
+pub const TRACE_REASON: usize = 14;
 
 /// A UUID in text form, of any version and in any case.
 pub fn is_uuid(value: &[u8]) -> bool {
@@ -47,6 +18,25 @@ pub fn is_uuid(value: &[u8]) -> bool {
             8 | 13 | 18 | 23 => *byte == b'-',
             _ => byte.is_ascii_hexdigit(),
         })
+}
+
+/// A value that Envoy may have made up: a UUIDv4 in lower case, with one of the
+/// reasons for tracing.
+pub fn is_envoys(value: &[u8]) -> bool {
+    let reason = value.get(TRACE_REASON);
+    is_uuid(value)
+        && matches!(reason, Some(b'4' | b'9' | b'a' | b'b'))
+        && !value.iter().any(u8::is_ascii_uppercase)
+}
+
+/// The same ID, but perhaps for the character that Envoy rewrites.
+pub fn same(a: &[u8], b: &[u8]) -> bool {
+    let masked = |at: usize| a.len() == LENGTH && at == TRACE_REASON;
+    a.len() == b.len()
+        && a.iter()
+            .zip(b)
+            .enumerate()
+            .all(|(at, (a, b))| a == b || masked(at))
 }
 
 /// A UUIDv4 in lower case, as Envoy generates it: `4` at index 14, which says
@@ -75,36 +65,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    #[test]
-    fn the_trace_reason_is_masked() {
-        let key = |c: char| Key::new(format!("0f7a1c2e-1b2d-{c}c3e-9d4f-5a6b7c8d9e0f").as_bytes());
-        assert_eq!(key('4'), key('9'));
-        assert_eq!(key('a'), key('b'));
-        // 35 characters: Envoy leaves it alone, so does the key.
-        assert_ne!(Key::new(&[b'a'; 35]), Key::new(&[b'b'; 35]));
-    }
-
-    #[test]
-    fn a_neighbour_of_the_trace_reason_is_not_masked() {
-        for at in (0..LENGTH).filter(|at| *at != TRACE_REASON) {
-            let mut other = [b'a'; LENGTH];
-            other[at] = b'b';
-            assert_ne!(Key::new(&[b'a'; LENGTH]), Key::new(&other), "{at}");
-        }
-    }
-
-    #[test]
-    fn keys_are_bounded() {
-        assert_eq!(Key::new(b""), None);
-        assert!(Key::new(&[b'x'; LONGEST_KEY]).is_some());
-        assert_eq!(Key::new(&[b'x'; LONGEST_KEY + 1]), None);
-    }
-
     proptest! {
         #[test]
         fn generated_ids_are_of_envoys_form(random: [u8; 16]) {
             let id = generate(random);
-            prop_assert!(is_uuid(&id));
+            prop_assert!(is_uuid(&id) && is_envoys(&id));
             prop_assert_eq!(id[TRACE_REASON], b'4');
             prop_assert!(matches!(id[19], b'8' | b'9' | b'a' | b'b'));
             prop_assert!(id.iter().all(|c| !c.is_ascii_uppercase()));

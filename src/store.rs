@@ -2,92 +2,123 @@
 //!
 //! Envoy's shared data is a process-wide map from key to bytes under one
 //! mutex, with a compare-and-swap number for each key, and nothing in it can
-//! be deleted. So the store is a hash table of a fixed set of keys
-//! ([`BUCKETS`]): a bucket holds every entry whose look-up key hashes to it,
-//! each with its full key, and is rewritten as a whole by compare-and-swap.
+//! be deleted; reading a value costs three times what writing one does, since
+//! the host enters the module again to allocate. So the store is a hash table
+//! for each worker, of a fixed set of keys ([`BUCKETS`]), which that worker
+//! alone writes and keeps a copy of:
 //!
+//! - To remember or to end a request is one write, and no read.
+//! - A look-up reads the worker's own copy, and of every other worker the one
+//!   bucket that the key falls into (most are empty, which is cheap to read).
+//!   Which workers there are is known from a list of them; an empty value
+//!   beside it, whose number changes with the list, says whether it is current.
 //! - A look-up compares the full key: a bucket that is shared, or used again,
 //!   cannot hand one request the entry of another.
 //! - An entry lives as long as its request, and [`Limits::grace_ms`] longer.
-//!   It is dropped when its bucket is next written; until then look-ups pass
-//!   it over.
-//! - A bucket holds at most [`Limits::per_bucket`] entries. When it is full, the
-//!   entry that ended first goes, or else the oldest, and that is counted.
+//! - A worker remembers at most [`Limits::entries`] and [`Limits::bytes`]. Beyond
+//!   that the entry that ended first goes, or else the oldest, and that is counted.
+//!
+//! A worker is a VM here: of one `vm_id`, Envoy has one on each worker thread.
 
-use crate::request_id::Key;
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use crate::key::Key;
+use std::collections::VecDeque;
 
-/// Buckets of the table. It does not depend on the configuration, so that an
-/// inbound and an outbound filter with different settings still meet.
+/// Buckets of each worker's table.
 pub const BUCKETS: u16 = 1024;
 /// Keys in shared data begin with this: plugins without a VM ID share one
-/// namespace. The number changes with the encoding of a bucket.
-const PREFIX: &str = "b3relay/1/";
-/// Tries to swap a bucket before giving up. Each failure means that another
-/// worker wrote this very bucket in between.
+/// namespace. The number changes with the encoding.
+const PREFIX: &[u8; 10] = b"b3relay/2/";
+/// The seed of the hash, chosen by whoever comes first, so that nobody outside
+/// can choose request IDs that all fall into one bucket.
+const SEED: &[u8] = b"b3relay/2/seed";
+/// The workers that have ever remembered anything and are alive.
+const WORKERS: &[u8] = b"b3relay/2/workers";
+/// Always empty. Its CAS number changes whenever the list of workers does.
+const CHANGED: &[u8] = b"b3relay/2/changed";
+/// Tries to change the list of workers before giving up. Each failure means
+/// that another worker changed it in between.
 const TRIES: u32 = 32;
+/// More workers than that are not remembered: a look-up asks each.
+const WORKERS_MOST: usize = 512;
+/// How often a worker says that it is alive, in milliseconds.
+const BEAT_MS: u64 = 10_000;
+/// A worker that has not done so for so long is gone, with what it remembered.
+const DEAD_MS: u64 = 60_000;
+/// Keys that one request may be remembered under.
+pub const KEYS_MOST: usize = 4;
 
 /// Envoy's shared data (`proxy_get_shared_data`, `proxy_set_shared_data`).
 pub trait SharedData {
     /// The value and its CAS number; `None` if the key was never set.
-    fn get(&self, key: &str) -> Option<(Vec<u8>, u32)>;
-    /// Sets the value if the key's CAS number is `cas`, or if the key was
-    /// never set. (Envoy takes 0 for "unconditionally"; this store never
-    /// uses it.)
-    fn set(&self, key: &str, value: &[u8], cas: u32) -> Result<(), CasMismatch>;
+    fn get(&self, key: &[u8]) -> Option<(Vec<u8>, u32)>;
+    /// Sets the value if `cas` is 0, if the key's CAS number is `cas`, or if the
+    /// key was never set.
+    fn set(&self, key: &[u8], value: &[u8], cas: u32) -> Result<(), NotSet>;
 }
 
-/// The value was changed by somebody else (or the host refused).
+/// The value was changed by somebody else, or the host refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CasMismatch;
+pub struct NotSet;
 
 /// Sets only a key that was never set: Envoy ignores the CAS number of a
 /// missing key, and numbers keys from 1 upwards.
 const IF_MISSING: u32 = u32::MAX;
+/// Sets whatever is there: no other worker writes this key.
+const ALWAYS: u32 = 0;
 
-/// How much is remembered, and for how long.
+/// How much a worker remembers, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Entries in a bucket, at most.
-    pub per_bucket: usize,
+    /// Entries; a request has one for each key that it is remembered under.
+    pub entries: usize,
+    /// Bytes of all entries.
+    pub bytes: usize,
+    /// Bytes of the entries in one bucket: many requests under one key must not
+    /// make each of them dear.
+    pub bucket_bytes: usize,
     /// Milliseconds that an entry outlives its request.
     pub grace_ms: u64,
 }
 
 impl Limits {
-    /// For `capacity` requests in flight. Requests fall into buckets at
-    /// random, so a bucket must hold more than the average: with the mean m of
-    /// a Poisson distribution, m + 6 √m + 6 is exceeded by less than one
-    /// bucket in 10^6.
-    pub fn for_capacity(capacity: u32, grace_ms: u64) -> Self {
-        let mean = f64::from(capacity) / f64::from(BUCKETS);
+    /// For `capacity` requests in flight, each under up to `keys` keys and with
+    /// 1 KiB to spare for each.
+    pub fn for_capacity(capacity: u32, keys: usize, grace_ms: u64) -> Self {
+        let capacity = capacity as usize;
         Self {
-            per_bucket: (mean + 6.0 * mean.sqrt() + 6.0).ceil() as usize,
+            entries: capacity * keys.max(1),
+            bytes: capacity * 1024,
+            // Four times the average, and room for one entry of the largest.
+            bucket_bytes: 4 * capacity * 1024 / usize::from(BUCKETS) + 16_384,
             grace_ms,
         }
     }
 }
 
-/// Names an entry, so that it can be ended.
+/// Names what was remembered of a request, so that it can be ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket {
-    bucket: u16,
     id: u64,
+    buckets: [Option<u16>; KEYS_MOST],
 }
 
 /// What became of an insertion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inserted {
-    /// Names the new entry.
+    /// Names the new entries.
     pub ticket: Ticket,
-    /// Entries of requests still being served that had to go.
+    /// Requests still being served that had to go.
     pub evicted: usize,
 }
+
+/// Which request an entry is of: the worker's number, and the request's there.
+pub type RequestOf = (u16, u64);
 
 /// An entry that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
+    /// The same for the entries of one request under its several keys.
+    pub request: RequestOf,
     /// What was remembered.
     pub payload: Vec<u8>,
     /// When the request began, in milliseconds since the epoch.
@@ -96,159 +127,471 @@ pub struct Found {
     pub ended: bool,
 }
 
-/// The table. Its state is all in shared data; this holds the limits and the
-/// seed of the hash.
-#[derive(Clone, Debug)]
+/// One worker's table, and what it knows of the others.
+#[derive(Debug)]
 pub struct Store {
-    limits: Limits,
     seed: u64,
+    /// Tells this worker from one that takes its number over.
+    nonce: u64,
+    /// From the first insertion on.
+    number: Option<u16>,
+    beat_ms: u64,
+    others: Vec<u16>,
+    /// The CAS number of [`CHANGED`] when `others` was read.
+    version: Option<u32>,
+    next_id: u64,
+    /// As they are in shared data, but for what is `stale`.
+    buckets: Vec<Vec<u8>>,
+    /// By bucket: holds less than what is in shared data.
+    stale: Vec<bool>,
+    entries: usize,
+    bytes: usize,
+    /// Every entry being served, oldest first, among others that have ended.
+    started: VecDeque<(u16, u64)>,
+    /// Every entry that has ended, with the time when it expires.
+    ended: VecDeque<(u16, u64, u64)>,
 }
 
 impl Store {
-    /// Opens the table, or begins it: the seed is chosen by whoever comes
-    /// first, so that nobody outside can choose request IDs that all fall into
-    /// one bucket. `random` is the seed to propose.
-    pub fn open(data: &impl SharedData, limits: Limits, random: u64) -> Self {
-        let key = format!("{PREFIX}seed");
+    /// Opens the table of a worker. `random` is a number that no other worker
+    /// of the process has; the first is the seed of the hash.
+    pub fn open(data: &impl SharedData, random: u64) -> Self {
         let proposed = random.to_le_bytes();
-        let seed = match data.set(&key, &proposed, IF_MISSING) {
+        let seed = match data.set(SEED, &proposed, IF_MISSING) {
             Ok(()) => proposed,
-            Err(CasMismatch) => (0..TRIES)
-                .find_map(|_| data.get(&key))
+            Err(NotSet) => data
+                .get(SEED)
                 .and_then(|(seed, _)| seed.try_into().ok())
                 .unwrap_or_default(),
         };
         Self {
-            limits,
             seed: u64::from_le_bytes(seed),
+            nonce: random,
+            number: None,
+            beat_ms: 0,
+            others: Vec::new(),
+            version: None,
+            next_id: 0,
+            buckets: vec![Vec::new(); usize::from(BUCKETS)],
+            stale: vec![false; usize::from(BUCKETS)],
+            entries: 0,
+            bytes: 0,
+            started: VecDeque::new(),
+            ended: VecDeque::new(),
         }
     }
 
-    /// Remembers `payload` (up to 64 KiB) under `key`. `id` must be unique in
-    /// the process. `None` if other workers kept changing the bucket.
+    /// Remembers `payload` (up to 64 KiB) under each of `keys` (up to
+    /// [`KEYS_MOST`]). `None` if the shared data could not be written.
     pub fn insert(
-        &self,
+        &mut self,
         data: &impl SharedData,
+        limits: Limits,
         now_ms: u64,
-        key: &Key,
-        id: u64,
+        keys: &[Key],
         payload: &[u8],
     ) -> Option<Inserted> {
-        let bucket = self.bucket(key);
-        let entry = Entry {
+        if payload.len() > usize::from(u16::MAX) {
+            return None;
+        }
+        let number = match self.number {
+            Some(number) => number,
+            None => self.register(data, now_ms)?,
+        };
+        let id = self.next_id;
+        self.next_id = id.wrapping_add(1);
+        let mut ticket = Ticket {
             id,
-            started_ms: now_ms,
-            ended_ms: None,
-            key: key.as_bytes(),
-            payload,
+            buckets: [None; KEYS_MOST],
         };
-        let mut evicted = 0;
-        self.update(data, bucket, Some(entry), |entries| {
-            entries.retain(|old| !self.expired(old, now_ms));
-            evicted = 0;
-            while entries.len() >= self.limits.per_bucket {
-                let Some(victim) = victim(entries) else {
-                    break;
-                };
-                let gone = entries.remove(victim);
-                evicted += usize::from(gone.ended_ms.is_none());
+        let (mut evicted, mut failed) = (0, false);
+        for (key, place) in keys.iter().zip(&mut ticket.buckets) {
+            let entry = Entry {
+                id,
+                started_ms: now_ms,
+                ended_ms: None,
+                key: key.as_bytes(),
+                payload,
+            };
+            let room = Limits {
+                entries: limits.entries.saturating_sub(1),
+                bytes: limits.bytes.saturating_sub(entry.length()),
+                ..limits
+            };
+            evicted += self.shrink(data, number, room);
+            let at = self.bucket(key);
+            evicted += self.shrink_bucket(at, limits.bucket_bytes.saturating_sub(entry.length()));
+            let bucket = self.buckets.get_mut(usize::from(at))?;
+            entry.write(bucket);
+            self.entries += 1;
+            self.bytes += entry.length();
+            self.started.push_back((at, id));
+            *place = Some(at);
+            failed |= self.publish(data, number, at).is_err();
+        }
+        if failed {
+            for at in ticket.buckets.into_iter().flatten() {
+                self.remove(at, id);
+                self.mark(at);
             }
-        })
-        .then_some(Inserted {
-            ticket: Ticket { bucket, id },
-            evicted,
-        })
+            return None;
+        }
+        if self.started.len() > 2 * self.entries + 1024 {
+            let mut started = std::mem::take(&mut self.started);
+            started.retain(|(bucket, id)| self.is_served(*bucket, *id));
+            self.started = started;
+        }
+        Some(Inserted { ticket, evicted })
     }
 
-    /// The request has been served: its entry ends after the grace. Nothing
-    /// happens if it is gone already. False if other workers kept changing the
-    /// bucket.
-    pub fn end(&self, data: &impl SharedData, now_ms: u64, ticket: Ticket) -> bool {
-        self.update(data, ticket.bucket, None, |entries| {
-            for entry in entries.iter_mut().filter(|entry| entry.id == ticket.id) {
-                entry.ended_ms.get_or_insert(now_ms);
-            }
-            entries.retain(|entry| !self.expired(entry, now_ms));
-        })
-    }
-
-    /// Every entry under `key` that has not expired, oldest first.
-    pub fn find(&self, data: &impl SharedData, now_ms: u64, key: &Key) -> Vec<Found> {
-        let Some((bytes, _)) = data.get(&name(self.bucket(key))) else {
-            return Vec::new();
-        };
-        Entries(&bytes)
-            .filter(|entry| entry.key == key.as_bytes() && !self.expired(entry, now_ms))
-            .map(|entry| Found {
-                payload: entry.payload.to_vec(),
-                started_ms: entry.started_ms,
-                ended: entry.ended_ms.is_some(),
-            })
-            .collect()
-    }
-
-    fn update(
-        &self,
+    /// The request has been served: what is remembered of it ends after the
+    /// grace. Nothing happens if it is gone already. False if the shared data
+    /// could not be written.
+    pub fn end(
+        &mut self,
         data: &impl SharedData,
-        bucket: u16,
-        added: Option<Entry<'_>>,
-        mut change: impl FnMut(&mut Vec<Entry<'_>>),
+        limits: Limits,
+        now_ms: u64,
+        ticket: Ticket,
     ) -> bool {
-        let name = name(bucket);
-        for _ in 0..TRIES {
-            let (old, cas) = data.get(&name).unwrap_or((Vec::new(), IF_MISSING));
-            let mut entries = Entries(&old).collect();
-            change(&mut entries);
-            let mut new = Vec::with_capacity(old.len() + 256);
-            for entry in entries.iter().chain(&added) {
-                entry.write(&mut new);
+        let Some(number) = self.number else {
+            return true;
+        };
+        let mut written = true;
+        for at in ticket.buckets.into_iter().flatten() {
+            let Some(bucket) = self.buckets.get_mut(usize::from(at)) else {
+                continue;
+            };
+            if !end_entry(bucket, ticket.id, now_ms) {
+                continue;
             }
-            if data.set(&name, &new, cas).is_ok() {
-                return true;
+            let expires = now_ms.saturating_add(limits.grace_ms);
+            self.ended.push_back((at, ticket.id, expires));
+            if limits.grace_ms == 0 {
+                self.ended.pop_back();
+                self.remove(at, ticket.id);
+            }
+            written &= self.publish(data, number, at).is_ok();
+        }
+        while let Some((bucket, id)) = self.started.front() {
+            if self.is_served(*bucket, *id) {
+                break;
+            }
+            self.started.pop_front();
+        }
+        written
+    }
+
+    /// Every entry under `key` that has not expired.
+    pub fn find(
+        &mut self,
+        data: &impl SharedData,
+        limits: Limits,
+        now_ms: u64,
+        key: &Key,
+    ) -> Vec<Found> {
+        let version = data.get(CHANGED).map(|(_, version)| version);
+        if version != self.version {
+            self.version = version;
+            self.read_workers(data, now_ms);
+        }
+        let mut found = Vec::new();
+        let bucket = self.bucket(key);
+        let mut look = |worker: u16, bytes: &[u8]| {
+            found.extend(
+                Entries(bytes)
+                    .filter(|entry| {
+                        // Saturating: the clock of the machine may be set back.
+                        let expired = |ended| now_ms.saturating_sub(ended) >= limits.grace_ms;
+                        entry.key == key.as_bytes() && !entry.ended_ms.is_some_and(expired)
+                    })
+                    .map(|entry| Found {
+                        request: (worker, entry.id),
+                        payload: entry.payload.to_vec(),
+                        started_ms: entry.started_ms,
+                        ended: entry.ended_ms.is_some(),
+                    }),
+            );
+        };
+        if let (Some(own), Some(number)) = (self.buckets.get(usize::from(bucket)), self.number) {
+            look(number, own);
+        }
+        for worker in &self.others {
+            if let Some((bytes, _)) = data.get(&name(*worker, bucket)) {
+                look(*worker, &bytes);
             }
         }
-        false
+        found
     }
 
-    fn expired(&self, entry: &Entry<'_>, now_ms: u64) -> bool {
-        // Saturating: the clock of the machine may be set back.
-        entry
-            .ended_ms
-            .is_some_and(|ended| now_ms.saturating_sub(ended) >= self.limits.grace_ms)
+    /// To be called every second or so: forgets what has expired, and says that
+    /// this worker is alive.
+    pub fn tick(&mut self, data: &impl SharedData, now_ms: u64) {
+        while let Some((bucket, id, expires)) = self.ended.front().copied() {
+            if expires > now_ms {
+                break;
+            }
+            self.ended.pop_front();
+            self.remove(bucket, id);
+            self.mark(bucket);
+        }
+        if let Some(number) = self.number {
+            for bucket in 0..BUCKETS {
+                let stale = self.stale.get_mut(usize::from(bucket));
+                if stale.is_some_and(std::mem::take) {
+                    let _ = self.publish(data, number, bucket);
+                }
+            }
+        }
+        if now_ms.abs_diff(self.beat_ms) >= BEAT_MS {
+            self.beat_ms = now_ms;
+            self.beat(data, now_ms);
+            self.read_workers(data, now_ms);
+        }
+    }
+
+    /// Entries, and their bytes.
+    pub fn size(&self) -> (usize, usize) {
+        (self.entries, self.bytes)
+    }
+
+    /// Makes room. Returns how many requests still being served went.
+    fn shrink(&mut self, data: &impl SharedData, number: u16, limits: Limits) -> usize {
+        let mut evicted = 0;
+        while self.entries > limits.entries || self.bytes > limits.bytes {
+            if let Some((bucket, id, _)) = self.ended.pop_front() {
+                self.remove(bucket, id);
+                // It expires by itself in shared data.
+                self.mark(bucket);
+            } else if let Some((bucket, id)) = self.started.pop_front() {
+                if self.is_served(bucket, id) {
+                    self.remove(bucket, id);
+                    let _ = self.publish(data, number, bucket);
+                    evicted += 1;
+                    // The same request under its other keys.
+                    while let Some((bucket, _)) = self.started.front().filter(|next| next.1 == id) {
+                        let bucket = *bucket;
+                        self.started.pop_front();
+                        self.remove(bucket, id);
+                        let _ = self.publish(data, number, bucket);
+                    }
+                }
+            } else {
+                break;
+            }
+        }
+        evicted
+    }
+
+    /// Makes room in one bucket, as [`Store::shrink`] does in all.
+    fn shrink_bucket(&mut self, at: u16, most: usize) -> usize {
+        let mut evicted = 0;
+        while let Some(bucket) = self.buckets.get(usize::from(at)) {
+            if bucket.len() <= most {
+                break;
+            }
+            let ended = Entries(bucket).find(|entry| entry.ended_ms.is_some());
+            let Some(victim) = ended.or_else(|| Entries(bucket).next()) else {
+                break;
+            };
+            let (id, served) = (victim.id, victim.ended_ms.is_none());
+            self.remove(at, id);
+            evicted += usize::from(served);
+        }
+        evicted
+    }
+
+    fn mark(&mut self, bucket: u16) {
+        if let Some(stale) = self.stale.get_mut(usize::from(bucket)) {
+            *stale = true;
+        }
+    }
+
+    fn is_served(&self, bucket: u16, id: u64) -> bool {
+        let bucket = self.buckets.get(usize::from(bucket));
+        let mut entries = Entries(bucket.map(Vec::as_slice).unwrap_or_default());
+        entries.any(|entry| entry.id == id && entry.ended_ms.is_none())
+    }
+
+    /// Removes an entry from the copy.
+    fn remove(&mut self, at: u16, id: u64) {
+        let Some(bucket) = self.buckets.get_mut(usize::from(at)) else {
+            return;
+        };
+        let mut start = 0;
+        for entry in Entries(bucket) {
+            let length = entry.length();
+            if entry.id == id {
+                bucket.drain(start..start + length);
+                self.entries -= 1;
+                self.bytes -= length;
+                return;
+            }
+            start += length;
+        }
+    }
+
+    fn publish(&self, data: &impl SharedData, number: u16, bucket: u16) -> Result<(), NotSet> {
+        match self.buckets.get(usize::from(bucket)) {
+            Some(bytes) => data.set(&name(number, bucket), bytes, ALWAYS),
+            None => Err(NotSet),
+        }
     }
 
     /// FNV-1a over the seed and the key, folded to the number of buckets.
     fn bucket(&self, key: &Key) -> u16 {
-        let bytes = self.seed.to_le_bytes().into_iter();
-        let hash = bytes
-            .chain(key.as_bytes().iter().copied())
-            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        let hash = key
+            .as_bytes()
+            .iter()
+            .fold(0xcbf2_9ce4_8422_2325 ^ self.seed, |hash, byte| {
+                (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
             });
         let folded = hash ^ (hash >> 32) ^ (hash >> 16);
         (folded % u64::from(BUCKETS)) as u16
     }
+
+    /// Takes a number that no living worker has.
+    fn register(&mut self, data: &impl SharedData, now_ms: u64) -> Option<u16> {
+        for _ in 0..TRIES {
+            let (list, cas) = data.get(WORKERS).unwrap_or((Vec::new(), IF_MISSING));
+            let mut workers: Vec<Worker> = Worker::read(&list).collect();
+            workers.retain(|worker| worker.is_alive(now_ms) && worker.nonce != self.nonce);
+            if workers.len() >= WORKERS_MOST {
+                return None;
+            }
+            let free = |number: &u16| !workers.iter().any(|worker| worker.number == *number);
+            let number = (0..u16::MAX).find(free)?;
+            workers.push(Worker {
+                number,
+                nonce: self.nonce,
+                beat_ms: now_ms,
+            });
+            if data.set(WORKERS, &Worker::write(&workers), cas).is_err() {
+                continue;
+            }
+            // What a worker left that had the number before and is gone.
+            for bucket in 0..BUCKETS {
+                let name = name(number, bucket);
+                if data.get(&name).is_some_and(|(bytes, _)| !bytes.is_empty()) {
+                    let _ = data.set(&name, &[], ALWAYS);
+                }
+            }
+            self.number = Some(number);
+            self.beat_ms = now_ms;
+            // From now on every look-up reads this worker's buckets.
+            data.set(CHANGED, &[], ALWAYS).ok()?;
+            return Some(number);
+        }
+        None
+    }
+
+    /// Says that this worker is alive.
+    fn beat(&mut self, data: &impl SharedData, now_ms: u64) {
+        let Some(number) = self.number else { return };
+        for _ in 0..TRIES {
+            let Some((list, cas)) = data.get(WORKERS) else {
+                return;
+            };
+            let mut workers: Vec<Worker> = Worker::read(&list).collect();
+            let own = workers
+                .iter_mut()
+                .find(|worker| worker.number == number && worker.nonce == self.nonce);
+            let Some(own) = own else {
+                // Taken for dead, after a pause of the whole machine: begin anew.
+                *self = Self {
+                    seed: self.seed,
+                    next_id: self.next_id,
+                    ..Self::open(data, self.nonce)
+                };
+                return;
+            };
+            own.beat_ms = now_ms;
+            if data.set(WORKERS, &Worker::write(&workers), cas).is_ok() {
+                return;
+            }
+        }
+    }
+
+    fn read_workers(&mut self, data: &impl SharedData, now_ms: u64) {
+        let list = data.get(WORKERS).map(|(list, _)| list).unwrap_or_default();
+        self.others.clear();
+        let others =
+            Worker::read(&list).filter(|other| other.nonce != self.nonce && other.is_alive(now_ms));
+        self.others.extend(others.map(|other| other.number));
+    }
 }
 
-/// Who has to go: what ended first, or else what is oldest.
-fn victim(entries: &[Entry<'_>]) -> Option<usize> {
-    let age = |entry: &Entry<'_>| match entry.ended_ms {
-        Some(ended) => (0, ended),
-        None => (1, entry.started_ms),
-    };
-    let oldest = entries
-        .iter()
-        .enumerate()
-        .min_by_key(|(_, entry)| age(entry));
-    oldest.map(|(index, _)| index)
+/// One of the list of workers. Encoded as: number u16, nonce u64, time of the
+/// last beat u64; integers little-endian.
+#[derive(Clone, Copy, Debug)]
+struct Worker {
+    number: u16,
+    nonce: u64,
+    beat_ms: u64,
 }
 
-fn name(bucket: u16) -> String {
-    format!("{PREFIX}{bucket}")
+impl Worker {
+    fn is_alive(&self, now_ms: u64) -> bool {
+        now_ms.abs_diff(self.beat_ms) < DEAD_MS
+    }
+
+    fn read(mut list: &[u8]) -> impl Iterator<Item = Self> + '_ {
+        std::iter::from_fn(move || {
+            Some(Self {
+                number: u16::from_le_bytes(take(&mut list)?),
+                nonce: u64::from_le_bytes(take(&mut list)?),
+                beat_ms: u64::from_le_bytes(take(&mut list)?),
+            })
+        })
+    }
+
+    fn write(workers: &[Self]) -> Vec<u8> {
+        let mut list = Vec::with_capacity(workers.len() * 18);
+        for worker in workers {
+            list.extend_from_slice(&worker.number.to_le_bytes());
+            list.extend_from_slice(&worker.nonce.to_le_bytes());
+            list.extend_from_slice(&worker.beat_ms.to_le_bytes());
+        }
+        list
+    }
+}
+
+/// The key of a bucket in shared data.
+fn name(worker: u16, bucket: u16) -> [u8; 14] {
+    let mut name = [0; 14];
+    let [w, x] = worker.to_be_bytes();
+    let [b, c] = bucket.to_be_bytes();
+    let bytes = PREFIX.iter().copied().chain([w, x, b, c]);
+    for (place, byte) in name.iter_mut().zip(bytes) {
+        *place = byte;
+    }
+    name
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (taken, after) = rest.split_first_chunk::<N>()?;
+    *rest = after;
+    Some(*taken)
+}
+
+/// Marks an entry being served as ended, in place.
+fn end_entry(bucket: &mut [u8], id: u64, now_ms: u64) -> bool {
+    let mut start = 0;
+    for entry in Entries(bucket) {
+        if entry.id == id && entry.ended_ms.is_none() {
+            let ended = start + Entry::ENDED..start + Entry::ENDED + 8;
+            if let Some(place) = bucket.get_mut(ended) {
+                place.copy_from_slice(&now_ms.max(1).to_le_bytes());
+            }
+            return true;
+        }
+        start += entry.length();
+    }
+    false
 }
 
 /// One entry of a bucket. Encoded as: id u64, started u64, ended u64 (0 while
-/// being served), key length u8, key, payload length u16, payload; integers
+/// being served), key length u16, payload length u16, key, payload; integers
 /// little-endian.
 #[derive(Clone, Copy, Debug)]
 struct Entry<'a> {
@@ -260,20 +603,23 @@ struct Entry<'a> {
 }
 
 impl Entry<'_> {
+    /// Where the end is, in bytes.
+    const ENDED: usize = 16;
+    const HEAD: usize = 28;
+
+    fn length(&self) -> usize {
+        Self::HEAD + self.key.len() + self.payload.len()
+    }
+
     fn write(&self, to: &mut Vec<u8>) {
-        let (Ok(key), Ok(payload)) = (
-            u8::try_from(self.key.len()),
-            u16::try_from(self.payload.len()),
-        ) else {
-            return;
-        };
+        let length = |bytes: &[u8]| u16::try_from(bytes.len()).unwrap_or(u16::MAX);
+        to.reserve(self.length());
         to.extend_from_slice(&self.id.to_le_bytes());
         to.extend_from_slice(&self.started_ms.to_le_bytes());
-        let ended = self.ended_ms.map_or(0, |ended| ended.max(1));
-        to.extend_from_slice(&ended.to_le_bytes());
-        to.push(key);
+        to.extend_from_slice(&self.ended_ms.unwrap_or(0).to_le_bytes());
+        to.extend_from_slice(&length(self.key).to_le_bytes());
+        to.extend_from_slice(&length(self.payload).to_le_bytes());
         to.extend_from_slice(self.key);
-        to.extend_from_slice(&payload.to_le_bytes());
         to.extend_from_slice(self.payload);
     }
 }
@@ -281,34 +627,22 @@ impl Entry<'_> {
 /// The entries of a bucket. Ends at what cannot be read.
 struct Entries<'a>(&'a [u8]);
 
-impl<'a> Entries<'a> {
-    fn number(&mut self) -> Option<u64> {
-        let (number, rest) = self.0.split_first_chunk::<8>()?;
-        self.0 = rest;
-        Some(u64::from_le_bytes(*number))
-    }
-
-    fn bytes(&mut self, length: usize) -> Option<&'a [u8]> {
-        let (bytes, rest) = self.0.split_at_checked(length)?;
-        self.0 = rest;
-        Some(bytes)
-    }
-}
-
 impl<'a> Iterator for Entries<'a> {
     type Item = Entry<'a>;
 
     fn next(&mut self) -> Option<Entry<'a>> {
-        let (id, started_ms, ended) = (self.number()?, self.number()?, self.number()?);
-        let (length, rest) = self.0.split_first()?;
-        self.0 = rest;
-        let key = self.bytes(usize::from(*length))?;
-        let (length, rest) = self.0.split_first_chunk::<2>()?;
-        self.0 = rest;
-        let payload = self.bytes(usize::from(u16::from_le_bytes(*length)))?;
+        let rest = &mut self.0;
+        let (id, started_ms) = (take(rest)?, take(rest)?);
+        let ended: [u8; 8] = take(rest)?;
+        let (key, payload) = (take(rest)?, take(rest)?);
+        let (key, after) = rest.split_at_checked(usize::from(u16::from_le_bytes(key)))?;
+        let length = usize::from(u16::from_le_bytes(payload));
+        let (payload, after) = after.split_at_checked(length)?;
+        *rest = after;
+        let ended = u64::from_le_bytes(ended);
         Some(Entry {
-            id,
-            started_ms,
+            id: u64::from_le_bytes(id),
+            started_ms: u64::from_le_bytes(started_ms),
             ended_ms: (ended != 0).then_some(ended),
             key,
             payload,
@@ -318,43 +652,61 @@ impl<'a> Iterator for Entries<'a> {
 
 /// Shared data in memory, with Envoy's rules: for tests and for hosts other
 /// than Envoy.
-#[derive(Debug, Default)]
-pub struct InMemory(Mutex<Memory>);
+#[cfg(not(target_arch = "wasm32"))]
+pub use memory::InMemory;
 
-#[derive(Debug, Default)]
-struct Memory {
-    values: HashMap<String, (Vec<u8>, u32)>,
-    last_cas: u32,
-}
+#[cfg(not(target_arch = "wasm32"))]
+mod memory {
+    use super::{NotSet, SharedData};
+    use std::collections::HashMap;
+    use std::sync::{Mutex, MutexGuard, PoisonError};
 
-impl InMemory {
-    /// Keys, and bytes of all values.
-    pub fn size(&self) -> (usize, usize) {
-        let memory = self.lock();
-        let bytes = memory.values.values().map(|(value, _)| value.len());
-        (memory.values.len(), bytes.sum())
+    /// Shared data in memory, with Envoy's rules.
+    #[derive(Debug, Default)]
+    pub struct InMemory(Mutex<Memory>);
+
+    #[derive(Debug, Default)]
+    struct Memory {
+        values: HashMap<Vec<u8>, (Vec<u8>, u32)>,
+        last_cas: u32,
     }
 
-    fn lock(&self) -> MutexGuard<'_, Memory> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl SharedData for InMemory {
-    fn get(&self, key: &str) -> Option<(Vec<u8>, u32)> {
-        self.lock().values.get(key).cloned()
-    }
-
-    fn set(&self, key: &str, value: &[u8], cas: u32) -> Result<(), CasMismatch> {
-        let mut memory = self.lock();
-        match memory.values.get(key) {
-            Some((_, current)) if cas != 0 && *current != cas => return Err(CasMismatch),
-            _ => {}
+    impl InMemory {
+        /// Keys, and bytes of all values.
+        pub fn size(&self) -> (usize, usize) {
+            let memory = self.lock();
+            let bytes = memory.values.values().map(|(value, _)| value.len());
+            (memory.values.len(), bytes.sum())
         }
-        memory.last_cas = memory.last_cas.wrapping_add(1).max(1);
-        let new = (value.to_vec(), memory.last_cas);
-        memory.values.insert(key.to_string(), new);
-        Ok(())
+
+        /// Every key, sorted.
+        pub fn keys(&self) -> Vec<Vec<u8>> {
+            let mut keys: Vec<_> = self.lock().values.keys().cloned().collect();
+            keys.sort();
+            keys
+        }
+
+        fn lock(&self) -> MutexGuard<'_, Memory> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        }
+    }
+
+    impl SharedData for InMemory {
+        fn get(&self, key: &[u8]) -> Option<(Vec<u8>, u32)> {
+            self.lock().values.get(key).cloned()
+        }
+
+        fn set(&self, key: &[u8], value: &[u8], cas: u32) -> Result<(), NotSet> {
+            let mut memory = self.lock();
+            match memory.values.get(key) {
+                Some((_, current)) if cas != 0 && *current != cas => return Err(NotSet),
+                _ => {}
+            }
+            memory.last_cas = memory.last_cas.wrapping_add(1).max(1);
+            let new = (value.to_vec(), memory.last_cas);
+            memory.values.insert(key.to_vec(), new);
+            Ok(())
+        }
     }
 }
 
@@ -362,32 +714,75 @@ impl SharedData for InMemory {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::HashMap;
 
     const LIMITS: Limits = Limits {
-        per_bucket: 4,
+        entries: 4,
+        bytes: 100_000,
+        bucket_bytes: 100_000,
         grace_ms: 100,
+    };
+    const MANY: Limits = Limits {
+        entries: 10_000,
+        ..LIMITS
     };
 
     fn key(text: &str) -> Key {
-        Key::new(text.as_bytes()).unwrap()
+        Key::request_id(text.as_bytes()).unwrap()
     }
 
-    fn payloads(store: &Store, data: &InMemory, now: u64, name: &str) -> Vec<Vec<u8>> {
-        let found = store.find(data, now, &key(name));
-        found.into_iter().map(|found| found.payload).collect()
+    /// A worker and the shared data.
+    struct Worker<'a>(Store, &'a InMemory, Limits);
+
+    impl<'a> Worker<'a> {
+        fn new(data: &'a InMemory, random: u64, limits: Limits) -> Self {
+            Self(Store::open(data, random), data, limits)
+        }
+
+        fn insert(&mut self, now: u64, name: &str, payload: &[u8]) -> Inserted {
+            self.0
+                .insert(self.1, self.2, now, &[key(name)], payload)
+                .unwrap()
+        }
+
+        fn end(&mut self, now: u64, ticket: Ticket) {
+            assert!(self.0.end(self.1, self.2, now, ticket));
+        }
+
+        fn find(&mut self, now: u64, name: &str) -> Vec<Found> {
+            self.0.find(self.1, self.2, now, &key(name))
+        }
+
+        fn payloads(&mut self, now: u64, name: &str) -> Vec<Vec<u8>> {
+            let found = self.find(now, name);
+            found.into_iter().map(|found| found.payload).collect()
+        }
+
+        fn tick(&mut self, now: u64) {
+            self.0.tick(self.1, now);
+        }
     }
 
     #[test]
     fn an_entry_lives_with_its_request_and_the_grace() {
         let data = InMemory::default();
-        let store = Store::open(&data, LIMITS, 7);
-        let ticket = store.insert(&data, 0, &key("a"), 1, b"ctx").unwrap().ticket;
-        assert_eq!(payloads(&store, &data, 1_000_000_000, "a"), [b"ctx"]);
-        assert!(store.end(&data, 1_000_000_000, ticket));
-        assert!(store.find(&data, 1_000_000_099, &key("a"))[0].ended);
-        assert_eq!(payloads(&store, &data, 1_000_000_100, "a"), [b""; 0]);
-        // The clock is set back: nothing is lost by it.
-        assert_eq!(payloads(&store, &data, 5, "a"), [b"ctx"]);
+        let mut here = Worker::new(&data, 7, LIMITS);
+        let mut there = Worker::new(&data, 8, LIMITS);
+        let ticket = here.insert(0, "a", b"ctx").ticket;
+        for now in [0, 1, 50_000] {
+            assert_eq!(here.payloads(now, "a"), [b"ctx"]);
+            assert_eq!(there.payloads(now, "a"), [b"ctx"]);
+        }
+        here.end(50_000, ticket);
+        assert!(here.find(50_099, "a")[0].ended && there.find(50_099, "a")[0].ended);
+        for worker in [&mut here, &mut there] {
+            assert_eq!(worker.payloads(50_100, "a"), [b""; 0]);
+            // The clock is set back: nothing is lost by it.
+            assert_eq!(worker.payloads(5, "a"), [b"ctx"]);
+        }
+        here.tick(50_100);
+        assert_eq!(here.0.size(), (0, 0));
+        assert_eq!(there.payloads(5, "a"), [b""; 0]);
     }
 
     #[test]
@@ -397,88 +792,139 @@ mod tests {
             grace_ms: 0,
             ..LIMITS
         };
-        let store = Store::open(&data, limits, 7);
-        let ticket = store.insert(&data, 5, &key("a"), 1, b"ctx").unwrap().ticket;
-        store.end(&data, 5, ticket);
-        assert_eq!(payloads(&store, &data, 5, "a"), [b""; 0]);
-        assert_eq!(data.size().1, 8, "only the seed is left");
+        let mut worker = Worker::new(&data, 7, limits);
+        let ticket = worker.insert(5, "a", b"ctx").ticket;
+        worker.end(5, ticket);
+        assert_eq!(worker.payloads(5, "a"), [b""; 0]);
+        assert_eq!(Worker::new(&data, 8, limits).payloads(5, "a"), [b""; 0]);
+        assert_eq!(worker.0.size(), (0, 0));
     }
 
     #[test]
     fn ending_twice_or_after_eviction_does_nothing() {
         let data = InMemory::default();
-        let store = Store::open(&data, LIMITS, 7);
-        let first = store.insert(&data, 0, &key("a"), 1, b"1").unwrap().ticket;
-        store.insert(&data, 1, &key("a"), 2, b"2").unwrap();
-        store.end(&data, 2, first);
-        store.end(&data, 500, first);
-        store.end(&data, 600, first);
-        assert_eq!(payloads(&store, &data, 600, "a"), [b"2"]);
+        let mut worker = Worker::new(&data, 7, LIMITS);
+        let first = worker.insert(0, "a", b"1").ticket;
+        worker.insert(1, "a", b"2");
+        worker.end(2, first);
+        worker.end(500, first);
+        worker.tick(600);
+        worker.end(600, first);
+        assert_eq!(worker.payloads(600, "a"), [b"2"]);
+        assert_eq!(worker.0.size().0, 1);
     }
 
     #[test]
-    fn a_full_bucket_gives_up_ended_entries_first() {
+    fn what_has_ended_goes_first_and_then_what_is_oldest() {
         let data = InMemory::default();
-        let store = Store::open(&data, LIMITS, 7);
+        let mut worker = Worker::new(&data, 7, LIMITS);
+        let mut other = Worker::new(&data, 8, LIMITS);
+        let names = ["a", "b", "c", "d", "e", "f"];
         let mut tickets = Vec::new();
-        for id in 0..4u8 {
-            tickets.push(
-                store
-                    .insert(&data, u64::from(id), &key("a"), id.into(), &[id])
-                    .unwrap()
-                    .ticket,
-            );
+        for (now, name) in (0..).zip(&names[..4]) {
+            tickets.push(worker.insert(now, name, name.as_bytes()).ticket);
         }
-        store.end(&data, 10, tickets[2]);
-        assert_eq!(
-            store.insert(&data, 11, &key("a"), 4, &[4]).unwrap().evicted,
-            0
-        );
-        assert_eq!(payloads(&store, &data, 11, "a"), [[0], [1], [3], [4]]);
-        assert_eq!(
-            store.insert(&data, 12, &key("a"), 5, &[5]).unwrap().evicted,
-            1
-        );
-        assert_eq!(payloads(&store, &data, 12, "a"), [[1], [3], [4], [5]]);
+        worker.end(10, tickets[2]);
+        assert_eq!(worker.insert(11, "e", b"e").evicted, 0);
+        let known = |worker: &mut Worker<'_>| {
+            names
+                .iter()
+                .filter(|name| !worker.find(11, name).is_empty())
+                .copied()
+                .collect::<String>()
+        };
+        assert_eq!(known(&mut worker), "abde");
+        assert_eq!(worker.insert(12, "f", b"f").evicted, 1);
+        assert_eq!(known(&mut worker), "bdef");
+        // An entry that ended may still be seen from elsewhere, for the grace.
+        assert_eq!(known(&mut other), "bcdef");
+        worker.tick(13);
+        assert_eq!(known(&mut other), "bdef");
+        worker.end(14, tickets[0]);
+        assert_eq!(known(&mut worker), "bdef");
+    }
+
+    #[test]
+    fn bytes_are_bounded_too() {
+        let data = InMemory::default();
+        let limits = Limits {
+            bytes: 1000,
+            ..MANY
+        };
+        let mut worker = Worker::new(&data, 7, limits);
+        let mut evicted = 0;
+        for now in 0..50u64 {
+            evicted += worker.insert(now, &now.to_string(), &[0; 200]).evicted;
+            assert!(worker.0.size().1 <= 1000);
+        }
+        assert_eq!((evicted, worker.0.size().0), (46, 4));
+        // What alone is too large is remembered all the same, and nothing else.
+        worker.insert(50, "big", &[0; 1500]);
+        assert_eq!(worker.0.size().0, 1);
+        let none = worker
+            .0
+            .insert(&data, limits, 51, &[key("b")], &[0; 70_000]);
+        assert_eq!(none, None);
+    }
+
+    #[test]
+    fn one_key_cannot_take_all_the_room() {
+        let data = InMemory::default();
+        let limits = Limits {
+            bucket_bytes: 1000,
+            ..MANY
+        };
+        let mut worker = Worker::new(&data, 7, limits);
+        let tickets: Vec<_> = (0..200)
+            .map(|n| worker.insert(n, "same", &[0; 72]).ticket)
+            .collect();
+        // 28 bytes of head and 5 of key.
+        let live = 1000 / (28 + 5 + 72);
+        assert_eq!(worker.find(200, "same").len(), live);
+        // What has ended goes first.
+        worker.end(200, tickets[195]);
+        assert_eq!(worker.insert(201, "same", &[0; 72]).evicted, 0);
+        assert_eq!(worker.insert(202, "same", &[0; 72]).evicted, 1);
+        for ticket in tickets {
+            worker.end(203, ticket);
+        }
+        worker.tick(400);
+        assert_eq!(worker.0.size().0, 2);
+    }
+
+    #[test]
+    fn a_request_is_evicted_whole_and_counted_once() {
+        let data = InMemory::default();
+        let mut worker = Worker::new(&data, 7, LIMITS);
+        let mut evicted = 0;
+        for n in 0..5 {
+            let keys = [key(&format!("{n}a")), key(&format!("{n}b"))];
+            let done = worker.0.insert(&data, LIMITS, n, &keys, b"ctx").unwrap();
+            evicted += done.evicted;
+        }
+        assert_eq!((evicted, worker.0.size().0), (3, 4));
+        assert_eq!(worker.payloads(5, "2b"), [b""; 0]);
+        assert_eq!(worker.payloads(5, "3a"), [b"ctx"]);
     }
 
     #[test]
     fn the_first_to_open_chooses_the_seed() {
         let data = InMemory::default();
-        let first = Store::open(&data, LIMITS, 7);
-        let second = Store::open(&data, LIMITS, 8);
-        assert_eq!(first.seed, second.seed);
-        first.insert(&data, 0, &key("a"), 1, b"ctx").unwrap();
-        assert_eq!(payloads(&second, &data, 0, "a"), [b"ctx"]);
-    }
-
-    #[test]
-    fn buckets_overflow_less_than_once_in_a_million_at_capacity() {
-        for capacity in [64u32, 1024, 4096, 16384, 65536] {
-            let limit = Limits::for_capacity(capacity, 0).per_bucket;
-            let mean = f64::from(capacity) / f64::from(BUCKETS);
-            let (mut term, mut below) = ((-mean).exp(), 0.0);
-            for k in 0..=limit {
-                below += term;
-                term *= mean / (k as f64 + 1.0);
-            }
-            assert!(1.0 - below < 1e-6, "{capacity}: {limit} {}", 1.0 - below);
-        }
+        let first = Worker::new(&data, 7, LIMITS);
+        let second = Worker::new(&data, 8, LIMITS);
+        assert_eq!(first.0.seed, second.0.seed);
     }
 
     #[test]
     fn requests_spread_over_the_buckets() {
-        let store = Store {
-            limits: LIMITS,
-            seed: 99,
-        };
+        let store = Store::open(&InMemory::default(), 99);
         let mut count = HashMap::new();
         for i in 0..65536u32 {
             let mut random = [0; 16];
             random[..4].copy_from_slice(&i.to_be_bytes());
             let id = crate::request_id::generate(random);
             *count
-                .entry(store.bucket(&Key::new(&id).unwrap()))
+                .entry(store.bucket(&Key::request_id(&id).unwrap()))
                 .or_insert(0) += 1;
         }
         let (low, high) = (count.values().min().unwrap(), count.values().max().unwrap());
@@ -489,89 +935,252 @@ mod tests {
     }
 
     #[test]
-    fn workers_that_write_one_bucket_lose_nothing() {
+    fn a_request_is_found_under_each_of_its_keys() {
         let data = InMemory::default();
-        let limits = Limits {
-            per_bucket: 4000,
-            grace_ms: 0,
-        };
-        let store = Store::open(&data, limits, 7);
+        let mut worker = Worker::new(&data, 7, MANY);
+        let keys = [key("a"), key("b"), key("c")];
+        let done = worker.0.insert(&data, MANY, 0, &keys, b"ctx").unwrap();
+        worker.insert(0, "a", b"other");
+        let mut found: Vec<_> = ["a", "b", "c"]
+            .map(|name| worker.find(0, name)[0].request)
+            .into();
+        found.dedup();
+        assert_eq!(found.len(), 1);
+        worker.end(0, done.ticket);
+        worker.tick(100);
+        assert_eq!(worker.payloads(100, "a"), [b"other"]);
+        assert_eq!(worker.payloads(100, "b"), [b""; 0]);
+    }
+
+    #[test]
+    fn every_worker_is_asked() {
+        let data = InMemory::default();
+        let mut workers: Vec<_> = (0..5).map(|n| Worker::new(&data, n, MANY)).collect();
+        // A look-up before there is anybody else.
+        assert_eq!(workers[0].payloads(0, "0"), [b""; 0]);
+        for n in 0..5u8 {
+            workers[usize::from(n)].insert(0, "same", &[n]);
+            for worker in &mut workers {
+                let mut found = worker.payloads(0, "same");
+                found.sort();
+                assert_eq!(found, (0..=n).map(|n| vec![n]).collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[test]
+    fn a_worker_that_is_gone_leaves_nothing() {
+        let data = InMemory::default();
+        let mut gone = Worker::new(&data, 1, MANY);
+        let mut here = Worker::new(&data, 2, MANY);
+        gone.insert(0, "a", b"old");
+        here.insert(0, "b", b"ctx");
+        for now in (0..60_000).step_by(1000) {
+            here.tick(now);
+        }
+        assert_eq!(here.payloads(59_000, "a"), [b"old"]);
+        here.tick(60_000);
+        assert_eq!(here.payloads(60_000, "a"), [b""; 0]);
+        // Its number is taken over, without what it held.
+        let mut new = Worker::new(&data, 3, MANY);
+        new.insert(60_000, "c", b"new");
+        assert_eq!(new.0.number, Some(0));
+        assert_eq!(here.payloads(60_000, "a"), [b""; 0]);
+        assert_eq!(here.payloads(60_000, "c"), [b"new"]);
+        assert_eq!(new.payloads(60_000, "b"), [b"ctx"]);
+        // Should it live after all, it begins anew, and disturbs nobody.
+        gone.tick(61_000);
+        assert_eq!(gone.payloads(61_000, "c"), [b"new"]);
+        gone.insert(61_000, "a", b"again");
+        assert_eq!(gone.0.number, Some(2));
+        assert_eq!(here.payloads(61_000, "a"), [b"again"]);
+        assert_eq!(here.payloads(61_000, "c"), [b"new"]);
+    }
+
+    #[test]
+    fn workers_that_begin_at_once_get_numbers_of_their_own() {
+        let data = InMemory::default();
         std::thread::scope(|scope| {
-            for worker in 0..4u64 {
-                let (store, data) = (&store, &data);
+            for worker in 1..9u64 {
+                let data = &data;
                 scope.spawn(move || {
-                    for n in 0..100u64 {
-                        let id = worker * 1000 + n;
-                        let ticket = loop {
-                            if let Some(done) =
-                                store.insert(data, 0, &key("same"), id, &id.to_le_bytes())
-                            {
-                                break done.ticket;
-                            }
-                        };
+                    let mut worker = Worker::new(data, worker, MANY);
+                    for n in 0..500u64 {
+                        let name = format!("{}-{n}", worker.0.nonce);
+                        let ticket = worker.insert(n, &name, name.as_bytes()).ticket;
+                        assert_eq!(worker.payloads(n, &name), [name.as_bytes()]);
                         if n % 2 == 0 {
-                            while !store.end(data, 1, ticket) {}
+                            worker.end(n, ticket);
+                            worker.tick(n);
                         }
                     }
                 });
             }
         });
-        assert_eq!(payloads(&store, &data, 2, "same").len(), 200);
+        let mut reader = Worker::new(&data, 99, MANY);
+        for worker in 1..9 {
+            for n in 0..500 {
+                let name = format!("{worker}-{n}");
+                let expected = (n % 2 == 1 || n >= 400).then(|| name.as_bytes().to_vec());
+                assert_eq!(
+                    reader.payloads(499, &name),
+                    expected.into_iter().collect::<Vec<_>>()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_list_that_never_stands_still_is_given_up() {
+        /// The list is changed before every swap.
+        struct Contended(InMemory);
+        impl SharedData for Contended {
+            fn get(&self, key: &[u8]) -> Option<(Vec<u8>, u32)> {
+                self.0.get(key)
+            }
+            fn set(&self, key: &[u8], value: &[u8], cas: u32) -> Result<(), NotSet> {
+                if key == WORKERS {
+                    self.0.set(key, &[], 0)?;
+                }
+                self.0.set(key, value, cas)
+            }
+        }
+        let data = Contended(InMemory::default());
+        let mut store = Store::open(&data, 7);
+        assert_eq!(store.insert(&data, LIMITS, 0, &[key("a")], b"ctx"), None);
+        assert!(store.find(&data, LIMITS, 0, &key("a")).is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_nothing() {
+        /// Every other write of a bucket fails.
+        struct Failing(InMemory, std::cell::Cell<bool>);
+        impl SharedData for Failing {
+            fn get(&self, key: &[u8]) -> Option<(Vec<u8>, u32)> {
+                self.0.get(key)
+            }
+            fn set(&self, key: &[u8], value: &[u8], cas: u32) -> Result<(), NotSet> {
+                self.1.set(!self.1.get());
+                match self.1.get() && key.len() == name(0, 0).len() {
+                    true => Err(NotSet),
+                    false => self.0.set(key, value, cas),
+                }
+            }
+        }
+        let data = Failing(InMemory::default(), false.into());
+        let mut store = Store::open(&data, 7);
+        let mut done = 0;
+        for n in 0..100 {
+            let keys = [key(&n.to_string()), key(&format!("{n}-"))];
+            done += usize::from(store.insert(&data, MANY, 0, &keys, b"ctx").is_some());
+            assert_eq!(store.size().0, 2 * done);
+        }
+    }
+
+    #[test]
+    fn memory_stays_bounded_behind_a_request_that_never_ends() {
+        let data = InMemory::default();
+        let limits = Limits {
+            grace_ms: 0,
+            ..MANY
+        };
+        let mut worker = Worker::new(&data, 7, limits);
+        worker.insert(0, "stream", b"ctx");
+        for n in 0..20_000 {
+            let ticket = worker.insert(n, "call", b"ctx").ticket;
+            worker.end(n, ticket);
+        }
+        assert!(worker.0.started.len() < 1100 && worker.0.ended.is_empty());
+        assert_eq!(worker.0.size().0, 1);
+        assert_eq!(worker.payloads(20_000, "stream"), [b"ctx"]);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Insert(usize, u8, u8),
+        End(usize),
+        Find(usize, u8),
+        Wait(u64),
+        Tick(usize),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            (0usize..3, 0u8..6, any::<u8>()).prop_map(|(w, k, p)| Step::Insert(w, k, p)),
+            (0usize..64).prop_map(Step::End),
+            (0usize..3, 0u8..6).prop_map(|(w, k)| Step::Find(w, k)),
+            (0u64..90).prop_map(Step::Wait),
+            (0usize..3).prop_map(Step::Tick),
+        ];
+        proptest::collection::vec(step, 0..120)
     }
 
     proptest! {
-        /// Against a plain map: with room enough, nothing is lost, mixed up or kept too long.
+        /// Against a list of everything that ever happened, for three workers
+        /// with room enough: exactly what is live or ended within the grace.
         #[test]
-        fn behaves_as_a_map(steps in proptest::collection::vec((0u8..12, any::<bool>(), 0u64..60), 1..200)) {
+        fn it_remembers_what_it_should(steps in steps()) {
             let data = InMemory::default();
-            let limits = Limits { per_bucket: 300, grace_ms: 100 };
-            let store = Store::open(&data, limits, 7);
-            let mut model: Vec<(u8, u64, Option<u64>, Ticket)> = Vec::new();
-            let mut now = 1;
-            for (id, (name, end, wait)) in steps.into_iter().enumerate() {
-                now += wait;
-                if end {
-                    if let Some(entry) = model.iter_mut().find(|e| e.0 == name && e.2.is_none()) {
-                        store.end(&data, now, entry.3);
-                        entry.2 = Some(now);
+            let mut workers: Vec<_> = (0..3).map(|n| Worker::new(&data, n, MANY)).collect();
+            // Worker, ticket, key, payload, end.
+            let mut all: Vec<(usize, Ticket, u8, u8, Option<u64>)> = Vec::new();
+            let mut now = 1_000;
+            for step in steps {
+                match step {
+                    Step::Insert(w, k, p) => {
+                        let done = workers[w].insert(now, &k.to_string(), &[p]);
+                        prop_assert_eq!(done.evicted, 0);
+                        all.push((w, done.ticket, k, p, None));
                     }
-                } else {
-                    let id = id as u64;
-                    let done = store.insert(&data, now, &key(&name.to_string()), id, &id.to_le_bytes()).unwrap();
-                    prop_assert_eq!(done.evicted, 0);
-                    model.push((name, id, None, done.ticket));
-                }
-                for name in 0..12u8 {
-                    let expected: Vec<Vec<u8>> = model.iter()
-                        .filter(|e| e.0 == name && e.2.is_none_or(|ended| now - ended < 100))
-                        .map(|e| e.1.to_le_bytes().to_vec())
-                        .collect();
-                    prop_assert_eq!(payloads(&store, &data, now, &name.to_string()), expected);
+                    Step::End(n) if !all.is_empty() => {
+                        let n = n % all.len();
+                        workers[all[n].0].end(now, all[n].1);
+                        all[n].4.get_or_insert(now);
+                    }
+                    Step::End(_) => {}
+                    Step::Wait(ms) => now += ms,
+                    Step::Tick(w) => workers[w].tick(now),
+                    Step::Find(w, k) => {
+                        let mut found = workers[w].payloads(now, &k.to_string());
+                        let alive = all.iter().filter(|e| e.2 == k && e.4.is_none_or(|end| now - end < 100));
+                        let mut expected: Vec<_> = alive.map(|e| vec![e.3]).collect();
+                        found.sort();
+                        expected.sort();
+                        prop_assert_eq!(found, expected);
+                    }
                 }
             }
         }
 
         #[test]
-        fn any_bytes_in_a_bucket_are_survived(bytes: Vec<u8>) {
+        fn any_bytes_in_shared_data_are_survived(bytes: Vec<u8>, at in 0usize..5) {
             let data = InMemory::default();
-            let store = Store::open(&data, LIMITS, 7);
-            data.set(&name(store.bucket(&key("a"))), &bytes, IF_MISSING).unwrap();
-            store.find(&data, 0, &key("a"));
-            let done = store.insert(&data, u64::MAX, &key("a"), u64::MAX, b"ctx").unwrap();
-            prop_assert!(payloads(&store, &data, u64::MAX, "a").contains(&b"ctx".to_vec()));
-            store.end(&data, u64::MAX, done.ticket);
+            let mut here = Worker::new(&data, 7, LIMITS);
+            let mut there = Worker::new(&data, 8, LIMITS);
+            let done = here.insert(0, "a", b"ctx");
+            there.insert(0, "a", b"ctx");
+            let keys = data.keys();
+            let _ = data.set(&keys[at % keys.len()], &bytes, 0);
+            here.find(1, "a");
+            here.tick(20_000);
+            here.end(20_001, done.ticket);
+            here.insert(20_002, "b", b"ctx");
+            prop_assert_eq!(here.payloads(20_002, "b"), [b"ctx"]);
+            Worker::new(&data, 9, LIMITS).insert(20_003, "c", b"ctx");
         }
 
         #[test]
         fn memory_is_bounded(keys in proptest::collection::vec("[a-z0-9-]{1,40}", 1..400)) {
             let data = InMemory::default();
-            let limits = Limits { per_bucket: 1, grace_ms: 0 };
-            let store = Store::open(&data, limits, 7);
-            for (id, text) in keys.iter().enumerate() {
-                store.insert(&data, 0, &key(text), id as u64, &[0; 50]).unwrap();
+            let limits = Limits { entries: 50, bytes: 4000, grace_ms: 0, ..LIMITS };
+            let mut worker = Worker::new(&data, 7, limits);
+            for text in &keys {
+                worker.insert(0, text, &[0; 50]);
             }
-            let (keys, bytes) = data.size();
-            prop_assert!(keys <= usize::from(BUCKETS) + 1 && bytes <= (keys - 1) * (27 + 40 + 50) + 8);
+            let (entries, bytes) = worker.0.size();
+            prop_assert!(entries <= 50 && bytes <= 4000);
+            // The seed, the list, and what is remembered.
+            prop_assert_eq!(data.size().1, 8 + 18 + bytes);
         }
     }
 }

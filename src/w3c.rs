@@ -1,7 +1,7 @@
 //! W3C Trace Context, as far as it stands beside B3: the `traceparent` header
 //! (w3.org/TR/trace-context, section 3.2).
 
-use crate::b3::{SpanId, TraceId};
+use crate::b3::{B3, Ids, Sampling, SpanId, TraceId};
 
 /// A `traceparent`, read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,37 @@ impl TraceParent {
             sampled: low & 1 == 1,
         })
     }
+
+    /// The same in B3. A trace ID whose upper half is zero is one of 64 bits
+    /// that has been padded, as the specification asks for.
+    pub fn b3(self) -> B3 {
+        let wide = self.trace.value() > u128::from(u64::MAX);
+        let trace = TraceId::new(self.trace.value(), wide).unwrap_or(self.trace);
+        B3 {
+            ids: Some(Ids {
+                trace,
+                span: self.span,
+                parent: None,
+            }),
+            sampling: match self.sampled {
+                true => Sampling::Accept,
+                false => Sampling::Deny,
+            },
+        }
+    }
+}
+
+/// A `traceparent` that says what B3 does. W3C cannot leave a decision open: what
+/// B3 defers is written as not sampled.
+pub fn write(ids: Ids, sampling: Sampling) -> Vec<u8> {
+    let mut text = b"00-".to_vec();
+    let trace = TraceId::new(ids.trace.value(), true).unwrap_or(ids.trace);
+    trace.write(&mut text);
+    text.push(b'-');
+    ids.span.write(&mut text);
+    let sampled = sampling.decided() == Some(true);
+    text.extend_from_slice(if sampled { b"-01" } else { b"-00" });
+    text
 }
 
 #[cfg(test)]
@@ -78,6 +109,22 @@ mod tests {
         ] {
             assert_eq!(TraceParent::read(bad.as_bytes()), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn b3_and_back() {
+        let read = TraceParent::read(GOOD.as_bytes()).unwrap();
+        let b3 = read.b3();
+        assert_eq!(write(b3.ids.unwrap(), b3.sampling), GOOD.as_bytes());
+        assert_eq!(
+            write(b3.ids.unwrap(), Sampling::Defer),
+            GOOD.replace("-01", "-00").as_bytes()
+        );
+        // 64 bits stay 64 bits.
+        let padded = "00-000000000000000048485a3953bb6124-a2fb4a1d1a96d312-00";
+        let b3 = TraceParent::read(padded.as_bytes()).unwrap().b3();
+        assert_eq!(b3.single().unwrap(), b"48485a3953bb6124-a2fb4a1d1a96d312-0");
+        assert_eq!(write(b3.ids.unwrap(), b3.sampling), padded.as_bytes());
     }
 
     proptest! {

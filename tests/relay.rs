@@ -97,8 +97,9 @@ fn what_has_no_key_or_an_unknown_one_is_left_alone() {
         Decision::Unknown,
         &[],
     );
+    let by_id_only = Sidecar::new(r#"{"keys": ["x-request-id"]}"#);
     assert!(
-        sidecar
+        by_id_only
             .inbound(&[&long, TRACE, SPAN])
             .counters
             .contains(&Counter::NoKey)

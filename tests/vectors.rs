@@ -11,7 +11,7 @@ mod support;
 
 use b3relay::check::check;
 use b3relay::config::Direction;
-use b3relay::header::{Pairs, TraceHeaders};
+use b3relay::header::{Pairs, TraceHeaders, Wanted};
 use b3relay::rules::Rule;
 use std::collections::BTreeSet;
 use support::{Headers, Sidecar, Vector, map, only};
@@ -35,7 +35,7 @@ fn findings_and_reading() {
         assert_eq!(seen.rules, vector.findings, "{}", vector.name);
 
         let map = map(&headers);
-        let headers = TraceHeaders::read(Pairs::new(&map), &[]);
+        let headers = TraceHeaders::read(Pairs::new(&map), &Wanted::default());
         let reads = check(&headers).b3.single();
         let reads = reads.map(|text| String::from_utf8(text).unwrap());
         assert_eq!(reads, vector.reads, "{}", vector.name);

@@ -6,9 +6,9 @@ use b3relay::filter::{Filter, Host, Outcome};
 use b3relay::header::{Pairs, serialize};
 use b3relay::metrics::Counter;
 use b3relay::relay::Decision;
-use b3relay::store::{CasMismatch, InMemory, SharedData, Ticket};
+use b3relay::store::{InMemory, NotSet, SharedData, Store, Ticket};
 use serde::Deserialize;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 /// A request of `tests/vectors/rules.toml`; see there.
 #[derive(Clone, Debug, Deserialize)]
@@ -98,15 +98,17 @@ pub fn only(headers: &Headers, prefixes: &[&str]) -> Headers {
 pub struct TestHost {
     pub data: InMemory,
     pub now: Cell<u64>,
+    /// The Envoy cluster of every call.
+    pub cluster: RefCell<Option<&'static str>>,
     next: Cell<u64>,
 }
 
 impl SharedData for TestHost {
-    fn get(&self, key: &str) -> Option<(Vec<u8>, u32)> {
+    fn get(&self, key: &[u8]) -> Option<(Vec<u8>, u32)> {
         self.data.get(key)
     }
 
-    fn set(&self, key: &str, value: &[u8], cas: u32) -> Result<(), CasMismatch> {
+    fn set(&self, key: &[u8], value: &[u8], cas: u32) -> Result<(), NotSet> {
         self.data.set(key, value, cas)
     }
 }
@@ -117,20 +119,20 @@ impl Host for TestHost {
     }
 
     fn random(&self) -> [u8; 16] {
-        let n = self.unique().to_le_bytes();
+        self.next.set(self.next.get() + 1);
         let mut random = [0x5a; 16];
-        random[..8].copy_from_slice(&n);
+        random[..8].copy_from_slice(&self.next.get().to_le_bytes());
         random
     }
 
-    fn unique(&self) -> u64 {
-        self.next.set(self.next.get() + 1);
-        self.next.get()
+    fn cluster(&self) -> Option<Vec<u8>> {
+        self.cluster.borrow().map(|name| name.as_bytes().to_vec())
     }
 }
 
 /// What became of a request.
 pub struct Seen {
+    pub worker: usize,
     pub headers: Headers,
     pub ticket: Option<Ticket>,
     pub decision: Option<Decision>,
@@ -139,18 +141,30 @@ pub struct Seen {
     pub reply: Option<(u32, String)>,
 }
 
-/// A sidecar: one filter on both sides of an application.
+/// A sidecar: filters on both sides of an application, on one worker or more.
 pub struct Sidecar {
     pub host: TestHost,
     pub filter: Filter,
+    outbound: Filter,
+    stores: Vec<RefCell<Store>>,
 }
 
 impl Sidecar {
     pub fn new(config: &str) -> Self {
+        Self::with(config, config, 1)
+    }
+
+    pub fn with(inbound: &str, outbound: &str, workers: u64) -> Self {
         let host = TestHost::default();
         host.now.set(1_700_000_000_000);
-        let filter = Filter::new(Config::parse(config.as_bytes()).unwrap(), &host);
-        Self { host, filter }
+        let filter = |config: &str| Filter::new(Config::parse(config.as_bytes()).unwrap());
+        let stores = (0..workers).map(|n| RefCell::new(Store::open(&host, n)));
+        Self {
+            stores: stores.collect(),
+            filter: filter(inbound),
+            outbound: filter(outbound),
+            host,
+        }
     }
 
     pub fn wait(&self, ms: u64) {
@@ -158,13 +172,24 @@ impl Sidecar {
     }
 
     pub fn request(&self, direction: Option<Direction>, before: &Headers) -> Seen {
+        self.on(0, direction, before)
+    }
+
+    /// On that worker.
+    pub fn on(&self, worker: usize, direction: Option<Direction>, before: &Headers) -> Seen {
         let map = map(before);
-        let outcome: Outcome<'_> = self.filter.request(&self.host, direction, Pairs::new(&map));
+        let filter = match direction {
+            Some(Direction::Outbound) => &self.outbound,
+            _ => &self.filter,
+        };
+        let store = &mut self.stores[worker].borrow_mut();
+        let outcome: Outcome<'_> = filter.request(store, &self.host, direction, Pairs::new(&map));
         let mut headers = before.clone();
         for edit in &outcome.edits {
             edit.apply(&mut headers);
         }
         Seen {
+            worker,
             headers,
             ticket: outcome.ticket,
             decision: outcome.counters.iter().find_map(|counter| match counter {
@@ -190,6 +215,8 @@ impl Sidecar {
     }
 
     pub fn end(&self, seen: &Seen) {
-        assert!(self.filter.end(&self.host, seen.ticket.unwrap()));
+        let store = &mut self.stores[seen.worker].borrow_mut();
+        let ticket = seen.ticket.unwrap();
+        assert!(self.filter.end(store, &self.host, ticket));
     }
 }

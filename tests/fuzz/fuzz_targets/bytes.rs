@@ -6,14 +6,10 @@ use b3relay::b3::{Single, SpanId, TraceId};
 use b3relay::config::Config;
 use b3relay::header::Pairs;
 use b3relay::relay::Remembered;
-use b3relay::request_id::Key;
+use b3relay::key::Key;
 use b3relay::store::{InMemory, Limits, SharedData, Store};
 use b3relay::w3c::TraceParent;
 use libfuzzer_sys::fuzz_target;
-use std::sync::OnceLock;
-
-/// The one that the key falls into.
-static BUCKET: OnceLock<String> = OnceLock::new();
 
 fuzz_target!(|input: &[u8]| {
     let pairs: Vec<_> = Pairs::new(input).collect();
@@ -29,22 +25,23 @@ fuzz_target!(|input: &[u8]| {
 
     let _ = (TraceId::read(input), SpanId::read(input), Single::split(input), TraceParent::read(input));
 
-    // Whatever is in a bucket, the next entry is found again.
+    // Whatever is in shared data, the next entry is found again.
     let data = InMemory::default();
-    let store = Store::open(&data, Limits { per_bucket: 4, grace_ms: 0 }, 7);
-    let Some(key) = Key::new(b"key") else { return };
-    let _ = store.insert(&data, 1, &key, 1, b"first");
-    let bucket = BUCKET.get_or_init(|| {
-        let names = (0..b3relay::store::BUCKETS).map(|n| format!("b3relay/1/{n}"));
-        let mut written = names.filter(|name| data.get(name).is_some());
-        written.next().unwrap_or_default()
-    });
-    if let Some((_, cas)) = data.get(bucket) {
-        let _ = data.set(bucket, input, cas);
+    let mut here = Store::open(&data, 1);
+    let mut there = Store::open(&data, 2);
+    let limits = Limits { entries: 4, bytes: 4096, bucket_bytes: 4096, grace_ms: 0 };
+    let Some(key) = Key::request_id(b"key") else { return };
+    let _ = here.insert(&data, limits, 1, &[key.clone()], b"first");
+    let (at, value) = input.split_first().unwrap_or((&0, &[]));
+    let keys = data.keys();
+    if let Some(name) = keys.get(usize::from(*at) % keys.len()) {
+        let _ = data.set(name, value, 0);
     }
-    let ticket = store.insert(&data, 2, &key, 2, b"second").map(|inserted| inserted.ticket);
-    assert!(store.find(&data, 2, &key).iter().any(|found| found.payload == b"second"));
+    let _ = there.find(&data, limits, 2, &key);
+    let ticket = here.insert(&data, limits, 2, &[key.clone()], b"second").map(|inserted| inserted.ticket);
+    assert!(here.find(&data, limits, 2, &key).iter().any(|found| found.payload == b"second"));
     if let Some(ticket) = ticket {
-        store.end(&data, 3, ticket);
+        here.end(&data, limits, 3, ticket);
     }
+    here.tick(&data, 20_000);
 });

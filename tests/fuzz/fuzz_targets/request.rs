@@ -7,7 +7,7 @@ mod support;
 
 use b3relay::check::check;
 use b3relay::config::Direction;
-use b3relay::header::{Pairs, TraceHeaders};
+use b3relay::header::{Pairs, TraceHeaders, Wanted};
 use b3relay::relay::{Decision, Remembered};
 use libfuzzer_sys::fuzz_target;
 use support::{Headers, Sidecar, map};
@@ -70,9 +70,9 @@ fuzz_target!(|input: &[u8]| {
         let twice = sidecar.request(Some(Direction::Inbound), &once.headers);
         assert_eq!(once.headers, twice.headers);
         let before = map(&given);
-        let before = TraceHeaders::read(Pairs::new(&before), &[]);
+        let before = TraceHeaders::read(Pairs::new(&before), &Wanted::default());
         let after = map(&once.headers);
-        let after = TraceHeaders::read(Pairs::new(&after), &[]);
+        let after = TraceHeaders::read(Pairs::new(&after), &Wanted::default());
         let (before, after) = (check(&before), check(&after));
         let trace = |b3: b3relay::b3::B3| b3.ids.map(|ids| (ids.trace.value(), ids.span));
         assert_eq!(trace(before.b3), trace(after.b3), "the reading stays");
@@ -89,7 +89,7 @@ fuzz_target!(|input: &[u8]| {
         let call = sidecar.request(Some(Direction::Outbound), &call);
         if matches!(call.decision, Some(Decision::Copied | Decision::Completed)) {
             let again = map(&call.headers);
-            let again = TraceHeaders::read(Pairs::new(&again), &[]);
+            let again = TraceHeaders::read(Pairs::new(&again), &Wanted::default());
             let broken = check(&again).findings;
             let rewritten = |f: &b3relay::check::Finding<'_>| f.rule.repair().rewrites();
             let about_b3 = |f: &b3relay::check::Finding<'_>| f.header != "x-request-id";
@@ -110,9 +110,8 @@ fuzz_target!(|input: &[u8]| {
     });
 
     // What is remembered comes back as it was.
-    let copy = ["x-ot-span-context".to_string()];
     let bytes = map(&given);
-    let read = TraceHeaders::read(Pairs::new(&bytes), &copy);
-    let (remembered, _) = Remembered::of(&read, &check(&read), &copy);
+    let read = TraceHeaders::read(Pairs::new(&bytes), &Wanted::default());
+    let (remembered, _) = Remembered::of(&read, &check(&read));
     assert_eq!(Remembered::decode(&remembered.encode()), Some(remembered));
 });

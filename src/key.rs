@@ -1,0 +1,119 @@
+//! What identifies a request on both sides of the application.
+
+use crate::b3::TraceId;
+use crate::request_id::{LENGTH, TRACE_REASON};
+
+/// Bytes of the longest header value that is used as a key. Longer ones are not
+/// remembered: memory is bounded.
+pub const LONGEST: usize = 255;
+
+/// A look-up key: which kind it is of, and its value. Keys of different kinds
+/// are never equal.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key(Vec<u8>);
+
+impl Key {
+    /// Of an `x-request-id`, without the character that Envoy rewrites in it.
+    /// `None` for an empty value and for one of more than [`LONGEST`] bytes.
+    pub fn request_id(value: &[u8]) -> Option<Self> {
+        let mut key = Self::of(b'r', &[value])?;
+        if value.len() == LENGTH {
+            // Behind the byte that says of which kind the key is.
+            if let Some(reason) = key.0.get_mut(TRACE_REASON + 1) {
+                *reason = b'*';
+            }
+        }
+        Some(key)
+    }
+
+    /// Of a trace ID, in whichever header and form it came.
+    pub fn trace(trace: TraceId) -> Self {
+        let mut key = vec![b't'];
+        key.extend_from_slice(&trace.value().to_be_bytes());
+        Self(key)
+    }
+
+    /// Of any other header, by its name in lower case. `None` as for
+    /// [`Key::request_id`].
+    pub fn header(name: &str, value: &[u8]) -> Option<Self> {
+        // A name holds no colon.
+        Self::of(b'h', &[name.as_bytes(), b":", value]).filter(|_| !value.is_empty())
+    }
+
+    fn of(kind: u8, parts: &[&[u8]]) -> Option<Self> {
+        let value = parts.last()?;
+        if value.is_empty() || value.len() > LONGEST {
+            return None;
+        }
+        let mut key = Vec::with_capacity(1 + parts.iter().map(|part| part.len()).sum::<usize>());
+        key.push(kind);
+        for part in parts {
+            key.extend_from_slice(part);
+        }
+        Some(Self(key))
+    }
+
+    /// At most 512 bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_trace_reason_is_masked() {
+        let key =
+            |c: char| Key::request_id(format!("0f7a1c2e-1b2d-{c}c3e-9d4f-5a6b7c8d9e0f").as_bytes());
+        assert_eq!(key('4'), key('9'));
+        assert_eq!(key('a'), key('b'));
+        // 35 characters: Envoy leaves it alone, so does the key.
+        assert_ne!(Key::request_id(&[b'a'; 35]), Key::request_id(&[b'b'; 35]));
+    }
+
+    #[test]
+    fn a_neighbour_of_the_trace_reason_is_not_masked() {
+        for at in (0..LENGTH).filter(|at| *at != TRACE_REASON) {
+            let mut other = [b'a'; LENGTH];
+            other[at] = b'b';
+            assert_ne!(
+                Key::request_id(&[b'a'; LENGTH]),
+                Key::request_id(&other),
+                "{at}"
+            );
+        }
+    }
+
+    #[test]
+    fn keys_are_bounded() {
+        assert_eq!(Key::request_id(b""), None);
+        assert_eq!(Key::header("a", b""), None);
+        for length in [LONGEST, LONGEST + 1] {
+            let value = vec![b'x'; length];
+            assert_eq!(Key::request_id(&value).is_some(), length == LONGEST);
+            assert_eq!(Key::header("a", &value).is_some(), length == LONGEST);
+        }
+    }
+
+    #[test]
+    fn keys_of_different_kinds_are_never_equal() {
+        let trace = TraceId::new(0x6161_6161_6161_6161_6161_6161_6161_6161, true).unwrap();
+        let keys = [
+            Key::request_id(&[b'a'; 16]).unwrap(),
+            Key::trace(trace),
+            Key::header("a", &[b'a'; 14]).unwrap(),
+            Key::header("aa", &[b'a'; 13]).unwrap(),
+        ];
+        for (n, key) in keys.iter().enumerate() {
+            assert!(!keys[..n].contains(key));
+        }
+    }
+
+    #[test]
+    fn a_trace_id_is_the_same_in_either_width() {
+        let (short, long) = (TraceId::new(7, false), TraceId::new(7, true));
+        assert_eq!(short.map(Key::trace), long.map(Key::trace));
+    }
+}
