@@ -70,10 +70,10 @@ def is_called_by(callee: Headers, app: Headers) -> bool:
     )
 
 
-async def until(check: Callable[[], Awaitable[bool]], what: str, seconds: float = 10) -> None:
+async def until(check: Callable[[], bool], what: str, seconds: float = 10) -> None:
     """Poll until it is so."""
     deadline = time.monotonic() + seconds
-    while not await check():
+    while not check():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         await asyncio.sleep(0.02)
 
@@ -281,11 +281,10 @@ class Protocols:
     async def forgotten(self, request_id: str) -> None:
         """Wait until a call with that request ID is left alone: its request has
         ended, and so has the grace."""
-
-        async def check() -> bool:
-            return not b3(await self.call(request_id, "plain"))
-
-        await until(check, f"the entry of {request_id} ends")
+        deadline = time.monotonic() + 10
+        while b3(await self.call(request_id, "plain")):
+            assert time.monotonic() < deadline, f"{request_id} is remembered for ever"
+            await asyncio.sleep(0.05)
 
     async def tree(self, trace: str, spans: int) -> tuple[Node, ...]:
         """The tree of a trace of that many spans."""
