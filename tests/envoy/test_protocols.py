@@ -302,7 +302,7 @@ async def test_connect(net: Protocols, host: str) -> None:
 
 async def test_connect_over_http2(net: Protocols) -> None:
     request_id = new_id()
-    async with serving(net, request_id), await h2c.Connection.connect(net.outbound) as connection:
+    async with serving(net, request_id), h2c.Connection.connect(net.outbound) as connection:
         before = net.counts()
         stream = connection.request(
             [(":method", "CONNECT"), (":authority", "tunnel:443"), ("x-request-id", request_id)]
@@ -448,3 +448,397 @@ async def test_inbound_mirroring(net: Protocols) -> None:
     assert shadow["x-b3-traceid"] == call["x-b3-traceid"]
     assert shadow["x-request-id"] == got["app-mirror"]["x-request-id"]
     await net.forgotten(request_id)
+
+
+# What Envoy answers itself
+
+LOCAL = {"direct": 418, "redirect": 301, "down": 503, "late": 504}
+
+
+async def never_answers(_request: web.Request) -> web.StreamResponse:
+    await asyncio.sleep(30)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("kind", LOCAL)
+async def test_inbound_local_replies(net: Protocols, kind: str) -> None:
+    request_id, path = new_id(), f"/{new_id()}"
+    net.h1[path] = never_answers
+    before = net.counts()
+    headers = {"x-request-id": request_id}
+    answer = await net.send(net.inbound, f"app-{kind}", path, headers)
+    assert answer.status == LOCAL[kind]
+    if kind == "direct":
+        assert answer.body == b"by Envoy"
+    if kind == "redirect":
+        assert answer.headers["location"].endswith("/elsewhere")
+    # The filter sees each try of the router, also one that finds nobody there.
+    tried = kind in ("down", "late")
+    assert net.since(before) == ({"remembered": 1} if tried else {})
+    if not tried:
+        assert not b3(await net.call(request_id, "plain"))
+    await net.forgotten(request_id)
+
+
+@pytest.mark.parametrize("kind", LOCAL)
+async def test_outbound_local_replies(net: Protocols, kind: str) -> None:
+    request_id, path = new_id(), f"/{new_id()}"
+    net.h1[path] = never_answers
+    async with serving(net, request_id):
+        before = net.counts()
+        headers = {"x-request-id": request_id}
+        answer = await net.send(net.outbound, f"plain-{kind}", path, headers)
+        assert answer.status == LOCAL[kind]
+        assert (answer.body == b"by Envoy") == (kind == "direct")
+        assert net.since(before) == {"copied": 1}
+
+
+# Broken off
+
+
+class Broken:
+    """An app, over HTTP/1.1 or HTTP/2, and a client whose exchange is broken off.
+
+    ``when`` is ``serving``: the app has the request and thinks; ``upload``: it
+    has half of the request; ``download``: the client has half of the response.
+    """
+
+    def __init__(self, net: Protocols, when: str) -> None:
+        self.net, self.when = net, when
+        self.request_id, self.path = new_id(), f"/{new_id()}"
+        self.half_way = asyncio.Event()
+        self.app_breaks = asyncio.Event()
+        self.app: Headers = {}
+
+    async def serve_h1(self, request: web.Request) -> web.StreamResponse:
+        self.app = received(request)
+        transport = request.transport
+        assert transport is not None
+        try:
+            if self.when == "upload":
+                assert len(await request.content.readany()) > 0
+            response = web.StreamResponse(headers={"content-length": "1000"})
+            if self.when == "download":
+                await response.prepare(request)
+                await response.write(b"x" * 500)
+            self.half_way.set()
+            await self.app_breaks.wait()
+        finally:
+            transport.abort()
+        return response
+
+    async def serve_h2(self, stream: h2c.Stream, headers: Headers) -> None:
+        self.app = headers
+        if self.when == "upload":
+            assert isinstance(await stream.next(), bytes)
+        if self.when == "download":
+            stream.send_headers([(":status", "200")])
+            await stream.send(b"x" * 500)
+        self.half_way.set()
+        await self.app_breaks.wait()
+        stream.reset()
+
+    @asynccontextmanager
+    async def client_h1(self) -> AsyncIterator[asyncio.StreamReader]:
+        """Leaving it closes the connection."""
+        reader, writer = await asyncio.open_connection(HOST, self.net.inbound)
+        method, length = ("POST", 1000) if self.when == "upload" else ("GET", 0)
+        head = f"{method} {self.path} HTTP/1.1\r\nhost: app\r\nx-request-id: {self.request_id}"
+        writer.write(f"{head}\r\ncontent-length: {length}\r\n\r\n".encode() + b"x" * (length // 2))
+        if self.when == "download":
+            await reader.readuntil(b"\r\n\r\n")
+            assert len(await reader.readexactly(500)) == 500
+        try:
+            yield reader
+        finally:
+            writer.close()
+
+    @asynccontextmanager
+    async def client_h2(self) -> AsyncIterator[h2c.Stream]:
+        """Leaving it resets the stream and nothing else."""
+        async with h2c.Connection.connect(self.net.inbound) as connection:
+            upload = self.when == "upload"
+            stream = connection.request(
+                [
+                    (":method", "POST" if upload else "GET"),
+                    (":scheme", "http"),
+                    (":authority", "app-h2"),
+                    (":path", self.path),
+                    ("x-request-id", self.request_id),
+                ],
+                end=not upload,
+            )
+            if upload:
+                await stream.send(b"x" * 500)
+            if self.when == "download":
+                assert (await stream.headers())[":status"] == "200"
+                assert await stream.next() == b"x" * 500
+            yield stream
+            # The connection has to do for the next one.
+            stream.reset()
+            other = connection.request(
+                [(":method", "GET"), (":scheme", "http"), (":authority", "app-h2"), (":path", "/")],
+                end=True,
+            )
+            assert (await other.headers())[":status"] == "200"
+            await other.body()
+
+
+@pytest.mark.parametrize("who", ["client", "app"])
+@pytest.mark.parametrize("when", ["serving", "upload", "download"])
+@pytest.mark.parametrize("protocol", ["http1", "http2"])
+async def test_broken_off(net: Protocols, protocol: str, when: str, who: str) -> None:
+    """Calls are attributed until then, and no longer than the grace after it."""
+    broken = Broken(net, when)
+    net.h1[broken.path], net.h2[broken.path] = broken.serve_h1, broken.serve_h2
+    before = net.counts()
+    h1 = protocol == "http1"
+    async with broken.client_h1() if h1 else broken.client_h2() as client:
+        await asyncio.wait_for(broken.half_way.wait(), 10)
+        await asyncio.sleep(2 * GRACE_MS / 1000)  # the time until then is not what ends it
+        assert is_called_by(await net.call(broken.request_id), broken.app)
+        if who == "app":
+            broken.app_breaks.set()
+            if isinstance(client, h2c.Stream):
+                if when == "download":
+                    await asyncio.wait_for(client.reset_by_peer(), 10)
+                else:
+                    assert (await client.headers())[":status"] == "503"
+            elif when == "download":
+                assert await asyncio.wait_for(client.read(), 10) == b""
+            else:
+                assert b" 503 " in await asyncio.wait_for(client.readline(), 10)
+            await net.forgotten(broken.request_id)
+    await net.forgotten(broken.request_id)
+    broken.app_breaks.set()
+    assert net.since(before)["unknown"] >= 1
+    # And the filter is still at work.
+    async with serving(net, broken.request_id) as app:
+        assert is_called_by(await net.call(broken.request_id), app)
+
+
+# Bodies, trailers and large headers
+
+
+async def raw(port: int, head: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection(HOST, port)
+    writer.write(head.replace("\n", "\r\n").encode() + b"\r\n\r\n")
+    return reader, writer
+
+
+async def test_head(net: Protocols) -> None:
+    request_id, path = new_id(), f"/{new_id()}"
+    calls: list[Headers] = []
+
+    async def app(request: web.Request) -> web.StreamResponse:
+        assert request.method == "HEAD"
+        call = {"x-request-id": request.headers["x-request-id"]}
+        answer = await net.send(net.outbound, "plain", "/call", call, method="HEAD")
+        assert (answer.status, answer.body) == (200, b"")
+        calls.append(await net.call(request_id))
+        assert is_called_by(calls[0], received(request))
+        return web.Response(headers={"content-length": "12345"})
+
+    net.h1[path] = app
+    before = net.counts()
+    head = f"HEAD {path} HTTP/1.1\nhost: app\nconnection: close\nx-request-id: {request_id}"
+    reader, writer = await raw(net.inbound, head)
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n") and b"content-length: 12345\r\n" in answer
+    assert answer.endswith(b"\r\n\r\n"), "no body"
+    assert net.since(before) == {"remembered": 1, "copied": 2}
+    await net.forgotten(request_id)
+
+
+@pytest.mark.parametrize("side", ["inbound", "outbound"])
+async def test_100_continue(net: Protocols, side: str) -> None:
+    request_id, path = new_id(), f"/{new_id()}"
+    got: list[Headers] = []
+    data = os.urandom(100_000)
+
+    async def upload(request: web.Request) -> web.StreamResponse:
+        got.append(received(request))
+        assert await request.read() == data
+        return web.Response(text="taken")
+
+    net.h1[path] = upload
+
+    async def client(port: int, host: str) -> None:
+        head = f"POST {path} HTTP/1.1\nhost: {host}\nx-request-id: {request_id}"
+        head += f"\ncontent-length: {len(data)}\nexpect: 100-continue"
+        reader, writer = await raw(port, head)
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        assert answer == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(data)
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert await reader.readexactly(5) == b"taken"
+        writer.close()
+
+    if side == "inbound":
+        await client(net.inbound, "app")
+        await net.forgotten(request_id)
+    else:
+        async with serving(net, request_id) as app:
+            await client(net.outbound, "plain")
+        assert b3(got[0]) == b3(app)
+
+
+async def test_bodies_over_http1(net: Protocols) -> None:
+    """1 MiB up and down, chunked, inbound and outbound at the same time."""
+    request_id, path = new_id(), f"/{new_id()}"
+    data = os.urandom(MIB)
+    got: list[Headers] = []
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(0, MIB, 50_000):
+            yield data[at : at + 50_000]
+
+    async def either(request: web.Request) -> web.StreamResponse:
+        got.append(received(request))
+        body = await request.read()
+        if request.host == "app":
+            headers = {"x-request-id": request_id}
+            answer = await net.send(
+                net.outbound, "callee", path, headers, method="PUT", data=pieces()
+            )
+            assert (answer.status, answer.body) == (200, data)
+        response = web.StreamResponse()
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        await response.write(body)
+        return response
+
+    net.h1[path] = either
+    headers = {"x-request-id": request_id}
+    answer = await net.send(net.inbound, "app", path, headers, method="POST", data=pieces())
+    assert (answer.status, answer.body) == (200, data)
+    app, callee = got
+    assert is_called_by(callee, app)
+    await net.forgotten(request_id)
+
+
+async def test_bodies_and_trailers_over_http2(net: Protocols) -> None:
+    """1 MiB and trailers up and down, inbound and outbound."""
+    request_id, path = new_id(), f"/{new_id()}"
+    data = os.urandom(MIB)
+    got: list[Headers] = []
+
+    async def exchange(port: int, host: str) -> None:
+        async with h2c.Connection.connect(port) as connection:
+            stream = connection.request(
+                [
+                    (":method", "POST"),
+                    (":scheme", "http"),
+                    (":authority", host),
+                    (":path", path),
+                    ("x-request-id", request_id),
+                ]
+            )
+            await stream.send(data)
+            stream.send_headers([("x-up", "kept")], end=True)
+            assert (await stream.headers())[":status"] == "200"
+            body, trailers = await stream.body()
+            assert body == data and trailers == {"x-down": "kept"}
+
+    async def either(stream: h2c.Stream, headers: Headers) -> None:
+        got.append(headers)
+        body, trailers = await stream.body()
+        assert body == data and trailers == {"x-up": "kept"}
+        if headers[":authority"] == "app-h2":
+            await exchange(net.outbound, "callee-h2")
+        stream.send_headers([(":status", "200")])
+        await stream.send(body)
+        stream.send_headers([("x-down", "kept")], end=True)
+
+    net.h2[path] = either
+    before = net.counts()
+    await exchange(net.inbound, "app-h2")
+    app, callee = got
+    assert is_called_by(callee, app)
+    assert net.since(before) == {"remembered": 1, "copied": 1}
+    await net.forgotten(request_id)
+
+
+# Envoy refuses requests of more than 60 KiB of headers, or more than 100 of them;
+# aiohttp and Envoy add a few themselves.
+LARGE = {
+    "many": {f"x-many-{n}": str(n) for n in range(94)},
+    "long": {f"x-long-{n}": "v" * 19_500 for n in range(3)},
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+async def test_large_headers(net: Protocols, kind: str) -> None:
+    """What fills Envoy's limits goes through with the context besides."""
+    request_id, path = new_id(), f"/{new_id()}"
+    large = LARGE[kind]
+    got: list[Headers] = []
+
+    async def either(request: web.Request) -> web.StreamResponse:
+        got.append(received(request))
+        if request.host == "app":
+            headers = {"x-request-id": request_id, **large}
+            answer = await net.send(net.outbound, "plain", path, headers)
+            assert answer.status == 200
+        return web.Response(text="served")
+
+    net.h1[path] = either
+    before = net.counts()
+    headers = {"x-request-id": request_id, **large}
+    answer = await net.send(net.inbound, "app", path, headers)
+    assert (answer.status, answer.body) == (200, b"served")
+    app, callee = got
+    assert b3(callee) == b3(app) != {}
+    for headers in got:
+        assert {name: value for name, value in headers.items() if name in large} == large
+    assert net.since(before) == {"remembered": 1, "copied": 1}
+    await net.forgotten(request_id)
+
+
+@pytest.mark.parametrize("length", [255, 256, 50_000])
+async def test_very_long_request_ids(net: Protocols, length: int) -> None:
+    """Up to 255 bytes are a key; longer ones are none, and pass unharmed."""
+    request_id, path = new_id() + "x" * (length - 36), f"/{new_id()}"
+    got: list[Headers] = []
+
+    async def app(request: web.Request) -> web.StreamResponse:
+        got.append(received(request))
+        got.append(await net.call(request_id, "plain"))
+        return web.Response(text="served")
+
+    net.h1[path] = app
+    before = net.counts()
+    answer = await net.send(net.inbound, "app", path, {"x-request-id": request_id})
+    assert (answer.status, answer.body) == (200, b"served")
+    assert [headers["x-request-id"] for headers in got] == [request_id] * 2
+    if length <= 255:
+        assert net.since(before) == {"remembered": 1, "copied": 1}
+        assert b3(got[1]) == b3(got[0])
+    else:
+        # The request is known by its trace ID; the call brings nothing of it.
+        assert net.since(before) == {"remembered": 1, "no_key": 1}
+        assert b3(got[1]) == {}
+    await net.forgotten(request_id)
+
+
+async def test_a_very_long_request_id_is_not_cut(net: Protocols) -> None:
+    """A call that brings just a part of B3, and whose request ID Envoy makes up:
+    it gets the request ID back as it was, or not at all."""
+    request_id, path = new_id() + "x" * 300, f"/{new_id()}"
+    got: list[Headers] = []
+
+    async def app(request: web.Request) -> web.StreamResponse:
+        got.append(received(request))
+        part = {"x-b3-traceid": got[0]["x-b3-traceid"]}
+        got.append((await net.send(net.outbound, "plain", "/call", part)).received)
+        return web.Response(text="served")
+
+    net.h1[path] = app
+    before = net.counts()
+    answer = await net.send(net.inbound, "app", path, {"x-request-id": request_id})
+    assert (answer.status, answer.body) == (200, b"served")
+    assert net.since(before)["completed"] == 1
+    assert b3(got[1]) == b3(got[0])
+    assert got[1]["x-request-id"] == request_id or len(got[1]["x-request-id"]) == 36

@@ -1,8 +1,8 @@
 """HTTP/2 without TLS on asyncio, both sides, stream by stream: trailers and resets."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from types import TracebackType
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Self
 
 import h2.config
@@ -82,7 +82,11 @@ class Stream:
             self._connection.flush()
 
     def reset(self) -> None:
-        self._connection.h2.reset_stream(self._number, h2.errors.ErrorCodes.CANCEL)
+        """Nothing happens if the other side was first."""
+        try:
+            self._connection.h2.reset_stream(self._number, h2.errors.ErrorCodes.CANCEL)
+        except h2.exceptions.StreamClosedError:
+            return
         self._connection.flush()
 
 
@@ -105,21 +109,16 @@ class Connection:
         self.flush()
 
     @classmethod
-    async def connect(cls, port: int) -> Self:
-        return cls(*await asyncio.open_connection(HOST, port))
-
-    async def __aenter__(self) -> Self:
-        self._start(self.run())
-        return self
-
-    async def __aexit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        self._writer.close()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+    @asynccontextmanager
+    async def connect(cls, port: int) -> AsyncIterator[Self]:
+        """As a client; leaving it closes the connection."""
+        connection = cls(*await asyncio.open_connection(HOST, port))
+        reading = asyncio.create_task(connection.run())
+        try:
+            yield connection
+        finally:
+            connection._writer.close()
+            await reading
 
     def request(self, pairs: Pairs, end: bool = False) -> Stream:
         """Begin a request."""
@@ -168,7 +167,9 @@ class Connection:
             case h2.events.RequestReceived():
                 stream.arrived.put_nowait([(str(n), str(v)) for n, v in event.headers])
                 assert self._serve is not None
-                self._start(self._served(stream))
+                task = asyncio.create_task(self._served(stream))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
             case h2.events.ResponseReceived() | h2.events.TrailersReceived():
                 stream.arrived.put_nowait([(str(n), str(v)) for n, v in event.headers])
             case h2.events.DataReceived():
@@ -186,8 +187,3 @@ class Connection:
             await self._serve(stream)
         except (Reset, h2.exceptions.ProtocolError):
             pass  # gone; the tests see it from the other side
-
-    def _start(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
