@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -823,22 +824,30 @@ async def test_very_long_request_ids(net: Protocols, length: int) -> None:
     await net.forgotten(request_id)
 
 
-async def test_a_very_long_request_id_is_not_cut(net: Protocols) -> None:
-    """A call that brings just a part of B3, and whose request ID Envoy makes up:
+CUT = pytest.mark.xfail(
+    strict=True,
+    reason="of a request with two other keys, the first 255 bytes are put back as the request ID",
+)
+
+
+@pytest.mark.parametrize("traceparent", [False, pytest.param(True, marks=CUT)])
+async def test_a_very_long_request_id_is_not_cut(net: Protocols, traceparent: bool) -> None:
+    """A call that brings just a trace ID, and whose request ID Envoy makes up:
     it gets the request ID back as it was, or not at all."""
     request_id, path = new_id() + "x" * 300, f"/{new_id()}"
+    # Of a trace of its own: the sidecars here carry on B3 only.
+    w3c = {"traceparent": f"00-{uuid.uuid4().hex}-{uuid.uuid4().hex[:16]}-01"}
     got: list[Headers] = []
 
     async def app(request: web.Request) -> web.StreamResponse:
         got.append(received(request))
-        part = {"x-b3-traceid": got[0]["x-b3-traceid"]}
-        got.append((await net.send(net.outbound, "plain", "/call", part)).received)
+        brought = w3c if traceparent else {"x-b3-traceid": got[0]["x-b3-traceid"]}
+        got.append((await net.send(net.outbound, "plain", "/call", brought)).received)
         return web.Response(text="served")
 
     net.h1[path] = app
-    before = net.counts()
-    answer = await net.send(net.inbound, "app", path, {"x-request-id": request_id})
+    headers = {"x-request-id": request_id, **(w3c if traceparent else {})}
+    answer = await net.send(net.inbound, "app", path, headers)
     assert (answer.status, answer.body) == (200, b"served")
-    assert net.since(before)["completed"] == 1
     assert b3(got[1]) == b3(got[0])
     assert got[1]["x-request-id"] == request_id or len(got[1]["x-request-id"]) == 36
