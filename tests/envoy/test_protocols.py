@@ -77,6 +77,23 @@ async def serving(net: Protocols, request_id: str) -> AsyncIterator[Headers]:
     await net.forgotten(request_id)
 
 
+async def raw(port: int, head: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """An HTTP/1.1 connection on which that was sent."""
+    reader, writer = await asyncio.open_connection(HOST, port)
+    writer.write(head.replace("\n", "\r\n").encode() + b"\r\n\r\n")
+    return reader, writer
+
+
+def h2_head(method: str, host: str, path: str, request_id: str) -> h2c.Pairs:
+    return [
+        (":method", method),
+        (":scheme", "http"),
+        (":authority", host),
+        (":path", path),
+        ("x-request-id", request_id),
+    ]
+
+
 # gRPC
 
 
@@ -256,6 +273,74 @@ async def test_inbound_websocket(net: Protocols) -> None:
     await net.forgotten(request_id)
 
 
+async def test_inbound_websocket_over_http2(net: Protocols) -> None:
+    """RFC 8441, from Envoy to Envoy say: the app gets an upgrade over HTTP/1.1."""
+    request_id, path = new_id(), f"/{new_id()}"
+    app: list[Headers] = []
+
+    async def echo(request: web.Request) -> web.StreamResponse:
+        app.append(received(request))
+        return await echo_websocket(request)
+
+    net.h1[path] = echo
+    async with h2c.Connection.connect(net.inbound) as connection:
+        stream = connection.request(
+            [
+                (":method", "CONNECT"),
+                (":protocol", "websocket"),
+                (":scheme", "http"),
+                (":authority", "app"),
+                (":path", path),
+                ("sec-websocket-version", "13"),
+                # HTTP/2 needs no key, but Envoy makes none up for the app.
+                ("sec-websocket-key", "A" * 22 + "=="),
+                ("x-request-id", request_id),
+            ]
+        )
+        assert (await stream.headers())[":status"] == "200"
+        greeting = await stream.next()
+        assert isinstance(greeting, bytes) and greeting[:1] == b"\x81", "a text frame"
+        await asyncio.sleep(2 * GRACE_MS / 1000)  # longer than the grace
+        assert is_called_by(await net.call(request_id), app[0])
+        # A ping of no bytes, with a mask of zeroes; and its pong.
+        await stream.send(b"\x89\x80\0\0\0\0")
+        assert await stream.next() == b"\x8a\x00"
+        stream.reset()
+    await net.forgotten(request_id)
+
+
+@pytest.mark.parametrize("who", ["client", "app"])
+async def test_broken_websocket(net: Protocols, who: str) -> None:
+    """A socket that is torn off without a word is forgotten too."""
+    request_id, path = new_id(), f"/{new_id()}"
+    app_breaks = asyncio.Event()
+
+    async def app(request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.send_json(received(request))
+        await app_breaks.wait()
+        assert request.transport is not None
+        request.transport.abort()
+        return socket
+
+    net.h1[path] = app
+    head = f"GET {path} HTTP/1.1\nhost: app\nx-request-id: {request_id}\nconnection: upgrade"
+    head += "\nupgrade: websocket\nsec-websocket-version: 13\nsec-websocket-key: " + "A" * 22 + "=="
+    reader, writer = await raw(net.inbound, head)
+    answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    assert answer.startswith(b"HTTP/1.1 101 ")
+    await asyncio.sleep(2 * GRACE_MS / 1000)  # longer than the grace
+    assert b3(await net.call(request_id, "plain"))
+    if who == "client":
+        writer.transport.abort()
+    else:
+        app_breaks.set()
+    await net.forgotten(request_id)
+    app_breaks.set()
+    writer.close()
+
+
 async def test_outbound_websocket(net: Protocols) -> None:
     request_id = new_id()
     async with serving(net, request_id) as app:
@@ -272,14 +357,6 @@ async def test_outbound_websocket(net: Protocols) -> None:
 # CONNECT
 
 
-async def tunnel(port: int, head: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    reader, writer = await asyncio.open_connection(HOST, port)
-    writer.write(head)
-    answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
-    assert answer.startswith(b"HTTP/1.1 200 OK\r\n"), answer
-    return reader, writer
-
-
 @pytest.mark.parametrize("host", ["tunnel", "passed-on"])
 async def test_connect(net: Protocols, host: str) -> None:
     """A call as any other: it gets the context. Where Envoy itself ends the
@@ -288,8 +365,10 @@ async def test_connect(net: Protocols, host: str) -> None:
     net.connects.clear()
     async with serving(net, request_id) as app:
         before = net.counts()
-        head = f"CONNECT {host}:443 HTTP/1.1\r\nhost: {host}:443\r\nx-request-id: {request_id}"
-        reader, writer = await tunnel(net.outbound, head.encode() + b"\r\n\r\n")
+        head = f"CONNECT {host}:443 HTTP/1.1\nhost: {host}:443\nx-request-id: {request_id}"
+        reader, writer = await raw(net.outbound, head)
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n"), answer
         data = b"GET / HTTP/1.1\r\nx-request-id: not ours\r\n\r\n" + os.urandom(MIB)
         writer.write(data)
         assert await asyncio.wait_for(reader.readexactly(len(data)), 10) == data
@@ -397,6 +476,49 @@ async def test_outbound_hedging(net: Protocols) -> None:
     assert [b3(headers) for headers in tries] == [b3(app)] * 2
 
 
+async def test_outbound_internal_redirect(net: Protocols) -> None:
+    """Envoy follows a redirect itself, and the filter sees a second call: with
+    the context that the first one got."""
+    request_id, path = new_id(), f"/{new_id()}"
+    got: list[Headers] = []
+
+    async def redirects(request: web.Request) -> web.StreamResponse:
+        got.append(received(request))
+        raise web.HTTPFound(f"http://plain-follow{path}/there")
+
+    net.h1[path] = redirects
+    async with serving(net, request_id) as app:
+        before = net.counts()
+        got.append(await net.call(request_id, "plain-follow", path))
+        assert net.since(before) == {"copied": 1, "present": 1}
+    assert [b3(headers) for headers in got] == [b3(app)] * 2
+
+
+async def test_inbound_internal_redirect(net: Protocols) -> None:
+    """The calls of the second request are attributed, and both are forgotten."""
+    request_id, path = new_id(), f"/{new_id()}"
+    got: list[Headers] = []
+
+    async def redirects(request: web.Request) -> web.StreamResponse:
+        got.append(await net.call(request_id))
+        got.append(received(request))
+        raise web.HTTPFound(f"http://app-follow{path}/there")
+
+    async def there(request: web.Request) -> web.StreamResponse:
+        got.append(await net.call(request_id))
+        got.append(received(request))
+        return web.Response(text="there")
+
+    net.h1[path], net.h1[f"{path}/there"] = redirects, there
+    before = net.counts()
+    answer = await net.send(net.inbound, "app-follow", path, {"x-request-id": request_id})
+    assert (answer.status, answer.body) == (200, b"there")
+    assert net.since(before) == {"remembered": 2, "copied": 2}
+    assert is_called_by(got[0], got[1]) and is_called_by(got[2], got[3])
+    assert got[1]["x-b3-traceid"] == got[3]["x-b3-traceid"]
+    await net.forgotten(request_id)
+
+
 # Mirroring
 
 
@@ -407,13 +529,13 @@ async def test_outbound_mirroring(net: Protocols) -> None:
 
     async def either(request: web.Request) -> web.StreamResponse:
         got[request.host] = received(request)
+        await until(lambda: len(got) == 2, "the call and its shadow")
         return web.json_response(received(request))
 
     net.h1[path] = either
     async with serving(net, request_id) as app:
         before = net.counts()
         await net.call(request_id, "plain-mirror", path)
-        await until(lambda: len(got) == 2, "the shadow")
         assert net.since(before) == {"copied": 1}
     assert {host: b3(headers) for host, headers in got.items()} == {
         "plain-mirror": b3(app),
@@ -559,16 +681,8 @@ class Broken:
         """Leaving it resets the stream and nothing else."""
         async with h2c.Connection.connect(self.net.inbound) as connection:
             upload = self.when == "upload"
-            stream = connection.request(
-                [
-                    (":method", "POST" if upload else "GET"),
-                    (":scheme", "http"),
-                    (":authority", "app-h2"),
-                    (":path", self.path),
-                    ("x-request-id", self.request_id),
-                ],
-                end=not upload,
-            )
+            head = h2_head("POST" if upload else "GET", "app-h2", self.path, self.request_id)
+            stream = connection.request(head, end=not upload)
             if upload:
                 await stream.send(b"x" * 500)
             if self.when == "download":
@@ -577,10 +691,7 @@ class Broken:
             yield stream
             # The connection has to do for the next one.
             stream.reset()
-            other = connection.request(
-                [(":method", "GET"), (":scheme", "http"), (":authority", "app-h2"), (":path", "/")],
-                end=True,
-            )
+            other = connection.request(h2_head("GET", "app-h2", "/", new_id()), end=True)
             assert (await other.headers())[":status"] == "200"
             await other.body()
 
@@ -618,13 +729,26 @@ async def test_broken_off(net: Protocols, protocol: str, when: str, who: str) ->
         assert is_called_by(await net.call(broken.request_id), app)
 
 
+async def test_an_answer_before_the_request_is_whole(net: Protocols) -> None:
+    """An app that refuses an upload has served it, however much is still to come."""
+    request_id, path = new_id(), f"/{new_id()}"
+    got: list[Headers] = []
+
+    async def refuses(stream: h2c.Stream, headers: Headers) -> None:
+        got.append(headers)
+        got.append(await net.call(request_id))
+        stream.send_headers([(":status", "413")], end=True)
+
+    net.h2[path] = refuses
+    async with h2c.Connection.connect(net.inbound) as connection:
+        stream = connection.request(h2_head("POST", "app-h2", path, request_id))
+        await stream.send(b"x" * 10_000)
+        assert (await stream.headers())[":status"] == "413"
+        await net.forgotten(request_id)
+    assert is_called_by(got[1], got[0])
+
+
 # Bodies, trailers and large headers
-
-
-async def raw(port: int, head: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    reader, writer = await asyncio.open_connection(HOST, port)
-    writer.write(head.replace("\n", "\r\n").encode() + b"\r\n\r\n")
-    return reader, writer
 
 
 async def test_head(net: Protocols) -> None:
@@ -728,15 +852,7 @@ async def test_bodies_and_trailers_over_http2(net: Protocols) -> None:
 
     async def exchange(port: int, host: str) -> None:
         async with h2c.Connection.connect(port) as connection:
-            stream = connection.request(
-                [
-                    (":method", "POST"),
-                    (":scheme", "http"),
-                    (":authority", host),
-                    (":path", path),
-                    ("x-request-id", request_id),
-                ]
-            )
+            stream = connection.request(h2_head("POST", host, path, request_id))
             await stream.send(data)
             stream.send_headers([("x-up", "kept")], end=True)
             assert (await stream.headers())[":status"] == "200"

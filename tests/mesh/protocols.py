@@ -363,6 +363,7 @@ def _special(prefix: str) -> list[Config]:
         _host(f"{prefix}-retry", _to("h1", retry_policy=retries)),
         _host(f"{prefix}-mirror", _to("h1", request_mirror_policies=mirror)),
         _host(f"{prefix}-late", _to("h1", timeout="0.2s")),
+        _host(f"{prefix}-follow", _to("h1", internal_redirect_policy={})),
         _host(f"{prefix}-down", _to("down")),
         _host(
             f"{prefix}-direct",
@@ -387,7 +388,8 @@ def _app(
     )
     _protocols(bootstrap, h2=("h2", "grpc"), as_it_came=("callee",))
     inbound, outbound = _managers(bootstrap)
-    # Istio's listeners allow WebSocket too.
+    # Istio's listeners allow WebSocket too, and CONNECT over HTTP/2.
+    inbound["http2_protocol_options"] = {"allow_connect": True}
     inbound["upgrade_configs"] = [{"upgrade_type": "websocket"}]
     inbound["route_config"]["virtual_hosts"] = _special("app")
     outbound["upgrade_configs"] = [{"upgrade_type": "websocket"}, {"upgrade_type": "CONNECT"}]
