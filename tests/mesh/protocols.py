@@ -54,7 +54,8 @@ class Answer:
 
     @property
     def received(self) -> Headers:
-        return json.loads(self.body)
+        headers: Headers = json.loads(self.body)
+        return headers
 
 
 def b3(headers: Headers) -> Headers:
