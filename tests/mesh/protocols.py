@@ -389,7 +389,7 @@ def _app(
     )
     _protocols(bootstrap, h2=("h2", "grpc"), as_it_came=("callee",))
     inbound, outbound = _managers(bootstrap)
-    # Istio's listeners allow WebSocket too, and CONNECT over HTTP/2.
+    # WebSocket as in Istio's listeners, and over HTTP/2 as well.
     inbound["http2_protocol_options"] = {"allow_connect": True}
     inbound["upgrade_configs"] = [{"upgrade_type": "websocket"}]
     inbound["route_config"]["virtual_hosts"] = _special("app")
