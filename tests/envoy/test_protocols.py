@@ -1,6 +1,8 @@
 """The relay over every protocol: who is attributed to whom, and the traffic unharmed."""
 
 import asyncio
+import itertools
+import json
 import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +18,7 @@ from aiohttp import web
 from mesh import h2c
 from mesh.ports import HOST
 from mesh.protocols import (
+    CHUNKED,
     GRACE_MS,
     MIB,
     Headers,
@@ -23,6 +26,7 @@ from mesh.protocols import (
     b3,
     is_called_by,
     new_id,
+    read_chunked,
     received,
     until,
 )
@@ -92,6 +96,71 @@ def h2_head(method: str, host: str, path: str, request_id: str) -> h2c.Pairs:
         (":path", path),
         ("x-request-id", request_id),
     ]
+
+
+# HTTP/1.1 and HTTP/2
+
+
+async def get(
+    net: Protocols, port: int, protocol: str, host: str, path: str, request_id: str
+) -> Any:
+    """One request, over HTTP/1.1 or HTTP/2; returns the JSON of the answer."""
+    if protocol == "http1":
+        answer = await net.send(port, host, path, {"x-request-id": request_id})
+        assert answer.status == 200, answer
+        return answer.received
+    async with h2c.Connection.connect(port) as connection:
+        stream = connection.request(h2_head("GET", host, path, request_id), end=True)
+        assert (await stream.headers())[":status"] == "200"
+        body, trailers = await stream.body()
+    assert trailers == {}
+    return json.loads(body)
+
+
+# Client to inbound, inbound to app, app to outbound, outbound to the next sidecar.
+# test_tree.py has the mesh without HTTP/2, and the one with it between sidecars and
+# from the apps.
+IN_TEST_TREE = [("http1",) * 4, ("http2", "http1", "http2", "http2")]
+ALL_HOPS = itertools.product(("http1", "http2"), repeat=4)
+HOPS = [hops for hops in ALL_HOPS if hops not in IN_TEST_TREE]
+
+
+@pytest.mark.parametrize("hops", HOPS, ids="-".join)
+async def test_http(net: Protocols, hops: tuple[str, str, str, str]) -> None:
+    to_inbound, to_app, to_outbound, to_next = hops
+    request_id, path = new_id(), f"/{new_id()}"
+
+    async def serve(app: Headers) -> list[Headers]:
+        host = f"callee-over-{to_next}"
+        return [app, await get(net, net.outbound, to_outbound, host, "/call", request_id)]
+
+    async def h1(request: web.Request) -> web.StreamResponse:
+        assert to_app == "http1"
+        return web.json_response(await serve(received(request)))
+
+    async def h2(stream: h2c.Stream, headers: Headers) -> None:
+        assert to_app == "http2"
+        answer = json.dumps(await serve(headers)).encode()
+        stream.send_headers([(":status", "200")])
+        await stream.send(answer, end=True)
+
+    net.h1[path], net.h2[path] = h1, h2
+    before = net.counts()
+    host = "app" if to_app == "http1" else "app-h2"
+    app, callee = await get(net, net.inbound, to_inbound, host, path, request_id)
+    assert is_called_by(callee, app)
+    assert callee["x-request-id"] == app["x-request-id"]
+    assert net.since(before) == {"remembered": 1, "copied": 1}
+    (tree,) = await net.tree(app["x-b3-traceid"], spans=2)
+    assert tree == server("app", path, server("callee", "/call"))
+    # The sidecar of the callee says what came over the last hop.
+    versions = {
+        span["tags"]["http.protocol"]
+        for span in net.collector.spans()
+        if span["traceId"] == app["x-b3-traceid"] and span["name"].startswith("callee")
+    }
+    assert versions == {"HTTP/1.1" if to_next == "http1" else "HTTP/2"}
+    await net.forgotten(request_id)
 
 
 # gRPC
@@ -225,6 +294,40 @@ async def test_a_call_late_in_a_long_grpc_stream(net: Protocols) -> None:
     await net.forgotten(request_id)
 
 
+@pytest.mark.parametrize("who", ["client", "app"])
+async def test_a_broken_grpc_stream(net: Protocols, who: str) -> None:
+    """Cancelled by the client, or by an error of the app in the middle of it."""
+    app: list[Headers] = []
+    request_id, method = new_id(), f"/app/{new_id()}"
+    fail = asyncio.Event()
+
+    async def stream(_request: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+        app.append(metadata(context))
+        yield b"one"
+        await fail.wait()
+        await context.abort(grpc.StatusCode.ABORTED, "no more", (("x-trailer", "kept"),))
+
+    net.grpc[method] = grpc.unary_stream_rpc_method_handler(stream)
+    async with net.channel(net.inbound, "app-grpc") as channel:
+        rpc = channel.unary_stream(method)(b"", metadata=[("x-request-id", request_id)])
+        assert await rpc.read() == b"one"
+        await asyncio.sleep(2 * GRACE_MS / 1000)  # longer than the grace
+        assert is_called_by(await call_over_grpc(net, request_id), app[0])
+        if who == "client":
+            rpc.cancel()
+            # The channel stays: it is the stream that ends, not the connection.
+            await net.forgotten(request_id)
+            fail.set()
+        else:
+            fail.set()
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await rpc.read()
+            assert failed.value.code() == grpc.StatusCode.ABORTED
+            assert failed.value.details() == "no more"
+            assert ("x-trailer", "kept") in list(failed.value.trailing_metadata())
+            await net.forgotten(request_id)
+
+
 # WebSocket
 
 
@@ -352,6 +455,39 @@ async def test_outbound_websocket(net: Protocols) -> None:
             assert is_called_by(await socket.receive_json(timeout=10), app)
             await echoes(socket)
         assert net.since(before) == {"copied": 2}
+
+
+@pytest.mark.parametrize("host", ["plain", "callee-over-http1", "callee-over-http2"])
+async def test_outbound_websocket_over_http2(net: Protocols, host: str) -> None:
+    """RFC 8441 from the app, and from sidecar to sidecar too in the last case."""
+    request_id, path = new_id(), f"/{new_id()}"
+    callee: list[Headers] = []
+
+    async def echo(request: web.Request) -> web.StreamResponse:
+        callee.append(received(request))
+        return await echo_websocket(request)
+
+    net.h1[path] = echo
+    async with serving(net, request_id) as app, h2c.Connection.connect(net.outbound) as connection:
+        before = net.counts()
+        head = [
+            *h2_head("CONNECT", host, path, request_id),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-key", "A" * 22 + "=="),
+        ]
+        head.insert(1, (":protocol", "websocket"))
+        stream = connection.request(head)
+        assert (await stream.headers())[":status"] == "200"
+        greeting = await stream.next()
+        assert isinstance(greeting, bytes) and greeting[:1] == b"\x81", "a text frame"
+        await stream.send(b"\x89\x80\0\0\0\0")
+        assert await stream.next() == b"\x8a\x00"
+        if host == "plain":
+            assert b3(callee[0]) == b3(app)
+        else:
+            assert is_called_by(callee[0], app)
+        assert net.since(before) == {"copied": 1}
+        stream.reset()
 
 
 # CONNECT
@@ -616,6 +752,18 @@ async def test_outbound_local_replies(net: Protocols, kind: str) -> None:
         assert net.since(before) == {"copied": 1}
 
 
+@pytest.mark.parametrize("side", ["inbound", "outbound"])
+async def test_faults(net: Protocols, side: str) -> None:
+    """Istio's fault filter comes before b3relay, which then has nothing to do."""
+    request_id = new_id()
+    before = net.counts()
+    port, host = (net.inbound, "app") if side == "inbound" else (net.outbound, "plain")
+    answer = await net.send(port, f"{host}-fault", "/", {"x-request-id": request_id})
+    assert (answer.status, answer.body) == (429, b"fault filter abort")
+    assert net.since(before) == {}
+    assert not b3(await net.call(request_id, "plain"))
+
+
 # Broken off
 
 
@@ -876,6 +1024,32 @@ async def test_bodies_and_trailers_over_http2(net: Protocols) -> None:
     assert is_called_by(callee, app)
     assert net.since(before) == {"remembered": 1, "copied": 1}
     await net.forgotten(request_id)
+
+
+async def test_trailers_over_http1(net: Protocols) -> None:
+    """Chunked, with trailers up and down, where the listeners let them through."""
+    request_id = new_id()
+    net.chunked.clear()
+
+    async def exchange(port: int, host: str) -> None:
+        head = f"POST /trailers HTTP/1.1\nhost: {host}\nx-request-id: {request_id}"
+        reader, writer = await raw(port, head + "\ntransfer-encoding: chunked")
+        writer.write(CHUNKED)
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        body, trailers = await asyncio.wait_for(read_chunked(reader), 10)
+        assert (body, trailers) == (b"hello\x00\xff!", b"x-trailer: kept\r\n")
+        writer.close()
+
+    async with serving(net, request_id) as app:
+        before = net.counts()
+        await exchange(net.outbound, "plain-raw")
+        assert net.since(before) == {"copied": 1}
+        await exchange(net.inbound, "app-raw")
+        assert net.since(before) == {"copied": 1, "remembered": 1}
+    assert [sent for _, sent in net.chunked] == [(b"hello\x00\xff!", b"x-trailer: kept\r\n")] * 2
+    lines = [line.split(b": ", 1) for line in net.chunked[0][0].strip().split(b"\r\n")[1:]]
+    assert b3({name.decode(): value.decode() for name, value in lines}) == b3(app)
 
 
 # Envoy refuses requests of more than 60 KiB of headers, or more than 100 of them;

@@ -41,6 +41,8 @@ GrpcHandler = Callable[[Any, grpc.aio.ServicerContext], Any]
 GRACE_MS = 200
 MIB = 2**20
 _OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+_FAULT = "envoy.filters.http.fault"
+_FAULTS: Config = {"@type": "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault"}
 _FAST = {"base_interval": "0.01s", "max_interval": "0.02s"}
 
 
@@ -93,6 +95,8 @@ class Protocols:
         self.inbound, self.outbound = free_port(), free_port()
         # What reached the server that CONNECT is passed on to.
         self.connects: list[bytes] = []
+        # Heads, and bodies with their trailers, of chunked requests.
+        self.chunked: list[tuple[bytes, tuple[bytes, bytes]]] = []
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -102,6 +106,7 @@ class Protocols:
                 "grpc": await self._start_grpc(stack),
                 "tcp": await self._start_tcp(stack, self._echo),
                 "proxy": await self._start_tcp(stack, self._proxy),
+                "raw": await self._start_tcp(stack, self._raw),
                 "down": free_port(),
                 "callee": free_port(),
             }
@@ -226,6 +231,18 @@ class Protocols:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
         await self._echo(reader, writer)
 
+    async def _raw(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Takes chunked requests; no library keeps the trailers of HTTP/1.1."""
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                self.chunked.append((head, await read_chunked(reader)))
+                writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + CHUNKED)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
     # The clients.
 
     async def send(
@@ -307,6 +324,21 @@ class Protocols:
         assert "host_errors" not in self.counts()
 
 
+# A body with a trailer, over HTTP/1.1.
+CHUNKED = b"5\r\nhello\r\n3\r\n\x00\xff!\r\n0\r\nx-trailer: kept\r\n\r\n"
+
+
+async def read_chunked(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    """A chunked body, put together, and its trailers as they are."""
+    body = b""
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        body += (await reader.readexactly(size + 2))[:-2]
+    trailers = b""
+    while (line := await reader.readuntil(b"\r\n")) != b"\r\n":
+        trailers += line
+    return body, trailers
+
+
 def received(request: web.Request) -> Headers:
     """What a server got, in lower case as on HTTP/2."""
     return {name.lower(): value for name, value in request.headers.items()}
@@ -333,24 +365,31 @@ def _host(name: str, route: Config, match: Config | None = None) -> Config:
     }
 
 
+# The callee by the protocol from sidecar to sidecar, whatever the app calls with.
+_CALLEES = ("callee-over-http1", "callee-over-http2")
+
+
 def _to(server: str, **more: Any) -> Config:
     return {"route": {"cluster": f"outbound|9080||{server}", "timeout": "15s", **more}}
 
 
 def _protocols(bootstrap: Config, h2: Iterable[str], as_it_came: Iterable[str] = ()) -> None:
-    """HTTP/2 to these clusters, and whatever the request came in to those."""
+    """HTTP/2 to these clusters, and whatever the request came in to those; trailers
+    over HTTP/1.1 to the server that has them."""
     kinds = dict.fromkeys(h2, "explicit_http_config") | dict.fromkeys(
         as_it_came, "use_downstream_protocol_config"
     )
     for cluster in bootstrap["static_resources"]["clusters"]:
-        kind = kinds.get(cluster["name"].removeprefix("outbound|9080||"))
-        if kind:
-            cluster["typed_extension_protocol_options"] = {
-                _OPTIONS: {
-                    "@type": f"type.googleapis.com/{_OPTIONS}",
-                    kind: {"http2_protocol_options": {}},
-                }
-            }
+        name = cluster["name"].removeprefix("outbound|9080||")
+        if name == "raw":
+            how = {"explicit_http_config": {"http_protocol_options": {"enable_trailers": True}}}
+        elif kind := kinds.get(name):
+            how = {kind: {"http2_protocol_options": {"allow_connect": True}}}
+        else:
+            continue
+        cluster["typed_extension_protocol_options"] = {
+            _OPTIONS: {"@type": f"type.googleapis.com/{_OPTIONS}", **how}
+        }
 
 
 def _special(prefix: str) -> list[Config]:
@@ -365,6 +404,7 @@ def _special(prefix: str) -> list[Config]:
         _host(f"{prefix}-mirror", _to("h1", request_mirror_policies=mirror)),
         _host(f"{prefix}-late", _to("h1", timeout="0.2s")),
         _host(f"{prefix}-follow", _to("h1", internal_redirect_policy={})),
+        _host(f"{prefix}-raw", _to("raw")),
         _host(f"{prefix}-down", _to("down")),
         _host(
             f"{prefix}-direct",
@@ -384,15 +424,21 @@ def _app(
         inbound_port=inbound_port,
         outbound_port=outbound_port,
         app_port=ports["h1"],
-        callees=ports,
+        callees=ports | dict.fromkeys(_CALLEES, ports["callee"]),
         wasm=wasm,
     )
-    _protocols(bootstrap, h2=("h2", "grpc"), as_it_came=("callee",))
+    _protocols(bootstrap, h2=("h2", "grpc", "callee-over-http2"), as_it_came=("callee",))
     inbound, outbound = _managers(bootstrap)
+    for manager in (inbound, outbound):
+        manager["http_protocol_options"] = {"enable_trailers": True}
+        # First, as in Istio's chain, where b3relay goes before the router.
+        manager["http_filters"].insert(0, {"name": _FAULT, "typed_config": _FAULTS})
+    aborted = {**_FAULTS, "abort": {"http_status": 429, "percentage": {"numerator": 100}}}
+    fault = {**_to("h1"), "typed_per_filter_config": {_FAULT: aborted}}
     # WebSocket as in Istio's listeners, and over HTTP/2 as well.
     inbound["http2_protocol_options"] = {"allow_connect": True}
     inbound["upgrade_configs"] = [{"upgrade_type": "websocket"}]
-    inbound["route_config"]["virtual_hosts"] = _special("app")
+    inbound["route_config"]["virtual_hosts"] = [*_special("app"), _host("app-fault", fault)]
     outbound["upgrade_configs"] = [{"upgrade_type": "websocket"}, {"upgrade_type": "CONNECT"}]
     outbound["http2_protocol_options"] = {"allow_connect": True}
     hedged = {
@@ -403,7 +449,9 @@ def _app(
     ends_here = [{"upgrade_type": "CONNECT", "connect_config": {}}]
     outbound["route_config"]["virtual_hosts"] = [
         *_special("plain"),
+        _host("plain-fault", fault),
         *(_host(name, _to("callee")) for name in ("callee", "callee-h2", "callee-grpc")),
+        *(_host(name, _to(name)) for name in _CALLEES),
         _host("plain-hedge", _to("h1", **hedged)),
         _host("tunnel", _to("tcp", upgrade_configs=ends_here), connect),
         _host("passed-on", _to("proxy", upgrade_configs=[{"upgrade_type": "CONNECT"}]), connect),
@@ -423,6 +471,10 @@ def _callee(common: Common, ports: dict[str, int]) -> Config:
     )
     _protocols(bootstrap, h2=("h2", "grpc"))
     inbound, _ = _managers(bootstrap)
+    inbound["http2_protocol_options"] = {"allow_connect": True}
     inbound["upgrade_configs"] = [{"upgrade_type": "websocket"}]
-    inbound["route_config"]["virtual_hosts"] = _special("callee")
+    inbound["route_config"]["virtual_hosts"] = [
+        *_special("callee"),
+        *(_host(name, _to("h1")) for name in _CALLEES),
+    ]
     return bootstrap
