@@ -81,6 +81,12 @@ test-random: $(WASM) $(TOOLS)/venv/.done ## Random header sets through real Envo
 	$(call say,random: $(RANDOM_SETS) header sets$(comma) three requests each$(comma) about 10 minutes)
 	B3RELAY_RANDOM_SETS=$(RANDOM_SETS) $(PYTHON) -m pytest -q -n 2 tests/envoy/test_headers.py -k odd_bytes
 
+KEYED ?= --markdown docs/accuracy-keyed.md
+.PHONY: accuracy-keyed
+accuracy-keyed: go $(WASM) $(TOOLS)/venv/.done ## A million calls: does each get the context of its own request? (Go); writes docs/accuracy-keyed.md
+	$(call say,accuracy: a million calls through a real Envoy$(comma) about 15 minutes)
+	$(PYTHON) -m load.keyed $(KEYED)
+
 FUZZ_SECONDS ?= 600
 # The core has no unsafe code: a sanitizer would find nothing there.
 FUZZ := $(TOOLS)/cargo/bin/cargo-fuzz
@@ -113,7 +119,7 @@ clean: ## Remove what was built (not .tools)
 
 .PHONY: help
 help: ## This list
-	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 comma := ,
 
@@ -122,6 +128,10 @@ cargo:
 	@command -v cargo >/dev/null && command -v rustup >/dev/null || { echo 'b3relay: cargo and rustup are missing: install Rust with rustup (rustup.rs)'; exit 1; }
 	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
 	@rustup target list --installed | grep -qx $(TARGET) || rustup target add $(TARGET)
+
+.PHONY: go
+go:
+	@command -v go >/dev/null || { echo 'b3relay: Go is missing: install Go 1.22 or newer (go.dev, or Debian: golang-go)'; exit 1; }
 
 $(BUILT): $(SOURCES) | cargo
 	$(call say,wasm: building the module$(comma) up to a minute)

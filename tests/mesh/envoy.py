@@ -233,6 +233,59 @@ def plain(
     )
 
 
+def pod(
+    *,
+    admin_port: int,
+    inbound_port: int,
+    outbound_port: int,
+    app: Address,
+    callee: Address,
+    inbound: Wasm | None,
+    outbound: Wasm | None,
+    extra_stat_tags: Sequence[str] = (),
+) -> Config:
+    """A sidecar for load: one application, one callee for all calls, no tracing.
+
+    The filter sits where it does in a sidecar: upstream on the inbound side,
+    before the router on the outbound side.
+    """
+
+    def manager(name: str, cluster: str, filters: list[Config]) -> Config:
+        hosts = [_virtual_host(name, ["*"], cluster)]
+        # The timeout of a sidecar would cut off requests that wait for others.
+        hosts[0]["routes"][0]["route"]["timeout"] = "60s"
+        return {
+            "use_remote_address": False,
+            "http_filters": filters,
+            "route_config": {"name": name, "virtual_hosts": hosts},
+        }
+
+    return _bootstrap(
+        Common(collector=callee, extra_stat_tags=extra_stat_tags),
+        "pod",
+        admin_port,
+        listeners=[
+            _listener(
+                "inbound",
+                inbound_port,
+                "INBOUND",
+                manager("inbound", "app", [_router(upstream=inbound)]),
+            ),
+            _listener(
+                "outbound",
+                outbound_port,
+                "OUTBOUND",
+                manager(
+                    "outbound",
+                    "callee",
+                    [*([outbound.http_filter()] if outbound else []), _router()],
+                ),
+            ),
+        ],
+        clusters=[_cluster("app", app), _cluster("callee", callee)],
+    )
+
+
 def _outbound(callee: str) -> str:
     return f"outbound|9080||{callee}"
 

@@ -1,0 +1,1 @@
+"""Load on one pod's Envoy, with the truth told past the filter: accuracy and soak."""
