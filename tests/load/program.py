@@ -138,7 +138,7 @@ class Pod:
         whole = {"calls_most": 6, "wait_ms": 1, "grace_ms": self._grace_ms}
         whole |= {**self._addresses, "workers": dict(workers), **stage}
         path.write_text(json.dumps(whole))
-        return Running(self._processes, name, path, result, stage.get("seconds", 1800) + 120)
+        return Running(self._processes, name, path, result, (stage.get("seconds") or 3600) + 120)
 
     def counters(self) -> dict[str, float]:
         """The filter's metrics by name, with the labels that tell them apart."""

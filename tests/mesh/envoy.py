@@ -61,6 +61,8 @@ class Wasm:
     failure_policy: str | None = "FAIL_OPEN"
     vm_id: str = "b3relay"
     root_id: str = "b3relay"
+    # The VM's configuration, which the filter does not read.
+    vm_config: str | None = None
 
     def http_filter(self) -> Config:
         config: Config = {
@@ -72,17 +74,20 @@ class Wasm:
                 "code": {"local": {"filename": str(self.path)}},
             },
         }
+        if self.vm_config is not None:
+            config["vm_config"]["configuration"] = _string(self.vm_config)
         if self.failure_policy is not None:
             config["failure_policy"] = self.failure_policy
         if self.config is not None:
-            config["configuration"] = {
-                "@type": _TYPE + "google.protobuf.StringValue",
-                "value": self.config,
-            }
+            config["configuration"] = _string(self.config)
         return {
             "name": "b3relay",
             "typed_config": {"@type": _HTTP + "wasm.v3.Wasm", "config": config},
         }
+
+
+def _string(value: str) -> Config:
+    return {"@type": _TYPE + "google.protobuf.StringValue", "value": value}
 
 
 @dataclass(frozen=True)
@@ -483,13 +488,20 @@ class Envoy:
     """One Envoy process."""
 
     def __init__(
-        self, processes: Processes, name: str, bootstrap: Config, concurrency: int = 2
+        self,
+        processes: Processes,
+        name: str,
+        bootstrap: Config,
+        concurrency: int = 2,
+        # Hot restart claims a machine-wide ID: only one Envoy could run.
+        arguments: Sequence[str] = ("--disable-hot-restart",),
     ) -> None:
         self.name = name
         self.bootstrap = bootstrap
         self.admin_port: int = bootstrap["admin"]["address"]["socket_address"]["port_value"]
         self._processes = processes
         self._concurrency = concurrency
+        self._arguments = arguments
         self.process: Process
 
     def start(self) -> None:
@@ -504,8 +516,7 @@ class Envoy:
                 path,
                 "--concurrency",
                 str(self._concurrency),
-                # Hot restart claims a machine-wide ID: only one Envoy could run.
-                "--disable-hot-restart",
+                *self._arguments,
                 *_LOG_LEVELS,
             ],
         )
@@ -522,7 +533,7 @@ class Envoy:
     def ready(self) -> bool:
         """Whether it has started and its listeners accept connections."""
         try:
-            return self._admin("/ready").startswith("LIVE")
+            return self.admin("/ready").startswith("LIVE")
         except OSError:
             return False
 
@@ -533,7 +544,7 @@ class Envoy:
         Prometheus sees (``x{label="value"}``).
         """
         native = json.loads(
-            self._admin(f"/stats?format=json&filter={quote('^' + re.escape(prefix))}")
+            self.admin(f"/stats?format=json&filter={quote('^' + re.escape(prefix))}")
         )
         found = {
             entry["name"]: float(entry["value"]) for entry in native["stats"] if "name" in entry
@@ -545,12 +556,13 @@ class Envoy:
         return found
 
     def prometheus(self) -> str:
-        return self._admin("/stats/prometheus")
+        return self.admin("/stats/prometheus")
 
     def log(self) -> str:
         return self.process.log()
 
-    def _admin(self, path: str) -> str:
+    def admin(self, path: str) -> str:
+        """The body of an answer of the admin interface."""
         connection = http.client.HTTPConnection(HOST, self.admin_port, timeout=5)
         try:
             connection.request("GET", path)
