@@ -97,6 +97,25 @@ def run(
     return stage
 
 
+def all_shapes(pod: Pod, envoy_workers: int, seconds: float) -> list[Stage]:
+    """The shapes, by themselves and among other requests."""
+    of_envoy = f"{envoy_workers} worker{'s' if envoy_workers > 1 else ''} of Envoy"
+    return [
+        run(
+            pod,
+            f"Loops, diamonds and retries, {of_envoy}",
+            dict.fromkeys(SHAPES, 2),
+            seconds=seconds / 2,
+        ),
+        run(
+            pod,
+            f"The same with 64 other requests in flight, {of_envoy}",
+            dict.fromkeys(SHAPES, 4) | {"plain": 64},
+            seconds=seconds,
+        ),
+    ]
+
+
 def check(stage: Stage) -> None:
     """What has to hold in every stage."""
     report = stage.report
@@ -265,21 +284,12 @@ def main() -> int:
             for workers, share in SWEEP.items()
         ]
         adversarial = run(pod, "adversarial IDs", ADVERSARIAL, seconds=given.seconds)
-        shapes = [
-            run(
-                pod,
-                "Loops, diamonds and retries",
-                dict.fromkeys(SHAPES, 2),
-                seconds=given.seconds / 2,
-            ),
-            run(
-                pod,
-                "The same, with 64 other requests in flight",
-                dict.fromkeys(SHAPES, 4) | {"plain": 64},
-                seconds=given.seconds,
-            ),
-        ]
+        shapes = all_shapes(pod, CONCURRENCY, given.seconds)
         processes.stop(pod.envoy.process)
+        # All requests and calls on one worker: it sees them in one order.
+        single = Pod(processes, "single", {}, concurrency=1)
+        shapes += all_shapes(single, 1, given.seconds)
+        processes.stop(single.envoy.process)
         small = Pod(processes, "small", {"capacity": OVERLOAD_CAPACITY})
         overload = run(
             small,

@@ -18,7 +18,7 @@ from mesh.procs import MeshError, Processes
 
 HERE = Path(__file__).resolve().parent
 PROGRAM = ROOT / "target" / "load" / "load"
-# Of Envoy, in every stage.
+# Of Envoy, where a stage does not say otherwise.
 CONCURRENCY = 4
 DEFAULT_GRACE_MS = 1000
 
@@ -89,7 +89,11 @@ class Pod:
     """One Envoy between the program's client, application and sink."""
 
     def __init__(
-        self, processes: Processes, name: str, config: Mapping[str, object] | None
+        self,
+        processes: Processes,
+        name: str,
+        config: Mapping[str, object] | None,
+        concurrency: int = CONCURRENCY,
     ) -> None:
         """``config``: the filter's; None for an Envoy without the filter."""
         self._processes = processes
@@ -119,7 +123,7 @@ class Pod:
             outbound=wasm("outbound"),
             extra_stat_tags=("rule", "direction", "decision", "reason"),
         )
-        self.envoy = Envoy(processes, name, bootstrap, CONCURRENCY)
+        self.envoy = Envoy(processes, name, bootstrap, concurrency)
         self.envoy.start()
         processes.wait_ready({self.envoy.process: self.envoy.ready})
 
