@@ -87,6 +87,12 @@ accuracy-keyed: go $(WASM) $(TOOLS)/venv/.done ## A million calls: does each get
 	$(call say,accuracy: a million calls through a real Envoy$(comma) about 15 minutes)
 	$(PYTHON) -m load.keyed $(KEYED)
 
+SOAK_MINUTES ?= 30
+.PHONY: soak
+soak: go $(WASM) $(TOOLS)/venv/.done ## Full speed for SOAK_MINUTES (30): memory, misses, latency with and without the filter (Go); writes docs/soak.md
+	$(call say,soak: $(SOAK_MINUTES) minutes$(comma) half of them without the filter)
+	$(PYTHON) -m load.soak --minutes $(SOAK_MINUTES) --markdown docs/soak.md
+
 FUZZ_SECONDS ?= 600
 # The core has no unsafe code: a sanitizer would find nothing there.
 FUZZ := $(TOOLS)/cargo/bin/cargo-fuzz
