@@ -84,7 +84,7 @@ test-random: $(WASM) $(TOOLS)/venv/.done ## Random header sets through real Envo
 KEYED ?= --markdown docs/accuracy-keyed.md
 .PHONY: accuracy-keyed
 accuracy-keyed: go $(WASM) $(TOOLS)/venv/.done ## A million calls: does each get the context of its own request? (Go); writes docs/accuracy-keyed.md
-	$(call say,accuracy: a million calls through a real Envoy$(comma) about 15 minutes)
+	$(call say,accuracy: a million calls through a real Envoy$(comma) 15 to 20 minutes)
 	$(PYTHON) -m load.keyed $(KEYED)
 
 SOAK_MINUTES ?= 30

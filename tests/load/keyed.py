@@ -308,12 +308,14 @@ def main() -> int:
         "sweep": sweep, "overload": [overload], "adversarial": [adversarial], "shapes": shapes
     }  # fmt: skip
     lines = markdown(stages, cut_short=given.calls < 1_000_000)
+    failures = [failure for stage in every for failure in stage.failures]
+    if failures:
+        lines += ["", "Expectations that failed:", "", *(f"- {failure}" for failure in failures)]
     print("\n".join(lines))
     if given.markdown:
         write_block(given.markdown, "accuracy-keyed", lines)
     if given.json:
         given.json.write_text(json.dumps([asdict(stage) for stage in every], indent=1))
-    failures = [failure for stage in every for failure in stage.failures]
     print("\n".join(["", *(f"FAILED {failure}" for failure in failures)]))
     print(f"{len(failures)} failed expectations")
     return 1 if failures else 0
