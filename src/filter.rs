@@ -364,6 +364,20 @@ impl Filter {
                 outcome.edits.extend(removed);
             }
         }
+        let size = request.headers.size;
+        if size.headers + relayed.edits.len() > 80 || size.bytes > 40 * 1024 {
+            let (b3, forms) = relayed.says.or(request.says).unwrap_or_default();
+            let mut written = relay::rewrite(&request.headers, &b3, forms, request.kept);
+            written.extend(relayed.edits.iter().cloned());
+            if !size.has_room(&written) {
+                if relayed.writes() {
+                    relayed = Relayed::not(Decision::TooLarge);
+                }
+                if let Some((_, forms)) = &mut request.says {
+                    *forms = request.checked.forms;
+                }
+            }
+        }
         outcome.counters.push(Counter::Calls(relayed.decision));
         if relayed
             .edits

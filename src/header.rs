@@ -165,9 +165,43 @@ pub struct TraceHeaders<'a> {
     /// `x-ot-span-context` and the headers of the copy list, name and value; in
     /// the request's order, repeated ones included.
     pub copied: Vec<(&'a [u8], &'a [u8])>,
+    /// How many headers there are, and their bytes.
+    pub size: Size,
     /// The headers that are look-up keys, besides those with a field of their
     /// own: index into [`Wanted::keys`], and the first value.
     pub keys: Vec<(usize, &'a [u8])>,
+}
+
+/// How large the headers of a request are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Size {
+    /// How many.
+    pub headers: usize,
+    /// Of names and values.
+    pub bytes: usize,
+}
+
+impl Size {
+    /// What may be sent without being refused by the next proxy: Envoy takes 100
+    /// headers and 60 KiB, and its router adds some of its own.
+    const MOST: Self = Self {
+        headers: 95,
+        bytes: 58 * 1024,
+    };
+
+    /// There is room for these as well.
+    pub fn has_room(self, edits: &[Edit]) -> bool {
+        let added = edits.iter().filter_map(|edit| match edit {
+            Edit::Set(name, value) | Edit::Add(name, value) => Some(name.len() + value.len()),
+            Edit::Remove(_) => None,
+        });
+        let (mut headers, mut bytes) = (self.headers, self.bytes);
+        for length in added {
+            headers += 1;
+            bytes += length;
+        }
+        headers <= Self::MOST.headers && bytes <= Self::MOST.bytes
+    }
 }
 
 /// Which headers to pick out, besides those that have a field of their own.
@@ -225,6 +259,8 @@ impl<'a> TraceHeaders<'a> {
     {
         let mut headers = Self::default();
         for (name, value) in pairs {
+            headers.size.headers += 1;
+            headers.size.bytes += name.len() + value.len();
             if let Some(field) = headers.field(name) {
                 field.add(value);
                 if name == OT_SPAN_CONTEXT.as_bytes() {
@@ -269,6 +305,7 @@ impl<'a> TraceHeaders<'a> {
             tracestate: self.tracestate,
             authority: self.authority,
             copied: self.copied.clone(),
+            size: self.size,
             keys: self.keys.clone(),
             ..Self::default()
         }

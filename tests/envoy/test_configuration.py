@@ -38,7 +38,7 @@ def test_good(config: str | None) -> None:
             "allowed: a whole number from 64 to 65536",
         ),
         ('{"relay": true', "configuration: EOF while parsing an object at line 1 column 14"),
-        ("[]", "configuration: invalid type: sequence, expected a JSON object such as "),
+        ("[]", "configuration: found [], allowed: a JSON object such as "),
     ],
 )
 def test_bad(config: str, reason: str) -> None:
