@@ -311,11 +311,10 @@ impl<'a> TraceHeaders<'a> {
         }
     }
 
-    /// Every header about a trace that is there, by name: the seven of the Istio
-    /// guide, W3C's two, and the copy list.
+    /// Every header about a trace that is there, by name: those of the Istio guide
+    /// but for the request ID, W3C's two, and the copy list.
     pub fn present(&self) -> Vec<&'a [u8]> {
         let fields = self.multi().into_iter().chain([
-            (REQUEST_ID, self.request_id),
             (B3, self.b3),
             (TRACEPARENT, self.traceparent),
             (TRACESTATE, self.tracestate),

@@ -337,6 +337,364 @@ fn enforce_answers_with_the_rule() {
     );
 }
 
+const TRACEPARENT: &str = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-01";
+const OTHER_ID: &str = "x-request-id: 1f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
+const W3C: [&str; 2] = ["traceparent", "tracestate"];
+
+#[track_caller]
+fn assert_headers(seen: &Seen, prefixes: &[&str], lines: &[&str]) {
+    assert_eq!(
+        only(&seen.headers, prefixes),
+        only(&headers(lines), prefixes)
+    );
+}
+
+#[test]
+fn a_call_is_recognised_by_the_trace_id_that_it_carries_on() {
+    let context = [TRACE, SPAN, SAMPLED];
+    // Of the same trace, but the span is the application's own: it may never be
+    // reported, so the call gets the one that is.
+    let carried = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-ffffffffffffffff-01";
+    let sidecar = sidecar();
+    sidecar.inbound(&[&[ID], &context[..]].concat());
+    for (part, decision) in [(carried, Decision::Copied), (TRACE, Decision::Completed)] {
+        let seen = sidecar.outbound(&[OTHER_ID, part]);
+        assert_b3(&seen, decision, &context);
+        assert_headers(&seen, &["traceparent"], &[part]);
+        // The ID that Envoy has made up gives way to the request's.
+        assert_headers(&seen, &["x-request-id"], &[ID]);
+        assert!(seen.counters.contains(&Counter::Restored));
+    }
+    // One of another form is the application's own.
+    let seen = sidecar.outbound(&["x-request-id: job-7", carried]);
+    assert_b3(&seen, Decision::Copied, &context);
+    assert_headers(&seen, &["x-request-id"], &["x-request-id: job-7"]);
+    // Only if it is asked for.
+    let by_id = Sidecar::new(r#"{"keys": ["x-request-id"]}"#);
+    by_id.inbound(&[&[ID], &context[..]].concat());
+    assert_b3(
+        &by_id.outbound(&[OTHER_ID, TRACE]),
+        Decision::Unknown,
+        &[TRACE],
+    );
+}
+
+#[test]
+fn headers_that_the_user_names_are_keys_in_order_of_preference() {
+    let sidecar = Sidecar::new(r#"{"keys": ["X-Correlation-Id", "x-request-id"]}"#);
+    let first = ["x-correlation-id: \\xff7", ID, TRACE, SPAN];
+    let second = ["x-correlation-id: 8", OTHER_ID, OTHER_TRACE, OTHER_SPAN];
+    sidecar.inbound(&first);
+    sidecar.inbound(&second);
+    let seen = sidecar.outbound(&["x-correlation-id: \\xff7", OTHER_ID]);
+    assert_b3(&seen, Decision::Copied, &first);
+    assert_headers(&seen, &["x-request-id"], &[ID]);
+    let seen = sidecar.outbound(&["x-correlation-id: 9", OTHER_ID]);
+    assert_b3(&seen, Decision::Copied, &second);
+    // The value of one header is no key of another.
+    sidecar.inbound(&["x-request-id: 9", OTHER_TRACE, OTHER_SPAN]);
+    let seen = sidecar.outbound(&["x-correlation-id: 9", "x-request-id: 10"]);
+    assert_b3(&seen, Decision::Unknown, &[]);
+}
+
+#[test]
+fn a_later_key_tells_requests_of_one_id_apart() {
+    let sidecar = sidecar();
+    sidecar.inbound(&[ID, TRACE, SPAN]);
+    sidecar.inbound(&[ID, OTHER_TRACE, OTHER_SPAN]);
+    assert_b3(&sidecar.outbound(&[ID]), Decision::Ambiguous, &[]);
+    assert_b3(
+        &sidecar.outbound(&[ID, OTHER_TRACE]),
+        Decision::Completed,
+        &[OTHER_TRACE, OTHER_SPAN],
+    );
+    // A request with another ID is not among them.
+    let third = "x-b3-traceid: 663ac35c9f6413ad48485a3953bb6124";
+    sidecar.inbound(&[OTHER_ID, third, SPAN]);
+    assert_b3(
+        &sidecar.outbound(&[ID, third]),
+        Decision::Ambiguous,
+        &[third],
+    );
+}
+
+#[test]
+fn a_span_that_the_call_names_tells_requests_of_one_trace_apart() {
+    for named in [
+        SPAN,
+        "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-01",
+    ] {
+        let sidecar = sidecar();
+        sidecar.inbound(&[ID, TRACE, SPAN]);
+        sidecar.wait(5);
+        sidecar.inbound(&[ID, TRACE, OTHER_SPAN]);
+        let seen = sidecar.outbound(&[ID, named]);
+        assert_headers(&seen, &B3, &[TRACE, SPAN]);
+    }
+}
+
+#[test]
+fn emit_says_in_which_forms() {
+    let multi = [TRACE, SPAN, SAMPLED];
+    let single = "b3: 463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1";
+    for (emit, expected) in [
+        ("b3multi", &multi[..]),
+        ("b3", &[single]),
+        ("w3c", &[TRACEPARENT]),
+        ("b3\", \"w3c", &[single, TRACEPARENT]),
+    ] {
+        let emit = format!("{{\"emit\": [\"{emit}\"]}}");
+        for came in [&multi[..], &[single], &[TRACEPARENT]] {
+            let sidecar = Sidecar::with("{}", &emit, 1);
+            sidecar.inbound(&[&[ID], came].concat());
+            let seen = sidecar.outbound(&[ID]);
+            assert_eq!(seen.decision, Some(Decision::Copied));
+            assert_headers(&seen, &[&B3[..], &W3C].concat(), expected);
+        }
+    }
+    // By default those that it came in.
+    let sidecar = sidecar();
+    sidecar.inbound(&[ID, TRACEPARENT, "tracestate: a=1"]);
+    let seen = sidecar.outbound(&[ID]);
+    assert_headers(
+        &seen,
+        &[&B3[..], &W3C].concat(),
+        &[TRACEPARENT, "tracestate: a=1"],
+    );
+}
+
+#[test]
+fn emit_gives_a_context_of_its_own_the_forms_it_lacks() {
+    let emit = r#"{"emit": ["b3multi", "w3c"]}"#;
+    let multi = [TRACE, SPAN, SAMPLED];
+    for (given, expected) in [
+        (&multi[..], [&multi[..], &[TRACEPARENT]].concat()),
+        (&[TRACEPARENT], [&multi[..], &[TRACEPARENT]].concat()),
+        // What is there is not touched.
+        (
+            &[
+                "x-b3-traceid: 463AC35C9F6413AD48485A3953BB6124",
+                SPAN,
+                SAMPLED,
+            ],
+            vec![
+                "x-b3-traceid: 463AC35C9F6413AD48485A3953BB6124",
+                SPAN,
+                SAMPLED,
+                TRACEPARENT,
+            ],
+        ),
+        (&["x-b3-sampled: 1"], vec!["x-b3-sampled: 1"]),
+    ] {
+        let sidecar = Sidecar::new(emit);
+        let names = [&B3[..], &W3C].concat();
+        let call = sidecar.outbound(&[&[OTHER_ID], given].concat());
+        assert_headers(&call, &names, &expected);
+        let seen = sidecar.inbound(&[&[ID], given].concat());
+        assert_headers(&seen, &names, &expected);
+        // The application carries on nothing but what it was given.
+        let carried = only(&seen.headers, &["traceparent"]);
+        if !carried.is_empty() {
+            let call = sidecar.request(Some(Direction::Outbound), &carried);
+            assert_eq!(call.decision, Some(Decision::Copied));
+            assert!(call.headers.contains(&header(SPAN)));
+        }
+    }
+}
+
+#[test]
+fn trace_ids_of_64_bits_stay_so() {
+    let short = ["x-b3-traceid: 48485a3953bb6124", SPAN, SAMPLED];
+    let padded = "traceparent: 00-000000000000000048485a3953bb6124-a2fb4a1d1a96d312-01";
+    let sidecar = Sidecar::new(r#"{"emit": ["b3multi", "w3c"]}"#);
+    let seen = sidecar.inbound(&[&[ID], &short[..]].concat());
+    assert_headers(&seen, &W3C, &[padded]);
+    let call = sidecar.outbound(&[OTHER_ID, padded]);
+    assert_b3(&call, Decision::Copied, &short);
+    let alone =
+        sidecar.outbound(&["traceparent: 00-000000000000000058485a3953bb6124-a2fb4a1d1a96d312-01"]);
+    assert_b3(
+        &alone,
+        Decision::Present,
+        &["x-b3-traceid: 58485a3953bb6124", SPAN, SAMPLED],
+    );
+}
+
+#[test]
+fn a_traceparent_of_another_trace_is_copied_as_it_is() {
+    let own = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
+    let sidecar = sidecar();
+    let w3c = [own, "tracestate: congo=t61rcWkgMzE"];
+    sidecar.inbound(&[&[ID, TRACE, SPAN], &w3c[..]].concat());
+    let seen = sidecar.outbound(&[ID]);
+    assert_b3(&seen, Decision::Copied, &[TRACE, SPAN]);
+    assert_headers(&seen, &W3C, &w3c);
+    // A call with one of its own keeps it, and gets no state of another.
+    let seen = sidecar.outbound(&[ID, TRACEPARENT]);
+    assert_headers(&seen, &W3C, &[TRACEPARENT]);
+    // One of the same trace is made anew, with the span of the application.
+    let stale = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-1111111111111111-01";
+    sidecar.inbound(&[OTHER_ID, TRACE, SPAN, SAMPLED, stale]);
+    assert_headers(&sidecar.outbound(&[OTHER_ID]), &W3C, &[TRACEPARENT]);
+}
+
+#[test]
+fn beginnings_of_names_are_copied_too() {
+    let sidecar = Sidecar::new(r#"{"copy_headers": ["x-tenant-*", "t*", "x-b3-*"]}"#);
+    let copied = [
+        "x-tenant-id: 7",
+        "x-tenant-name: a",
+        "trace-hint: 1",
+        "x-b3-custom: y",
+    ];
+    let not = ["te: trailers", "x-other: 1", "transfer-encoding: chunked"];
+    sidecar.inbound(&[&[ID, TRACE, SPAN], &copied[..], &not].concat());
+    let seen = sidecar.outbound(&[ID, "x-tenant-id: own"]);
+    let expected = [&[ID, "x-tenant-id: own", TRACE, SPAN][..], &copied[1..]].concat();
+    assert_headers(&seen, &[""], &expected);
+    // A call with a context of its own, but of this trace, gets them as well.
+    let seen = sidecar.outbound(&[ID, TRACE, OTHER_SPAN]);
+    assert_headers(&seen, &["x-tenant"], &copied[..2]);
+    let seen = sidecar.outbound(&[ID, OTHER_TRACE, OTHER_SPAN]);
+    assert_headers(&seen, &["x-tenant"], &[]);
+}
+
+#[test]
+fn hosts_outside_the_mesh_get_nothing_unless_asked_to() {
+    let cases: [(&str, Option<&'static str>, bool); 12] = [
+        ("reviews:9080", None, false),
+        (
+            "reviews.default.svc:9080",
+            Some("PassthroughCluster"),
+            false,
+        ),
+        (
+            "reviews.default.svc.cluster.local",
+            Some("PassthroughCluster"),
+            false,
+        ),
+        (
+            "reviews.default",
+            Some("outbound|9080||reviews.default.svc.cluster.local"),
+            false,
+        ),
+        (
+            "REVIEWS.default",
+            Some("outbound|9080||reviews.default.svc.corp.example"),
+            false,
+        ),
+        ("api.example.com", Some("PassthroughCluster"), true),
+        (
+            "api.example.com:443",
+            Some("outbound|443||api.example.com"),
+            true,
+        ),
+        ("10.0.0.7:80", Some("PassthroughCluster"), true),
+        ("[fd00::7]:80", Some("PassthroughCluster"), true),
+        (
+            "vm.internal.example.org",
+            Some("outbound|80||vm.internal.example.org"),
+            false,
+        ),
+        // Somebody's own Envoy.
+        ("127.0.0.1:9080", Some("reviews"), false),
+        ("api.example.com", None, false),
+    ];
+    for (authority, cluster, outside) in cases {
+        let authority = format!(":authority: {authority}");
+        for mode in ["leave", "relay", "strip"] {
+            let config = format!(
+                "{{\"outside\": \"{mode}\", \"mesh_hosts\": [\"*.internal.example.org\"], \"copy_headers\": [\"tenant\"]}}"
+            );
+            let sidecar = Sidecar::new(&config);
+            *sidecar.host.cluster.borrow_mut() = cluster;
+            sidecar.inbound(&[ID, TRACE, SPAN, "tenant: 7"]);
+            let seen = sidecar.outbound(&[&authority, ID]);
+            let own = [OTHER_TRACE, OTHER_SPAN, "tenant: 8"];
+            let with_own = sidecar.outbound(&[&[authority.as_str(), ID], &own[..]].concat());
+            let names = [&B3[..], &["tenant"]].concat();
+            if outside && mode != "relay" {
+                assert_eq!(seen.decision, Some(Decision::Outside), "{authority}");
+                assert_headers(&seen, &names, &[]);
+            } else {
+                assert_eq!(seen.decision, Some(Decision::Copied), "{authority}");
+                assert_headers(&seen, &names, &[TRACE, SPAN, "tenant: 7"]);
+            }
+            if outside && mode == "strip" {
+                assert_headers(&with_own, &names, &[]);
+                assert_headers(&with_own, &["x-request-id"], &[ID]);
+            } else {
+                assert_headers(&with_own, &names, &own);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_child_span_is_one_of_its_own() {
+    let sidecar = Sidecar::new(r#"{"span_ids": "child", "emit": ["b3multi", "w3c"]}"#);
+    sidecar.inbound(&[ID, TRACE, SPAN, PARENT, SAMPLED]);
+    let mut spans = Vec::new();
+    for _ in 0..2 {
+        let seen = sidecar.outbound(&[ID]);
+        assert_headers(
+            &seen,
+            &["x-b3-traceid", "x-b3-parentspanid", "x-b3-sampled"],
+            &[TRACE, "x-b3-parentspanid: a2fb4a1d1a96d312", SAMPLED],
+        );
+        let (_, span) = only(&seen.headers, &["x-b3-spanid"]).remove(0);
+        let (_, w3c) = only(&seen.headers, &["traceparent"]).remove(0);
+        assert_eq!(w3c[36..52], span);
+        spans.push(span);
+    }
+    assert!(spans[0] != spans[1] && !spans.contains(&b"a2fb4a1d1a96d312".to_vec()));
+}
+
+#[test]
+fn a_call_is_not_made_larger_than_envoy_takes() {
+    for (many, long, decision) in [
+        (85, 10, Decision::Copied),
+        (93, 10, Decision::TooLarge),
+        (1, 59_000, Decision::Copied),
+        (1, 59_370, Decision::TooLarge),
+    ] {
+        let sidecar = sidecar();
+        sidecar.inbound(&[ID, TRACE, SPAN, SAMPLED]);
+        let mut lines: Vec<String> = (0..many).map(|n| format!("h{n}: v")).collect();
+        lines.push(format!("long: {}", "v".repeat(long)));
+        lines.push(ID.to_string());
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        let seen = sidecar.outbound(&lines);
+        assert_eq!(seen.decision, Some(decision), "{many} {long}");
+        let written = seen.headers.len() - lines.len();
+        assert_eq!(written, if decision == Decision::Copied { 3 } else { 0 });
+    }
+}
+
+#[test]
+fn workers_know_of_each_other() {
+    let sidecar = Sidecar::with("{}", "{}", 3);
+    let inbound = headers(&[ID, TRACE, SPAN]);
+    let seen = sidecar.on(1, Some(Direction::Inbound), &inbound);
+    for worker in 0..3 {
+        let call = sidecar.on(worker, Some(Direction::Outbound), &headers(&[ID]));
+        assert_b3(&call, Decision::Copied, &[TRACE, SPAN]);
+    }
+    // Another trace under the same ID, elsewhere.
+    let other = headers(&[ID, OTHER_TRACE, SPAN]);
+    sidecar.on(2, Some(Direction::Inbound), &other);
+    for worker in 0..3 {
+        let call = sidecar.on(worker, Some(Direction::Outbound), &headers(&[ID]));
+        assert_b3(&call, Decision::Ambiguous, &[]);
+    }
+    sidecar.end(&seen);
+    sidecar.wait(1000);
+    for worker in 0..3 {
+        let call = sidecar.on(worker, Some(Direction::Outbound), &headers(&[ID]));
+        assert_b3(&call, Decision::Copied, &[OTHER_TRACE, SPAN]);
+    }
+}
+
 fn any_headers() -> impl Strategy<Value = Headers> {
     const NAMES: &[&str] = &[
         "x-request-id",

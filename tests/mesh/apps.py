@@ -9,6 +9,7 @@ serves to the requests it makes is the subject of the tests: ``--forward``.
 import argparse
 import asyncio
 import json
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -42,9 +43,18 @@ FORWARD: dict[str, tuple[bytes, ...]] = {
         b"x-b3-flags",
         b"x-ot-span-context",
     ),
+    # Each call with a span of its own, as .NET's HttpClient does by itself.
+    "traceparent": (b"traceparent",),
 }
 # What an app reports to have received, for the tests to see what arrives.
 REPORTED = (*FORWARD["all7"], b"b3", b"traceparent", b"tracestate")
+
+
+def new_span(traceparent: bytes) -> bytes:
+    """The same trace and flags."""
+    version, trace, _, flags = traceparent.split(b"-")
+    return b"-".join((version, trace, os.urandom(8).hex().encode(), flags))
+
 
 Headers = list[tuple[bytes, bytes]]
 Call = Callable[[str, str, Headers], Awaitable[tuple[int, Any]]]
@@ -133,7 +143,11 @@ class App:
         if click is not None and self._fails(int(click)):
             return web.json_response(answer, status=503)
 
-        headers = [(name, value) for name, value in raw if name in self._forward]
+        headers = [
+            (name, new_span(value) if name == b"traceparent" else value)
+            for name, value in raw
+            if name in self._forward
+        ]
         query = "" if click is None else f"?click={click}"
         pending = [
             self._call(callee, PATHS[callee] + query, headers) for callee in CALLS[self._name]

@@ -122,7 +122,8 @@ def request(
 class Mesh:
     """Brings everything up on entry and stops everything on exit.
 
-    forward      what the apps copy: none, request-id or all7; or by service
+    forward      what the apps copy: none, request-id, all7 or traceparent; or by
+                 service
     filter       whether the sidecars have the filter; or the names of those
                  that have it
     wasm         the filter's file, if not the default
