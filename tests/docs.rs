@@ -164,9 +164,9 @@ fn shipped_configurations_are_good() {
     let text = include_str!("../envoyfilter/sidecars.yaml");
     let configurations = text
         .lines()
-        .filter_map(|line| line.trim().strip_prefix("value: \""));
+        .filter_map(|line| line.trim().strip_prefix("value: '"));
     let configurations: Vec<_> = configurations
-        .map(|line| line.trim_end_matches('"'))
+        .map(|line| line.trim_end_matches('\''))
         .collect();
     assert_eq!(configurations.len(), 2);
     for configuration in configurations {
