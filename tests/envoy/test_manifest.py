@@ -1,6 +1,7 @@
 """The shipped EnvoyFilter, applied to a sidecar as Istio would, and run by Envoy."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +80,13 @@ def test_the_validation_would_see_a_missing_module() -> None:
 
 
 def test_the_mesh_runs_what_the_manifest_ships() -> None:
-    """So that what the other tests show holds for it too."""
-    ours = managers(bootstrap(Wasm(Path(MODULE), config="{}")))
+    """So that what the other tests show holds for it too. They leave it to the
+    module to ask for the direction of the listener, which the manifest says."""
     shipped = managers(patched(Path(MODULE)))
-    assert shipped["OUTBOUND"]["http_filters"] == ours["OUTBOUND"]["http_filters"]
-    assert shipped["INBOUND"]["http_filters"] == ours["INBOUND"]["http_filters"]
+    for direction in ("OUTBOUND", "INBOUND"):
+        config = json.dumps({"direction": direction.lower()})
+        ours = managers(bootstrap(Wasm(Path(MODULE), config=config)))
+        assert shipped[direction]["http_filters"] == ours[direction]["http_filters"]
 
 
 def test_client_spans_are_switched_off() -> None:
