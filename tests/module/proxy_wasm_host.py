@@ -11,8 +11,9 @@ one HTTP stream.
 
 Host calls are counted by name (`Host.calls`), and each can be made to fail
 (`Host.fault`). A host call that is imported but missing here raises
-`MissingHostCall` when the module makes it, not before: the SDK imports many
-that are never called.
+`MissingHostCall` when the module makes it, not before: Rust's standard library
+imports some that are never called. A callback that the module does not export
+is not called, as in Envoy.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ CONTINUE, PAUSE = 0, 1
 INBOUND, OUTBOUND = 1, 2  # envoy.config.core.v3.TrafficDirection
 LEVELS = ("trace", "debug", "info", "warn", "error", "critical")
 
-REQUEST_HEADERS = 0  # the map type
+REQUEST_HEADERS, RESPONSE_HEADERS = 0, 2  # the map types
 PLUGIN_CONFIGURATION = 7  # the buffer type
 COUNTER = 0  # the metric type
 MASK = 0xFFFFFFFF
@@ -206,7 +207,10 @@ class Host:
             raise
 
     def enter(self, context: Plugin | Stream, export: str, *args: int) -> Any:
-        """Calls the module on behalf of a context."""
+        """Calls the module on behalf of a context; None if it has no such
+        callback."""
+        if export not in self._functions:
+            return None
         before, self._current = self._current, context
         try:
             return self.call(export, context.id, *args)
@@ -289,12 +293,6 @@ class Host:
         self._write(at, struct.pack("<Q", self.process.now_ns))
         return OK
 
-    def host_proxy_set_effective_context(self, context: int) -> int:
-        if context not in self._contexts:
-            return BAD_ARGUMENT
-        self._current = self._contexts[context]
-        return OK
-
     def host_proxy_get_buffer_bytes(
         self, kind: int, start: int, most: int, data_at: int, size_at: int
     ) -> int:
@@ -308,28 +306,24 @@ class Host:
         value = self._current.properties.get(self._text(at, size).rstrip("\0").replace("\0", "."))
         return NOT_FOUND if value is None else self._give(value, data_at, size_at)
 
-    def _request(self, kind: int) -> Stream | None:
-        # Envoy too has the request's headers only while it hands them over.
-        if kind == REQUEST_HEADERS and isinstance(self._current, Stream) and self._current.handing:
+    def host_proxy_set_tick_period_milliseconds(self, period: int) -> int:
+        if not isinstance(self._current, Plugin):
+            return BAD_ARGUMENT
+        self._current.tick_period_ms = period & MASK
+        return OK
+
+    def _handed(self, kind: int) -> Stream | None:
+        # Envoy too has the headers only while it hands them over.
+        if isinstance(self._current, Stream) and self._current.handing == kind:
             return self._current
         return None
 
     def host_proxy_get_header_map_pairs(self, kind: int, data_at: int, size_at: int) -> int:
-        stream = self._request(kind)
+        stream = self._handed(kind)
         return BAD_ARGUMENT if stream is None else self._give(stream.map(), data_at, size_at)
 
-    def host_proxy_get_header_map_value(
-        self, kind: int, at: int, size: int, data_at: int, size_at: int
-    ) -> int:
-        stream = self._request(kind)
-        if stream is None:
-            return BAD_ARGUMENT
-        name = self._text(at, size).lower()
-        values = [value for present, value in stream.headers if present == name]
-        return self._give(values[0], data_at, size_at) if values else NOT_FOUND
-
     def host_proxy_remove_header_map_value(self, kind: int, at: int, size: int) -> int:
-        stream = self._request(kind)
+        stream = self._handed(kind)
         if stream is None:
             return BAD_ARGUMENT
         name = self._text(at, size).lower()
@@ -339,7 +333,7 @@ class Host:
     def host_proxy_add_header_map_value(
         self, kind: int, at: int, size: int, value_at: int, value_size: int
     ) -> int:
-        stream = self._request(kind)
+        stream = self._handed(kind)
         if stream is None:
             return BAD_ARGUMENT
         name = self._text(at, size).lower()
@@ -447,9 +441,11 @@ class Plugin:
         self.properties: dict[str, bytes] = {}
         if direction is not None:
             self.properties["xds.listener_direction"] = struct.pack("<Q", direction)
+        self.tick_period_ms = 0
+        """How often it wants to be ticked; 0 for never."""
         self.id = host.register(self)
         host.enter(self, "proxy_on_context_create", 0)
-        assert host.enter(self, "proxy_on_vm_start", 0)
+        assert host.enter(self, "proxy_on_vm_start", 0) in (1, None)
         self.configured = bool(host.enter(self, "proxy_on_configure", len(configuration)))
 
     def stream(self) -> Stream:
@@ -460,6 +456,10 @@ class Plugin:
         """The request headers of a stream that stays open."""
         return self.stream().on_request_headers(headers)
 
+    def tick(self) -> None:
+        """The period it asked for has passed."""
+        self.host.enter(self, "proxy_on_tick")
+
 
 class Stream:
     """One HTTP stream."""
@@ -468,15 +468,15 @@ class Stream:
         self.host = plugin.host
         self.properties = plugin.properties
         self.headers: Headers = []
-        self.handing = False
-        """Whether the request headers are being handed over now."""
+        self.handing: int | None = None
+        """The map of headers that is being handed over now."""
         self.reply: Reply | None = None
         self._raw_map: bytes | None = None
         self.id = self.host.register(self)
         self.host.enter(self, "proxy_on_context_create", plugin.id)
 
     def map(self) -> bytes:
-        """The serialised request headers."""
+        """The serialised headers."""
         if self._raw_map is not None:
             return self._raw_map
         return serialize(self.headers)
@@ -484,15 +484,24 @@ class Stream:
     def on_request_headers(self, headers: Headers, raw_map: bytes | None = None) -> Seen:
         """Hands the request headers over. `raw_map` replaces what the module
         gets to read of them."""
-        self.headers, self._raw_map, self.handing = list(headers), raw_map, True
-        action = self.host.enter(self, "proxy_on_request_headers", len(headers), 1)
-        self.handing = False
+        self._raw_map = raw_map
+        return self._hand("proxy_on_request_headers", REQUEST_HEADERS, headers)
+
+    def on_response_headers(self, headers: Headers) -> Seen:
+        """Hands the response headers over."""
+        self._raw_map = None
+        return self._hand("proxy_on_response_headers", RESPONSE_HEADERS, headers)
+
+    def _hand(self, export: str, kind: int, headers: Headers) -> Seen:
+        self.headers, self.handing = list(headers), kind
+        action = self.host.enter(self, export, len(headers), 1)
+        self.handing = None
         assert action in (CONTINUE, PAUSE)
         return Seen(action, self.headers, self.reply)
 
     def done(self) -> None:
         """The stream has ended."""
-        assert self.host.enter(self, "proxy_on_done")
+        assert self.host.enter(self, "proxy_on_done") in (1, None)
 
     def log(self) -> None:
         """The access log is written (not for upstream filters)."""
