@@ -9,7 +9,7 @@ mod support;
 
 use b3relay::check::check;
 use b3relay::config::Direction;
-use b3relay::header::{Pairs, TraceHeaders};
+use b3relay::header::{Pairs, TraceHeaders, Wanted};
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry::trace::TraceContextExt;
 #[allow(deprecated)] // with the exporter; it is still the B3 propagator
@@ -37,7 +37,7 @@ fn print(headers: &Headers) -> String {
 
 fn read(headers: &Headers) -> String {
     let bytes = map(headers);
-    let b3 = check(&TraceHeaders::read(Pairs::new(&bytes), &[])).b3;
+    let b3 = check(&TraceHeaders::read(Pairs::new(&bytes), &Wanted::default())).b3;
     let decision = match b3.sampling.decided() {
         Some(true) => '1',
         Some(false) => '0',
