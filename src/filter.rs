@@ -439,7 +439,7 @@ impl Filter {
             if let Some(among) = &among {
                 found.retain(|found| among.contains(&found.request));
             }
-            match relay::choose(&found, named, |_| None) {
+            match relay::choose(&found, named) {
                 Ok(one) => return Ok(one),
                 Err(Decision::Ambiguous) => {
                     among = Some(found.iter().map(|found| found.request).collect());

@@ -252,35 +252,20 @@ pub fn before_lookup(checked: &Checked<'_>, discard_malformed: bool) -> Result<(
 ///
 /// Several requests of one trace (a loop, a diamond, a retry) share their keys.
 /// Then that one is taken whose span the call names; or else, of those still
-/// being served rather than answered, one that waits for no call (a request that
-/// waits for its call is not making another one, most of the time); of these
-/// that which has made the fewest calls; and of these that which began first, or
-/// last where it is not known what the others do. The trace is right in any
-/// case; the parent may be another span of it.
-///
-/// `doing`: calls that a request waits for, and has made; `None` if that is not
-/// known of all.
-pub fn choose(
-    found: &[Found],
-    named: Option<SpanId>,
-    doing: impl Fn(RequestOf) -> Option<(u32, u32)>,
-) -> Result<(RequestOf, Remembered), Decision> {
+/// being served rather than answered, that which began last: in a loop the others
+/// wait for it. The trace is right in any case; of siblings in a diamond the parent
+/// may be the other one's span.
+pub fn choose(found: &[Found], named: Option<SpanId>) -> Result<(RequestOf, Remembered), Decision> {
     let mut chosen: Option<(Rank, RequestOf, Remembered)> = None;
     for found in found {
         let Some(remembered) = Remembered::decode(&found.payload) else {
             continue;
         };
         let span = remembered.b3.ids.map(|ids| ids.span);
-        let (waits, made, age) = match doing(found.request) {
-            Some((waits, made)) => (waits, made, found.started_ms),
-            None => (0, 0, u64::MAX - found.started_ms),
-        };
         let rank = (
             named.is_none() || span != named,
             found.ended,
-            waits,
-            made,
-            age,
+            u64::MAX - found.started_ms,
         );
         match &chosen {
             Some((_, _, other)) if !same_trace(other, &remembered) => {
@@ -298,8 +283,8 @@ pub fn choose(
 }
 
 /// The span is another one than the call names, the request has been answered,
-/// calls it waits for, calls it has made, age. The least is the best.
-type Rank = (bool, bool, u32, u32, u64);
+/// age. The least is the best.
+type Rank = (bool, bool, u64);
 
 /// A span that the call itself names: its trace context has one, if in parts
 /// or in another form.
