@@ -215,6 +215,10 @@ decisions! {
     Present, "present", "the call carries a context of its own: left as it is";
     Copied, "copied", "the call carried none: the remembered context was copied onto it";
     Completed, "completed", "the call carried a part of the remembered context: the rest was copied";
+    Exclusive, "exclusive", "the call carried nothing, and only one request is being served: its context was copied (`attribution`)";
+    Token, "token", "the call carried nothing but an identifier that one request in flight has: its context was copied (`attribution`)";
+    Inferred, "inferred", "the call carried nothing, and by what requests do it is almost certainly of one of those in flight: its context was copied (`attribution`)";
+    Unsure, "unsure", "the call carried nothing, and may be of several requests in flight, or of none: left alone (`attribution`)";
     NoKey, "no_key", "the call carries nothing to look it up by (`keys`): left alone";
     Unknown, "unknown", "no request with this request ID (or other key) is being served: left alone (so also where the application forwards none, and Envoy has made up a new one)";
     NoContext, "no_context", "the inbound request came without a context: nothing to copy";

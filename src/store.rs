@@ -102,6 +102,18 @@ pub struct Ticket {
     buckets: [Option<u16>; KEYS_MOST],
 }
 
+impl Ticket {
+    /// The request's number in its worker.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Where one of its entries is.
+    pub fn bucket(&self) -> Option<u16> {
+        self.buckets.into_iter().flatten().next()
+    }
+}
+
 /// What became of an insertion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inserted {
@@ -194,10 +206,7 @@ impl Store {
         if payload.len() > usize::from(u16::MAX) {
             return None;
         }
-        let number = match self.number {
-            Some(number) => number,
-            None => self.register(data, now_ms)?,
-        };
+        let number = self.join(data, now_ms)?;
         let id = self.next_id;
         self.next_id = id.wrapping_add(1);
         let mut ticket = Ticket {
@@ -282,6 +291,61 @@ impl Store {
         written
     }
 
+    /// This worker's number, which it gets if it has none.
+    pub fn join(&mut self, data: &impl SharedData, now_ms: u64) -> Option<u16> {
+        match self.number {
+            Some(number) => Some(number),
+            None => self.register(data, now_ms),
+        }
+    }
+
+    /// Tells this worker from one that had its number before.
+    pub fn nonce(&self) -> u64 {
+        self.nonce
+    }
+
+    /// The seed of hashes of what requests hold.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// The numbers of all workers that have one, this one included.
+    pub fn workers(&mut self, data: &impl SharedData, now_ms: u64) -> Vec<u16> {
+        self.follow_workers(data, now_ms);
+        self.number
+            .into_iter()
+            .chain(self.others.iter().copied())
+            .collect()
+    }
+
+    fn follow_workers(&mut self, data: &impl SharedData, now_ms: u64) {
+        let version = data.get(CHANGED).map(|(_, version)| version);
+        if version != self.version {
+            self.version = version;
+            self.read_workers(data, now_ms);
+        }
+    }
+
+    /// What was remembered of a request that is still being served, by one of its
+    /// buckets ([`Ticket::bucket`]).
+    pub fn fetch(
+        &self,
+        data: &impl SharedData,
+        (worker, id): RequestOf,
+        bucket: u16,
+    ) -> Option<Vec<u8>> {
+        let entry = |bytes: &[u8]| {
+            let mut entries = Entries(bytes);
+            entries
+                .find(|entry| entry.id == id && entry.ended_ms.is_none())
+                .map(|entry| entry.payload.to_vec())
+        };
+        if self.number == Some(worker) {
+            return entry(self.buckets.get(usize::from(bucket))?);
+        }
+        entry(&data.get(&name(worker, bucket))?.0)
+    }
+
     /// Every entry under `key` that has not expired.
     pub fn find(
         &mut self,
@@ -290,11 +354,7 @@ impl Store {
         now_ms: u64,
         key: &Key,
     ) -> Vec<Found> {
-        let version = data.get(CHANGED).map(|(_, version)| version);
-        if version != self.version {
-            self.version = version;
-            self.read_workers(data, now_ms);
-        }
+        self.follow_workers(data, now_ms);
         let mut found = Vec::new();
         let bucket = self.bucket(key);
         let mut look = |worker: u16, bytes: &[u8]| {
