@@ -113,8 +113,10 @@ impl Filter {
             kept: Forms::default(),
         };
         let repairing = self.config.mode == Mode::Repair;
-        if let Some(first) = first_of(request.headers.request_id).filter(|_| repairing) {
-            request.request_id = first.to_vec();
+        if repairing {
+            if let Some(first) = first_of(request.headers.request_id) {
+                request.request_id = first.to_vec();
+            }
         }
         let mut looked_up = LookedUp {
             before: Err(Decision::Off),
@@ -150,8 +152,9 @@ impl Filter {
                 Some((b3, forms)) => relay::rewrite(&request.headers, &b3, forms, request.kept),
                 None => Vec::new(),
             };
-            if let Some(first) = first_of(request.headers.request_id).filter(|_| repaired) {
-                edits.push(Edit::set(header::REQUEST_ID, first));
+            if repaired {
+                let first = first_of(request.headers.request_id);
+                edits.extend(first.map(|first| Edit::set(header::REQUEST_ID, first)));
             }
             if repaired && !edits.is_empty() {
                 outcome.counters.push(Counter::Repaired(direction));
