@@ -94,8 +94,10 @@ impl Filter {
         direction: Option<Direction>,
         pairs: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
     ) -> Outcome<'a> {
+        let mut counters = Vec::with_capacity(4);
+        counters.push(Counter::Requests(direction));
         let mut outcome = Outcome {
-            counters: vec![Counter::Requests(direction)],
+            counters,
             ..Outcome::default()
         };
         let mut headers = TraceHeaders::read(pairs, &self.config.wanted);
@@ -159,7 +161,10 @@ impl Filter {
             if repaired && !edits.is_empty() {
                 outcome.counters.push(Counter::Repaired(direction));
             }
-            outcome.edits.extend(edits);
+            match outcome.edits.is_empty() {
+                true => outcome.edits = edits,
+                false => outcome.edits.extend(edits),
+            }
             if direction == Some(Direction::Inbound) {
                 self.inbound(store, host, &mut request, &mut outcome);
             }
@@ -417,7 +422,9 @@ impl Filter {
                 };
             }
         }
-        let found = self.look_up(store, host, request);
+        // For the rules alone it need not be the latest.
+        let all = before.is_ok() || !self.config.wanted.copy.is_empty();
+        let found = self.look_up(store, host, request, all);
         if let Ok((_, remembered)) = &found {
             let findings = relay::propagation(&request.headers, &request.checked, remembered);
             outcome.findings.extend(findings);
@@ -425,20 +432,21 @@ impl Filter {
         LookedUp { before, found }
     }
 
-    /// By the first key that is known. Where requests of several traces have it,
+    /// By the first key that is known, among the requests of `all` workers or of
+    /// those that are known here. Where requests of several traces have it,
     /// a later key may tell which of them it is.
     fn look_up(
         &self,
         store: &mut Store,
         host: &impl Host,
         request: &Request<'_>,
+        all: bool,
     ) -> Result<(RequestOf, Remembered), Decision> {
-        let now_ms = host.now_ms();
         let named = relay::named_span(&request.checked);
         let mut result = Err(Decision::NoKey);
         let mut among: Option<Vec<RequestOf>> = None;
         for key in self.keys(request, Forms::default()) {
-            let mut found = store.find(host, self.limits, now_ms, &key);
+            let mut found = store.find(host, self.limits, || host.now_ms(), &key, all);
             if let Some(among) = &among {
                 found.retain(|found| among.contains(&found.request));
             }

@@ -434,12 +434,12 @@ pub fn is_outside(
     mesh_hosts: &[String],
     cluster: impl FnOnce() -> Option<Vec<u8>>,
 ) -> bool {
-    let host = authority.to_ascii_lowercase();
-    let host = match host.iter().rposition(|&byte| byte == b':') {
-        Some(colon) if !host.ends_with(b"]") => host.get(..colon).unwrap_or_default(),
-        _ => &host,
+    let host = match authority.iter().rposition(|&byte| byte == b':') {
+        Some(colon) if !authority.ends_with(b"]") => authority.get(..colon).unwrap_or_default(),
+        _ => authority,
     };
-    if is_inside(host, mesh_hosts) || (!host.contains(&b'.') && !host.contains(&b':')) {
+    let short = !host.contains(&b'.') && !host.contains(&b':');
+    if short || is_inside(&host.to_ascii_lowercase(), mesh_hosts) {
         return false;
     }
     let Some(cluster) = cluster() else {
