@@ -138,8 +138,10 @@ impl Filter {
         direction: Option<Direction>,
         pairs: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
     ) -> Outcome<'a> {
+        let mut counters = Vec::with_capacity(4);
+        counters.push(Counter::Requests(direction));
         let mut outcome = Outcome {
-            counters: vec![Counter::Requests(direction)],
+            counters,
             ..Outcome::default()
         };
         let mut headers = TraceHeaders::read(pairs, &self.config.wanted);
@@ -157,8 +159,10 @@ impl Filter {
             kept: Forms::default(),
         };
         let repairing = self.config.mode == Mode::Repair;
-        if let Some(first) = first_of(request.headers.request_id).filter(|_| repairing) {
-            request.request_id = first.to_vec();
+        if repairing {
+            if let Some(first) = first_of(request.headers.request_id) {
+                request.request_id = first.to_vec();
+            }
         }
         let mut looked_up = LookedUp {
             before: Err(Decision::Off),
@@ -194,13 +198,17 @@ impl Filter {
                 Some((b3, forms)) => relay::rewrite(&request.headers, &b3, forms, request.kept),
                 None => Vec::new(),
             };
-            if let Some(first) = first_of(request.headers.request_id).filter(|_| repaired) {
-                edits.push(Edit::set(header::REQUEST_ID, first));
+            if repaired {
+                let first = first_of(request.headers.request_id);
+                edits.extend(first.map(|first| Edit::set(header::REQUEST_ID, first)));
             }
             if repaired && !edits.is_empty() {
                 outcome.counters.push(Counter::Repaired(direction));
             }
-            outcome.edits.extend(edits);
+            match outcome.edits.is_empty() {
+                true => outcome.edits = edits,
+                false => outcome.edits.extend(edits),
+            }
             if direction == Some(Direction::Inbound) {
                 self.inbound(memory, host, &mut request, &mut outcome);
             }
@@ -511,8 +519,10 @@ impl Filter {
                 };
             }
         }
+        // For the rules alone it need not be the latest.
+        let all = before.is_ok() || !self.config.wanted.copy.is_empty();
         let Memory { store, attribution } = memory;
-        let found = match self.look_up(store, host, request) {
+        let found = match self.look_up(store, host, request, all) {
             Ok((owner, remembered)) => {
                 if self.attributes() {
                     let now_us = host.now_us();
@@ -576,20 +586,21 @@ impl Filter {
         })
     }
 
-    /// By the first key that is known. Where requests of several traces have it,
+    /// By the first key that is known, among the requests of `all` workers or of
+    /// those that are known here. Where requests of several traces have it,
     /// a later key may tell which of them it is.
     fn look_up(
         &self,
         store: &mut Store,
         host: &impl Host,
         request: &Request<'_>,
+        all: bool,
     ) -> Result<(RequestOf, Remembered), Decision> {
-        let now_ms = host.now_ms();
         let named = relay::named_span(&request.checked);
         let mut result = Err(Decision::NoKey);
         let mut among: Option<Vec<RequestOf>> = None;
         for key in self.keys(request, Forms::default()) {
-            let mut found = store.find(host, self.limits, now_ms, &key);
+            let mut found = store.find(host, self.limits, || host.now_ms(), &key, all);
             if let Some(among) = &among {
                 found.retain(|found| among.contains(&found.request));
             }

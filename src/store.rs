@@ -311,18 +311,18 @@ impl Store {
 
     /// The numbers of all workers that have one, this one included.
     pub fn workers(&mut self, data: &impl SharedData, now_ms: u64) -> Vec<u16> {
-        self.follow_workers(data, now_ms);
+        self.follow_workers(data, || now_ms);
         self.number
             .into_iter()
             .chain(self.others.iter().copied())
             .collect()
     }
 
-    fn follow_workers(&mut self, data: &impl SharedData, now_ms: u64) {
+    fn follow_workers(&mut self, data: &impl SharedData, now_ms: impl FnOnce() -> u64) {
         let version = data.get(CHANGED).map(|(_, version)| version);
         if version != self.version {
             self.version = version;
-            self.read_workers(data, now_ms);
+            self.read_workers(data, now_ms());
         }
     }
 
@@ -346,15 +346,22 @@ impl Store {
         entry(&data.get(&name(worker, bucket))?.0)
     }
 
-    /// Every entry under `key` that has not expired.
+    /// Every entry under `key` that has not expired. The time is asked for only
+    /// where it matters.
+    ///
+    /// With `all`, no worker is left out that has remembered anything; without,
+    /// one that was new within the last ten seconds may be.
     pub fn find(
         &mut self,
         data: &impl SharedData,
         limits: Limits,
-        now_ms: u64,
+        now_ms: impl Fn() -> u64,
         key: &Key,
+        all: bool,
     ) -> Vec<Found> {
-        self.follow_workers(data, now_ms);
+        if all {
+            self.follow_workers(data, &now_ms);
+        }
         let mut found = Vec::new();
         let bucket = self.bucket(key);
         let mut look = |worker: u16, bytes: &[u8]| {
@@ -362,7 +369,7 @@ impl Store {
                 Entries(bytes)
                     .filter(|entry| {
                         // Saturating: the clock of the machine may be set back.
-                        let expired = |ended| now_ms.saturating_sub(ended) >= limits.grace_ms;
+                        let expired = |ended| now_ms().saturating_sub(ended) >= limits.grace_ms;
                         entry.key == key.as_bytes() && !entry.ended_ms.is_some_and(expired)
                     })
                     .map(|entry| Found {
@@ -397,8 +404,8 @@ impl Store {
         }
         if let Some(number) = self.number {
             for bucket in 0..BUCKETS {
-                let stale = self.stale.get_mut(usize::from(bucket));
-                if stale.is_some_and(std::mem::take) {
+                let stale = self.stale.get(usize::from(bucket));
+                if stale == Some(&true) {
                     let _ = self.publish(data, number, bucket);
                 }
             }
@@ -491,11 +498,14 @@ impl Store {
         }
     }
 
-    fn publish(&self, data: &impl SharedData, number: u16, bucket: u16) -> Result<(), NotSet> {
-        match self.buckets.get(usize::from(bucket)) {
-            Some(bytes) => data.set(&name(number, bucket), bytes, ALWAYS),
-            None => Err(NotSet),
+    fn publish(&mut self, data: &impl SharedData, number: u16, bucket: u16) -> Result<(), NotSet> {
+        let at = usize::from(bucket);
+        let bytes = self.buckets.get(at).ok_or(NotSet)?;
+        data.set(&name(number, bucket), bytes, ALWAYS)?;
+        if let Some(stale) = self.stale.get_mut(at) {
+            *stale = false;
         }
+        Ok(())
     }
 
     /// FNV-1a over the seed and the key, folded to the number of buckets.
@@ -810,7 +820,7 @@ mod tests {
         }
 
         fn find(&mut self, now: u64, name: &str) -> Vec<Found> {
-            self.0.find(self.1, self.2, now, &key(name))
+            self.0.find(self.1, self.2, || now, &key(name), true)
         }
 
         fn payloads(&mut self, now: u64, name: &str) -> Vec<Vec<u8>> {
@@ -1108,7 +1118,7 @@ mod tests {
         let data = Contended(InMemory::default());
         let mut store = Store::open(&data, 7);
         assert_eq!(store.insert(&data, LIMITS, 0, &[key("a")], b"ctx"), None);
-        assert!(store.find(&data, LIMITS, 0, &key("a")).is_empty());
+        assert!(store.find(&data, LIMITS, || 0, &key("a"), true).is_empty());
     }
 
     #[test]
