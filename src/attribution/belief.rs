@@ -461,14 +461,15 @@ impl Cluster {
         expected
     }
 
-    /// Learns from the way of a member that has been answered.
-    pub(super) fn learn(&self, model: &mut Model, now_us: u64, member: usize, certain: bool) {
+    /// Learns from the way of a member that has been answered. `certain`: the
+    /// weight from which on a hypothesis is taken for certain.
+    pub(super) fn learn(&self, model: &mut Model, now_us: u64, member: usize, certain: f32) {
         for hypothesis in &self.hypotheses {
             let Some(state) = hypothesis.states.get(member) else {
                 continue;
             };
             let weight = hypothesis.weight as f32;
-            let certain = certain && weight > 0.99;
+            let certain = weight > certain;
             let us = now_us.saturating_sub(state.since_us);
             model.learn(state.node, us, Step::Ended, weight);
             if certain {

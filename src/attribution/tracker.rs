@@ -36,7 +36,7 @@ const SURPRISE: f64 = 0.05;
 const MISLED: f64 = 0.06;
 /// Of the wrong calls that are allowed, as many are planned for: what is planned
 /// with is an estimate.
-const BUDGET: f64 = 0.6;
+const BUDGET: f64 = 0.65;
 /// The part of the belief about a request that is taken for wrong at any time,
 /// and how much more for each surprise.
 const DOUBT: (f64, f64) = (0.02, 3.0);
@@ -159,6 +159,8 @@ struct Judged {
     classes: [(f64, f64); CLASSES.len()],
     /// Calls, but for those that were the background's.
     calls: f64,
+    /// The sum of what was missing to certainty of those that were believed.
+    spent: f64,
 }
 
 impl Judged {
@@ -174,6 +176,7 @@ impl Judged {
         self.calls += 1.0 - background;
         if self.calls > Self::HALVED_AT {
             self.calls *= 0.5;
+            self.spent *= 0.5;
             for (calls, doubt) in &mut self.classes {
                 *calls *= 0.5;
                 *doubt *= 0.5;
@@ -181,22 +184,34 @@ impl Judged {
         }
     }
 
-    /// The probability from which on calls are to be believed, so that no more
-    /// than this part of all calls is wrong, and not many of those believed.
-    fn least(&self, wrong: f64) -> f32 {
+    /// Whether to believe in a call of this probability, so that no more than this
+    /// part of all calls is wrong, and not many of those believed.
+    fn believe(&mut self, share: f32, wrong: f64) -> bool {
         // As if there had been a few calls already, all of them right.
         let all = 50.0 + self.calls;
         let (mut believed, mut doubts) = (0.0, 0.0);
-        let mut least = 0.9999;
-        for ((calls, doubt), bound) in self.classes.iter().zip(CLASSES).skip(1).rev() {
+        let classes = self.classes.iter().zip(CLASSES).skip(1).rev();
+        let mut sure = false;
+        for ((calls, doubt), bound) in classes {
             believed += calls;
             doubts += doubt;
-            if doubts > wrong * all || doubts > 3.0 * wrong * believed + 0.01 {
+            let room = doubts <= wrong * all;
+            if doubts > 3.0 * wrong * believed + 0.01 {
                 break;
             }
-            least = bound;
+            if share >= bound {
+                // Of the last class as many as there is room for.
+                sure = room || self.spent + f64::from(1.0 - share) <= wrong * all;
+                break;
+            }
+            if !room {
+                break;
+            }
         }
-        least
+        if sure {
+            self.spent += f64::from(1.0 - share);
+        }
+        sure
     }
 }
 
@@ -368,7 +383,9 @@ impl Tracker {
         let judged = descending(judged, |(_, share)| *share);
         for (candidate, share) in &judged {
             if let Some(request) = self.request_mut(candidate.request) {
-                request.certain &= !(0.01..0.99).contains(share);
+                // Where there is nobody else but the background, less will do.
+                let doubtful = if request.alone { 0.2..0.8 } else { 0.01..0.99 };
+                request.certain &= !doubtful.contains(share);
                 if *share > 0.1 {
                     request.heard_us = request.heard_us.max(now_us);
                 }
@@ -445,7 +462,10 @@ impl Tracker {
             return None;
         }
         self.judged.add(share, background);
-        (share >= self.judged.least(BUDGET * wrong)).then(|| verdict(Basis::Evidence))
+        // The more often the belief is wrong, the less its own estimates are worth.
+        let trust = 1.0 - self.surprises.excess() / MISLED;
+        let sure = self.judged.believe(share, BUDGET * trust * wrong);
+        sure.then(|| verdict(Basis::Evidence))
     }
 
     fn branch(
@@ -520,7 +540,16 @@ impl Tracker {
         }
         let duration = now_us.saturating_sub(known.began_us);
         self.model.learn_duration(known.route, duration);
-        let certain = known.certain && (known.alone || self.surprises.excess() < 0.02);
+        let certain = match known.alone {
+            true => 0.8,
+            false if self.surprises.excess() < 0.02 => 0.99,
+            false => f32::INFINITY,
+        };
+        let certain = if known.certain {
+            certain
+        } else {
+            f32::INFINITY
+        };
         cluster.learn(&mut self.model, now_us, member, certain);
         cluster.remove(member);
         self.put(cluster);
