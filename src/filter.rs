@@ -524,18 +524,20 @@ impl Filter {
         let Memory { store, attribution } = memory;
         let found = match self.look_up(store, host, request, all) {
             Ok((owner, remembered)) => {
-                if self.attributes() {
-                    let now_us = host.now_us();
+                if self.attributes() && attribution.is_awake() {
                     let tokens = self.tokens(store, &request.headers);
-                    let call = || describe(&request.headers, tokens);
-                    outcome.call = attribution.called(store, host, now_us, call, owner);
+                    let call = describe(&request.headers, tokens);
+                    let now_us = host.now_us();
+                    outcome.call = Some(attribution.called(store, host, now_us, call, owner));
                 }
                 Ok(Found {
                     remembered,
                     by: None,
                 })
             }
-            Err(Decision::Unknown | Decision::NoKey) if before.is_ok() && self.attributes() => {
+            Err(Decision::Unknown | Decision::NoKey)
+                if before.is_ok() && self.attributes() && names_nothing(request) =>
+            {
                 self.attribute(memory, host, request, outcome)
             }
             Err(decision) => Err(decision),
@@ -637,6 +639,19 @@ impl Filter {
             body,
         })
     }
+}
+
+/// The call has neither a key nor a part of a context of its own. A request ID that
+/// is not of Envoy's form, or a trace ID, is of a request that is not known here.
+fn names_nothing(request: &Request<'_>) -> bool {
+    let Request {
+        headers, checked, ..
+    } = request;
+    let id = &request.request_id;
+    (id.is_empty() || request_id::is_envoys(id))
+        && headers.keys.is_empty()
+        && checked.fragments.is_none()
+        && checked.w3c.is_none()
 }
 
 /// What kind of call it is, for attribution.

@@ -284,9 +284,26 @@ fn a_context_of_its_own_is_left_as_it_is() {
 
 #[test]
 fn off_is_off() {
-    let app = App::new("{}");
+    let app = App::new(r#"{"attribution": "off"}"#);
     let _request = app.begin("/a");
     assert_left_alone(&app.call("h1", "/items/7"), Decision::Unknown);
+}
+
+/// It is of a request that is not known here.
+#[test]
+fn what_names_something_unknown_is_not_attributed() {
+    let app = App::new(r#"{"keys": ["x-request-id", "x-id", "traceparent", "b3"]}"#);
+    let _request = app.begin("/a");
+    for line in [
+        "x-request-id: 17",
+        "x-id: 17",
+        "traceparent: 00-11111111111111111111111111111111-2222222222222222-01",
+        "x-b3-traceid: 1111111111111111",
+    ] {
+        let headers = support::headers(&[":path: /b", line]);
+        let call = app.sidecar.on(1, Some(Outbound), &headers);
+        assert_eq!(call.decision, Some(Decision::Unknown), "{line}");
+    }
 }
 
 #[test]

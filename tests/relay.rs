@@ -26,7 +26,7 @@ const OTHER_SPAN: &str = "x-b3-spanid: b2fb4a1d1a96d312";
 const B3: [&str; 2] = ["b3", "x-b3-"];
 
 fn sidecar() -> Sidecar {
-    Sidecar::new("{}")
+    Sidecar::keyed("{}")
 }
 
 #[track_caller]
@@ -97,7 +97,7 @@ fn what_has_no_key_or_an_unknown_one_is_left_alone() {
         Decision::Unknown,
         &[],
     );
-    let by_id_only = Sidecar::new(r#"{"keys": ["x-request-id"]}"#);
+    let by_id_only = Sidecar::keyed(r#"{"keys": ["x-request-id"]}"#);
     assert!(
         by_id_only
             .inbound(&[&long, TRACE, SPAN])

@@ -55,6 +55,7 @@ pub struct Attribution {
     judged_us: u64,
     blind_until_us: u64,
     awake_ms: u64,
+    awake: bool,
 }
 
 /// The request or call of a worker, as one number.
@@ -95,22 +96,24 @@ impl Attribution {
         self.write(store, data, now_us, &Event::End { request });
     }
 
+    /// There were calls of late that had to be judged. If not, others need not be
+    /// known.
+    pub fn is_awake(&self) -> bool {
+        self.awake
+    }
+
     /// A call of which `owner` is known, or which says itself whose it is. Returns
-    /// its number, for [`Attribution::returned`]; none if it need not be known,
-    /// because all calls are like that.
+    /// its number, for [`Attribution::returned`].
     pub fn called(
         &mut self,
         store: &mut Store,
         data: &impl SharedData,
         now_us: u64,
-        call: impl FnOnce() -> Call,
+        call: Call,
         owner: RequestOf,
-    ) -> Option<u64> {
-        if (now_us / 1000).saturating_sub(self.awake_ms) > AWAKE_MS {
-            return None;
-        }
+    ) -> u64 {
         let id = self.number_call();
-        let Call { kind, tokens } = call();
+        let Call { kind, tokens } = call;
         let event = Event::Call {
             call: id,
             kind,
@@ -118,7 +121,7 @@ impl Attribution {
             owner: Some(owner),
         };
         self.write(store, data, now_us, &event);
-        Some(id)
+        id
     }
 
     /// Whose call is it? `wrong`: the part of all calls that may be given to a wrong
@@ -179,6 +182,7 @@ impl Attribution {
             let when = when.try_into().map(u64::from_le_bytes).unwrap_or(0);
             self.awake_ms = self.awake_ms.max(when);
         }
+        self.awake = (now_us / 1000).saturating_sub(self.awake_ms) <= AWAKE_MS;
         if self.judged_us > 0 && now_us.saturating_sub(self.judged_us) < FOLLOWS_US {
             self.follow(store, data, now_us);
         } else if !self.readers.is_empty() {
@@ -202,6 +206,7 @@ impl Attribution {
     /// Lets all workers know that there are calls which say nothing of themselves.
     fn wake(&mut self, data: &impl SharedData, now_us: u64) {
         let now_ms = now_us / 1000;
+        self.awake = true;
         if now_ms.saturating_sub(self.awake_ms) > AWAKE_MS / 4 {
             self.awake_ms = now_ms;
             let _ = data.set(AWAKE, &now_ms.to_le_bytes(), 0);

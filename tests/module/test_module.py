@@ -151,9 +151,14 @@ class Sidecar:
                 plugin.tick()
 
 
+# What is tested here is the relay by keys, unless a test says otherwise: with
+# attribution, a call without one may well get a context.
+KEYED: dict[str, object] = {"attribution": "off"}
+
+
 def sidecar(configuration: dict[str, object] | None = None, worker: Host | None = None) -> Sidecar:
     worker = worker or host()
-    configuration = configuration or {}
+    configuration = {**KEYED, **(configuration or {})}
     return Sidecar(
         worker, worker.plugin(configuration, INBOUND), worker.plugin(configuration, OUTBOUND)
     )
@@ -167,7 +172,7 @@ def with_directions(
     return Sidecar(
         worker,
         *(
-            worker.plugin({**(configuration or {}), "direction": direction})
+            worker.plugin({**KEYED, **(configuration or {}), "direction": direction})
             for direction in ("inbound", "outbound")
         ),
     )
@@ -1185,7 +1190,7 @@ PHASES: dict[str, list[str]] = {
 Fault = Callable[[str], int | None]
 
 
-def life(worker: Host, phase: str, fault: Fault) -> None:
+def life(worker: Host, phase: str, fault: Fault, attribution: str = "off") -> None:
     """Everything that a sidecar does, with faults in one phase of it. Whatever
     fails, requests go on."""
 
@@ -1194,12 +1199,13 @@ def life(worker: Host, phase: str, fault: Fault) -> None:
         worker.fault = lambda name: faulty(name) or (also and also(name)) or None
 
     # Another worker was there first: the seed is its, and it is asked.
-    other = sidecar(worker=host(worker.process))
+    other = sidecar({"attribution": attribution}, worker=host(worker.process))
     other_stream = served(other.inbound, numbered(0))
 
     during("configure")
     worker.plugin(b'{"mode": "watch"}')
-    both = sidecar({"mode": "repair", "copy_headers": ["baggage"]}, worker)
+    configuration: dict[str, object] = {"mode": "repair", "copy_headers": ["baggage"]}
+    both = sidecar({**configuration, "attribution": attribution}, worker)
     both.outbound.properties["xds.cluster_name"] = PASSTHROUGH
     enforcing = worker.plugin({"mode": "enforce", "report_header": "response"}, INBOUND)
 
@@ -1266,15 +1272,16 @@ def test_every_host_call_is_listed(phase: str) -> None:
     works(worker)
 
 
+@pytest.mark.parametrize("attribution", ["off", "inferred"])
 @pytest.mark.parametrize(
     ("phase", "name"), [(phase, name) for phase, names in PHASES.items() for name in names]
 )
-def test_a_failing_host_call_does_not_trap(phase: str, name: str) -> None:
+def test_a_failing_host_call_does_not_trap(phase: str, name: str, attribution: str) -> None:
     """Whatever its status."""
     for status in STATUSES:
         worker = host()
         failing = {name: status}
-        life(worker, phase, failing.get)
+        life(worker, phase, failing.get, attribution)
         # Without the seed, a worker keeps what it remembers to itself.
         works(worker, for_others=(phase, name) != ("configure", "proxy_get_shared_data"))
 
@@ -1290,8 +1297,100 @@ def test_failing_host_calls_do_not_trap(phase: str) -> None:
 
     for _ in range(3):
         worker = host(process)
-        for _ in range(10):
-            life(worker, phase, fault)
+        for attribution in 5 * ("off", "inferred"):
+            life(worker, phase, fault, attribution)
+
+
+# --- Attribution ---------------------------------------------------------------
+
+
+INFERRED: dict[str, object] = {"attribution": "inferred"}
+
+
+def fresh(number: int, *lines: str) -> tuple[str, ...]:
+    """A call as Envoy hands it on: with a request ID that it has just made up."""
+    made_up = f"x-request-id: 11111111-2222-4333-8444-{number:012}"
+    return (":method: GET", ":authority: h1", ":path: /items/7", made_up, *lines)
+
+
+@pytest.mark.parametrize("attribution", ["exclusive", "inferred"])
+def test_the_only_request_in_flight_gets_the_call(attribution: str) -> None:
+    process = Process()
+    here, there = (sidecar({"attribution": attribution}, host(process)) for _ in range(2))
+    for number in range(20):
+        stream = served(here.inbound, ":method: GET", ":path: /a", numbered(number), *CONTEXT)
+        process.wait(1)
+        for plugin in (here.outbound, there.outbound):
+            call = plugin.stream()
+            made, seen = decision(
+                process, lambda: call.on_request_headers(headers(*fresh(number)))
+            )
+            assert (made, b3(seen.headers)) == ("exclusive", b3(headers(*CONTEXT)))
+            assert headers(numbered(number))[0] in seen.headers
+            process.wait(5)
+            call.end()
+        stream.end()
+        process.wait(5)
+    # Those that have been answered make no calls.
+    assert there.call(*fresh(99))[0] == "unsure"
+
+
+def test_what_was_seen_of_requests_tells_them_apart() -> None:
+    """Requests on one worker, calls on another; and a third that comes later."""
+    process = Process()
+    here, there = (sidecar(INFERRED, host(process)) for _ in range(2))
+    ways = {"/a": "h1", "/b": "h2"}
+
+    def begin(path: str, number: int) -> Stream:
+        return served(here.inbound, ":method: GET", f":path: {path}", numbered(number), *CONTEXT)
+
+    def call(worker: Sidecar, authority: str, number: int) -> tuple[str, Stream]:
+        stream = worker.outbound.stream()
+        lines = [line for line in fresh(number) if not line.startswith(":authority")]
+        request = headers(f":authority: {authority}", *lines)
+        return decision(process, lambda: stream.on_request_headers(request))[0], stream
+
+    for number in range(60):
+        for path, authority in ways.items():
+            stream = begin(path, number)
+            process.wait(1)
+            made, sent = call(there, authority, number)
+            process.wait(10)
+            sent.end()
+            process.wait(1)
+            stream.end()
+            process.wait(5)
+    for worker in (there, sidecar(INFERRED, host(process))):
+        streams = [begin(path, 40 + n) for n, path in enumerate(ways)]
+        process.wait(1)
+        assert call(worker, "h2", 50)[0] == "inferred"
+        assert call(worker, "h1", 51)[0] == "inferred"
+        for stream in streams:
+            stream.end()
+        process.wait(5)
+    doubt = process.metrics["b3relay_attribution_doubt_millionths_total"]
+    assert 0 < doubt < 4 * 100_000
+
+
+def test_memory_is_bounded_with_attribution() -> None:
+    """Whatever the paths, hosts and identifiers."""
+    process = Process()
+    both = sidecar(INFERRED, host(process))
+    sizes = []
+    for number in range(6_000):
+        path = f":path: /{number % 977}x{number % 499}/{'y' * (number % 40)}?id={number}"
+        stream = served(both.inbound, ":method: GET", path, numbered(number), *CONTEXT)
+        call = served(both.outbound, *fresh(number, f":authority: h{number % 700}", path))
+        process.wait(1)
+        if number % 7:
+            call.end()
+        stream.end()
+        if number % 100 == 0:
+            pass_time(1000, both)
+            sizes.append((both.host.memory_bytes(), process.data_bytes()))
+    half = len(sizes) // 2
+    assert sizes[-1][0] <= sizes[half][0] + 0x20000
+    assert sizes[-1][1] <= max(size for _, size in sizes[:half]) + 0x1000
 
 
 # --- Host calls that are made -----------------------------------------------

@@ -155,6 +155,14 @@ impl Sidecar {
         Self::with(config, config, 1)
     }
 
+    /// For what is done by keys alone: with attribution, a call without one may well
+    /// get a context.
+    pub fn keyed(config: &str) -> Self {
+        let rest = config.trim_start_matches('{');
+        let comma = if rest.trim() == "}" { "" } else { ", " };
+        Self::new(&format!("{{\"attribution\": \"off\"{comma}{rest}"))
+    }
+
     pub fn with(inbound: &str, outbound: &str, workers: u64) -> Self {
         let host = TestHost::default();
         host.now.set(1_700_000_000_000);
