@@ -635,12 +635,15 @@ impl Config {
         let mut seen: Vec<&str> = Vec::new();
         for (name, value) in entries {
             let Some(key) = KEYS.iter().find(|key| key.name == name) else {
-                let known: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
-                return Err(ConfigError(format!(
-                    "configuration key `{}` is not known; known keys are {}",
-                    cut(name),
-                    known.join(", ")
-                )));
+                let mut text = format!(
+                    "configuration key `{}` is not known; known keys are",
+                    cut(name)
+                );
+                for (n, key) in KEYS.iter().enumerate() {
+                    text.push_str(if n == 0 { " " } else { ", " });
+                    text.push_str(key.name);
+                }
+                return Err(ConfigError(text));
             };
             if seen.contains(&key.name) {
                 return Err(ConfigError(format!(

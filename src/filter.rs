@@ -701,22 +701,26 @@ fn first_of(request_id: Field<'_>) -> Option<&[u8]> {
 /// What was found and done, in one line: the direction, the rules that are
 /// broken, and each counter.
 fn summary(direction: Option<Direction>, outcome: &Outcome<'_>) -> String {
-    let mut parts = vec![direction_label(direction).to_string()];
+    let mut text = direction_label(direction).to_string();
     for finding in &outcome.findings {
-        parts.push(format!("{} {}", finding.rule.id(), finding.header));
+        for part in ["; ", finding.rule.id(), " ", finding.header] {
+            text.push_str(part);
+        }
     }
-    parts.extend(outcome.counters.iter().filter_map(|counter| {
-        Some(match counter {
-            Counter::Calls(decision) => decision.label().to_string(),
-            Counter::Remembered => "remembered".to_string(),
-            Counter::Restored => "restored x-request-id".to_string(),
-            Counter::RequestIds => "generated x-request-id".to_string(),
-            Counter::Repaired(_) => "repaired".to_string(),
-            Counter::Rejected(_) => "rejected".to_string(),
-            Counter::Ignored => "ignored b3".to_string(),
-            Counter::Dropped => "dropped b3".to_string(),
-            _ => return None,
-        })
-    }));
-    parts.join("; ")
+    for counter in &outcome.counters {
+        let done = match counter {
+            Counter::Calls(decision) => decision.label(),
+            Counter::Remembered => "remembered",
+            Counter::Restored => "restored x-request-id",
+            Counter::RequestIds => "generated x-request-id",
+            Counter::Repaired(_) => "repaired",
+            Counter::Rejected(_) => "rejected",
+            Counter::Ignored => "ignored b3",
+            Counter::Dropped => "dropped b3",
+            _ => continue,
+        };
+        text.push_str("; ");
+        text.push_str(done);
+    }
+    text
 }

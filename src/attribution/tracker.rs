@@ -36,7 +36,7 @@ const SURPRISE: f64 = 0.05;
 const MISLED: f64 = 0.06;
 /// Of the wrong calls that are allowed, as many are planned for: what is planned
 /// with is an estimate.
-const BUDGET: f64 = 0.65;
+const BUDGET: f64 = 0.6;
 /// The part of the belief about a request that is taken for wrong at any time,
 /// and how much more for each surprise.
 const DOUBT: (f64, f64) = (0.02, 3.0);

@@ -1,42 +1,41 @@
-//! Runs recorded events through the tracker.
-use b3relay::attribution::text::Token;
+//! Events that were recorded around a real service, through the tracker.
+
+use b3relay::attribution::text;
 use b3relay::attribution::tracker::Tracker;
 use serde::Deserialize;
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::process::{Command, Stdio};
 
+/// Requests in flight of each stage of a recording, and how many requests it has.
+const STAGES: [(u32, usize); 8] = [
+    (1, 1000),
+    (1, 1500),
+    (2, 1500),
+    (4, 1500),
+    (8, 1500),
+    (16, 1500),
+    (32, 1500),
+    (64, 1500),
+];
+
+/// A line of a recording: see tests/accuracy/record.py.
 #[derive(Deserialize)]
 struct Row {
     side: String,
     start_ms: f64,
     ms: f64,
-    route: Option<String>,
-    host: Option<String>,
     #[serde(default)]
-    path: Option<String>,
-    request: Option<serde_json::Value>,
+    host: String,
+    #[serde(default)]
+    path: String,
+    /// The truth; none for a call of the background.
+    request: Option<u64>,
 }
 
-pub fn hash(text: &str) -> u32 {
-    let mut hasher = DefaultHasher::new();
-    text.hash(&mut hasher);
-    hasher.finish() as u32
-}
-
-#[derive(Default, Clone, Copy)]
-pub struct Tally {
-    pub right: u32,
-    pub unsure: u32,
-    pub wrong: u32,
-    pub taken: u32,
-    pub expected: f64,
-}
-
-pub fn replay(path: &str) {
-    let out = Command::new("zcat").arg(path).stdout(Stdio::piped()).output().unwrap();
-    let rows: Vec<Row> = String::from_utf8(out.stdout).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-    let wrong: f64 = std::env::var("WRONG").ok().and_then(|w| w.parse().ok()).unwrap_or(0.005);
+/// The share of calls that are right, and wrong, by stage.
+pub fn replay(file: &str, wrong: f64) -> Result<String, Box<dyn std::error::Error>> {
+    let text = std::fs::read_to_string(file)?;
+    let rows: Result<Vec<Row>, _> = text.lines().map(serde_json::from_str).collect();
+    let rows = rows?;
     let mut events = Vec::new();
     for (n, row) in rows.iter().enumerate() {
         let us = |ms: f64| (ms * 1000.0) as u64 + 1_000_000;
@@ -44,54 +43,50 @@ pub fn replay(path: &str) {
         events.push((us(row.start_ms + row.ms), true, n));
     }
     events.sort();
-    let sizes = [1000usize, 1500, 1500, 1500, 1500, 1500, 1500, 1500];
-    let levels = [1, 1, 2, 4, 8, 16, 32, 64];
     let mut tracker = Tracker::default();
-    let mut ids: HashMap<String, usize> = HashMap::new();
-    let (mut seen, mut level) = (0, 0);
-    let mut tally = vec![Tally::default(); 8];
-    let begin = std::time::Instant::now();
-    let path_tokens = |row: &Row| row.path.as_ref().map_or(vec![], |p| b3relay::attribution::text::tokens(1, p.as_bytes(), []));
+    let mut requests: HashMap<u64, u64> = HashMap::new();
+    let mut seen = 0;
+    // Right, left alone, wrong.
+    let mut tally = [[0u32; 3]; STAGES.len()];
     for (us, ended, n) in events {
-        let row = &rows[n];
-        let request = row.request.as_ref().filter(|r| !r.is_null()).map(|r| r.to_string());
-        if row.side == "inbound" {
-            if ended {
-                tracker.end(us, n as u64);
-                continue;
+        let (row, id) = (&rows[n], n as u64);
+        let inbound = row.side == "inbound";
+        let tokens = || text::tokens(1, row.path.as_bytes(), []);
+        match (inbound, ended) {
+            (true, true) => tracker.end(us, id),
+            (false, true) => tracker.call_end(us, id),
+            (true, false) => {
+                seen += 1;
+                requests.extend(row.request.map(|request| (request, id)));
+                let route = text::route(b"POST", row.path.as_bytes());
+                tracker.begin(us, id, 0, route, tokens());
             }
-            if seen >= sizes[..=level].iter().sum::<usize>() && level + 1 < sizes.len() {
-                level += 1;
-            }
-            seen += 1;
-            ids.insert(request.unwrap(), n);
-            tracker.begin(us, n as u64, 0, hash(row.route.as_deref().unwrap()), path_tokens(row));
-        } else if ended {
-            tracker.call_end(us, n as u64);
-        } else {
-            let kind = match &row.path { Some(p) => b3relay::attribution::text::kind(b"GET", row.host.as_deref().unwrap().as_bytes(), p.as_bytes()), None => [hash(row.host.as_deref().unwrap()), 1] };
-            let sure = tracker.call(us, n as u64, kind, &path_tokens(row), None, wrong);
-            let truth = request.and_then(|r| ids.get(&r).copied());
-            let tally = &mut tally[level];
-            if let Some(v) = sure {
-                tally.expected += 1.0 - f64::from(v.share);
-            }
-            match (sure, truth) {
-                (None, None) => {}
-                (Some(_), None) => tally.taken += 1,
-                (None, Some(_)) => tally.unsure += 1,
-                (Some(v), Some(truth)) if v.request == truth as u64 => tally.right += 1,
-                (Some(_), Some(_)) => tally.wrong += 1,
+            (false, false) => {
+                let kind = text::kind(b"POST", row.host.as_bytes(), row.path.as_bytes());
+                let verdict = tracker.call(us, id, kind, &tokens(), None, wrong);
+                let truth = row.request.and_then(|request| requests.get(&request));
+                let class = match (verdict, truth) {
+                    (None, None) => continue,
+                    (Some(verdict), Some(truth)) if verdict.request == *truth => 0,
+                    (None, Some(_)) => 1,
+                    (Some(_), _) => 2,
+                };
+                let mut before = 0;
+                let stage = STAGES.iter().position(|(_, size)| {
+                    before += size;
+                    seen <= before
+                });
+                tally[stage.unwrap_or(STAGES.len() - 1)][class] += 1;
             }
         }
     }
-    print!("{:40}", path.rsplit('/').next().unwrap());
-    for level in 1..8 {
-        let t = tally[level];
-        let n = f64::from(t.right + t.unsure + t.wrong);
-        if n > 0.0 {
-            print!(" | {}: {:5.1}/{:.2}+{} ({:.2})", levels[level], 100.0 * f64::from(t.right) / n, 100.0 * f64::from(t.wrong) / n, t.taken, 100.0 * t.expected / n);
-        }
+    let mut line = file.to_string();
+    for ((level, _), [right, unsure, wrong]) in STAGES.iter().zip(tally).skip(1) {
+        let percent = |count: u32| 100.0 * f64::from(count) / f64::from(right + unsure + wrong);
+        let (right, wrong) = (percent(right), percent(wrong));
+        line.push_str(&format!(
+            " | {level}: {right:.1} % right, {wrong:.2} % wrong"
+        ));
     }
-    println!(" {:?}", begin.elapsed());
+    Ok(line)
 }
