@@ -203,40 +203,56 @@ pub struct Lenient<T> {
     pub padded: bool,
 }
 
+const UPPER_CASE: u8 = 0x10;
+const NO_DIGIT: u8 = 0x80;
+/// What each byte is as a hexadecimal digit, with the flags above.
+const DIGITS: [u8; 256] = {
+    let mut digits = [NO_DIGIT; 256];
+    let mut rest: &[u8] = b"0123456789abcdefABCDEF";
+    let mut digit = 0;
+    while let [byte, after @ ..] = rest {
+        if let Some((_, [place, ..])) = digits.split_at_mut_checked(*byte as usize) {
+            *place = if digit < 16 {
+                digit
+            } else {
+                UPPER_CASE | (digit - 6)
+            };
+        }
+        digit += 1;
+        rest = after;
+    }
+    digits
+};
+
 fn hex(text: &[u8], most: usize) -> Result<(u128, bool), IdError> {
     if text.is_empty() {
         return Err(IdError::Empty);
     }
-    let mut upper_case = false;
+    let mut seen = 0;
     // Halves of 64 bits, as in `write_hex`. What is longer than both is refused.
     let mut read = |text: &[u8]| {
-        let mut value = 0u64;
-        for &byte in text {
-            let digit = match byte {
-                b'0'..=b'9' => byte - b'0',
-                b'a'..=b'f' => byte - b'a' + 10,
-                b'A'..=b'F' => {
-                    upper_case = true;
-                    byte - b'A' + 10
-                }
-                _ => return Err(IdError::NotHex),
-            };
-            value = (value << 4) | u64::from(digit);
-        }
-        Ok(value)
+        text.iter().fold(0, |value: u64, byte| {
+            let digit = DIGITS.get(usize::from(*byte)).unwrap_or(&NO_DIGIT);
+            seen |= digit;
+            (value << 4) | u64::from(digit & 0xf)
+        })
     };
     let (high, low) = match text.len().checked_sub(16) {
         Some(at) => text.split_at_checked(at).unwrap_or((text, &[])),
         None => (&[][..], text),
     };
-    let (high, low) = (read(high)?, read(low)?);
+    let (high, low) = (read(high), read(low));
+    if seen & NO_DIGIT != 0 {
+        return Err(IdError::NotHex);
+    }
     if text.len() > most {
         return Err(IdError::TooLong);
     }
     if high | low == 0 {
         return Err(IdError::Zero);
     }
-    Ok(((u128::from(high) << 64) | u128::from(low), upper_case))
+    let value = (u128::from(high) << 64) | u128::from(low);
+    Ok((value, seen & UPPER_CASE != 0))
 }
 
 impl TraceId {

@@ -64,14 +64,12 @@ impl<'a> Pairs<'a> {
         }
     }
 
-    fn take(&mut self) -> Option<&'a [u8]> {
-        let (length, lengths) = self.lengths.split_first_chunk::<4>()?;
-        let (text, rest) = self
-            .text
-            .split_at_checked(u32::from_le_bytes(*length) as usize)?;
-        self.lengths = lengths;
-        self.text = rest.split_first()?.1;
-        Some(text)
+    fn take(&mut self, length: [u8; 4]) -> Option<&'a [u8]> {
+        let length = u32::from_le_bytes(length) as usize;
+        let (text, rest) = self.text.split_at_checked(length.checked_add(1)?)?;
+        self.text = rest;
+        // Without the zero.
+        Some(text.split_last()?.1)
     }
 }
 
@@ -79,7 +77,9 @@ impl<'a> Iterator for Pairs<'a> {
     type Item = (&'a [u8], &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
-        Some((self.take()?, self.take()?))
+        let ([a, b, c, d, e, f, g, h], lengths) = self.lengths.split_first_chunk::<8>()?;
+        self.lengths = lengths;
+        Some((self.take([*a, *b, *c, *d])?, self.take([*e, *f, *g, *h])?))
     }
 }
 

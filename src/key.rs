@@ -28,7 +28,8 @@ impl Key {
 
     /// Of a trace ID, in whichever header and form it came.
     pub fn trace(trace: TraceId) -> Self {
-        let mut key = vec![b't'];
+        let mut key = Vec::with_capacity(17);
+        key.push(b't');
         key.extend_from_slice(&trace.value().to_be_bytes());
         Self(key)
     }
