@@ -22,6 +22,7 @@ Stages = Sequence[tuple[int, int]]
 # Between a client's requests, and until the sink answers.
 PAUSE_MS, CALL_MS = 5.0, 10.0
 WORKERS = 2
+PREFIX = "b3relay_"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,29 @@ class Result:
     crossed: int
     failed: int
     in_flight: float
+    # What was added to the filter's metrics: by name, and the labels that tell them apart.
+    metrics: Mapping[str, float]
+
+    @property
+    def calls(self) -> int:
+        """Those that were made for a request."""
+        return self.right + self.abstained + self.wrong
+
+    @property
+    def background(self) -> int:
+        return self.background_alone + self.background_taken
+
+
+def counters(lines: Sequence[str]) -> dict[str, float]:
+    """Metrics in Prometheus' form, by ``family label label``."""
+    found: dict[str, float] = {}
+    for line in lines:
+        name, _, value = line.rpartition(" ")
+        family, _, rest = name.partition("{")
+        labels = re.findall(r'(?:rule|direction|decision|reason|action)="([^"]*)"', rest)
+        key = " ".join([family.removeprefix(PREFIX), *labels])
+        found[key] = found.get(key, 0) + float(value)
+    return found
 
 
 class Pod:
@@ -80,7 +104,7 @@ class Pod:
             callee=(HOST, self.ports["sink"]),
             inbound=wasm("inbound"),
             outbound=wasm("outbound"),
-            extra_stat_tags=("rule", "direction", "decision", "reason"),
+            extra_stat_tags=("rule", "direction", "decision", "reason", "action"),
         )
         if access_log is not None:
             log_access(bootstrap, access_log)
@@ -110,6 +134,8 @@ class Pod:
             "token": self._variant == "token",
             "truth": self._forward == "truth",
             "stages": [{"concurrency": n, "requests": requests} for n, requests in stages],
+            "metrics": f"http://{HOST}:{self.envoy.admin_port}/stats/prometheus",
+            "prefix": PREFIX,
         }
         plan.write_text(json.dumps(whole))
         load = self._processes.start(name, [go_program(HERE / "load", "load"), plan, result])
@@ -121,23 +147,19 @@ class Pod:
                 raise MeshError(f"the application ended\n{self.app.tail()}")
         if load.exit_code != 0:
             raise MeshError(f"{name} failed\n{load.tail()}")
-        results = [Result(**values) for values in json.loads(result.read_text())]
+        report = json.loads(result.read_text())
+        before, results = counters(report["before"]), []
+        for values in report["stages"]:
+            after = counters(values.pop("metrics"))
+            added = {name: value - before.get(name, 0) for name, value in after.items()}
+            results.append(Result(**values, metrics=added))
+            before = after
         if any(stage.failed for stage in results):
             raise MeshError(f"requests failed\n{load.tail()}\n{self.app.tail()}")
         return results
 
     def stop(self) -> None:
         self._processes.stop(self.app, self.envoy.process)
-
-    def counters(self) -> dict[str, float]:
-        """The filter's metrics by name, with the labels that tell them apart."""
-        found: dict[str, float] = {}
-        for name, value in self.envoy.stats("b3relay_").items():
-            family, _, rest = name.partition("{")
-            labels = re.findall(r'(rule|direction|decision|reason)="([^"]*)"', rest)
-            key = " ".join([family.removeprefix("b3relay_"), *(value for _, value in labels)])
-            found[key] = found.get(key, 0) + value
-        return found
 
 
 def log_access(bootstrap: Config, path: Path) -> None:

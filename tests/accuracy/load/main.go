@@ -44,8 +44,11 @@ type plan struct {
 	// The request's number in a header too, for the access logs.
 	Truth  bool    `json:"truth"`
 	Stages []stage `json:"stages"`
-	// Nobody has more of them in flight; the time for calls that come after it.
+	// Between two stages.
 	SettleMs float64 `json:"settle_ms"`
+	// Where Envoy tells its metrics, if they are wanted, and how those begin.
+	Metrics string `json:"metrics"`
+	Prefix  string `json:"prefix"`
 }
 
 // What became of the calls of a stage.
@@ -69,6 +72,14 @@ type result struct {
 	Failed int64 `json:"failed"`
 	// How many requests the clients had open, on average.
 	InFlight float64 `json:"in_flight"`
+	// Envoy's metrics at its end.
+	Metrics []string `json:"metrics"`
+}
+
+type report struct {
+	// Envoy's metrics before the first stage.
+	Before []string `json:"before"`
+	Stages []result `json:"stages"`
 }
 
 // The context that a request brings, and what its calls got.
@@ -92,7 +103,7 @@ type world struct {
 	requests []request
 	next     atomic.Int64
 	current  atomic.Pointer[tally]
-	// Calls of which no request is known, and more.
+	// Calls of which no request is known.
 	odd atomic.Int64
 }
 
@@ -127,15 +138,22 @@ func run() error {
 	w.current.Store(&tally{})
 	sink := &http.Server{Addr: w.plan.Sink, Handler: http.HandlerFunc(w.serve), ErrorLog: log.New(os.Stderr, "", 0)}
 	go func() { log.Print(sink.ListenAndServe()) }()
-	var results []result
+	var found report
+	if found.Before, err = w.metrics(); err != nil {
+		return err
+	}
 	for _, s := range w.plan.Stages {
-		results = append(results, w.run(s))
+		r := w.run(s)
+		if r.Metrics, err = w.metrics(); err != nil {
+			return err
+		}
+		found.Stages = append(found.Stages, r)
 	}
 	sink.Close()
 	if odd := w.odd.Load(); odd > 0 {
 		return fmt.Errorf("%d calls with a body that no request has", odd)
 	}
-	text, err = json.Marshal(results)
+	text, err = json.Marshal(found)
 	if err != nil {
 		return err
 	}
@@ -188,6 +206,25 @@ func (w *world) run(s stage) result {
 		}
 	}
 	return r
+}
+
+func (w *world) metrics() ([]string, error) {
+	found := []string{}
+	if w.plan.Metrics == "" {
+		return found, nil
+	}
+	response, err := http.Get(w.plan.Metrics)
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	for _, line := range strings.Split(string(body), "\n") {
+		if strings.HasPrefix(line, w.plan.Prefix) {
+			found = append(found, line)
+		}
+	}
+	return found, err
 }
 
 func exponential(ms float64) time.Duration {
