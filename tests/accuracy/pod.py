@@ -170,7 +170,7 @@ def log_access(bootstrap: Config, path: Path) -> None:
                 {
                     "name": "envoy.access_loggers.file",
                     "typed_config": {
-                        "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+                        "@type": FILE_ACCESS_LOG,
                         "path": str(path),
                         "log_format": {"json_format": {"side": listener["name"], **ACCESS}},
                     },
@@ -178,6 +178,7 @@ def log_access(bootstrap: Config, path: Path) -> None:
             ]
 
 
+FILE_ACCESS_LOG = "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog"
 ACCESS = {
     "start_us": "%START_TIME(%s%6f)%",
     # Until the last byte of the answer came from upstream, and until it went on.

@@ -43,7 +43,8 @@ def record(stack: Stack, variant: Variant, stages: Stages, path: Path) -> str:
         for row in rows:
             file.write(json.dumps(row) + "\n")
     flights = ", ".join(f"{stage.in_flight:.1f} of {stage.concurrency}" for stage in results)
-    return f"{path.name}: {requests} requests, {calls} calls, {calls - ours} of the background; in flight {flights}"
+    counts = f"{requests} requests, {calls} calls, {calls - ours} of the background"
+    return f"{path.name}: {counts}; in flight {flights}"
 
 
 def events(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -21,8 +21,8 @@ from matplotlib import pyplot  # noqa: E402  (it wants to know first)
 COPIES = ("copied", "completed", "exclusive", "token", "inferred")
 # The rungs of attribution.
 RUNGS = ("exclusive", "token", "inferred")
-# How many calls the filter itself expects to have given to the wrong request.
-EXPECTED_WRONG = "inferred_wrong_expected"
+# What the filter itself was in doubt of in all: millionths of calls.
+DOUBT = "attribution_doubt_millionths_total"
 # Calls of the background that may be under way when the metrics are read.
 UNDER_WAY = 2
 TITLES: dict[Variant, str] = {
@@ -216,8 +216,12 @@ def markdown(found: Findings) -> list[str]:
         "",
     ]
     lines += of_rungs(found)
-    if lines_of_estimate := estimate(found):
-        lines += ["", *lines_of_estimate]
+    lines += [
+        "",
+        "Of the calls that were given a context, how many the filter itself expects to be",
+    ]
+    lines[-1] += " wrong (`b3relay_attribution_doubt_millionths_total`), and how many were:"
+    lines += ["", *estimate(found)]
     if found.clicks:
         lines += [
             "",
@@ -325,9 +329,7 @@ def estimate(found: Findings) -> list[str]:
     rows: list[list[object]] = []
     for variant in VARIANTS:
         for level, stage in by_level(found.of("inferred", variant)).items():
-            if EXPECTED_WRONG not in stage.metrics:
-                return []
-            expected = stage.metrics[EXPECTED_WRONG]
+            expected = metric(stage, DOUBT) / 1e6
             given = stage.right + bad(stage)
             rows.append(
                 [
@@ -338,12 +340,8 @@ def estimate(found: Findings) -> list[str]:
                     f"{bad(stage)} ({ranged(bad(stage), given)} %)",
                 ]
             )
-    text = "Wrong calls that the filter itself expects among those that it copied onto, and those there were:"
-    return [
-        text,
-        "",
-        *table(["calls", "clients", "copied", "expected wrong", "wrong (95 %)"], rows),
-    ]
+    heads = ["calls", "clients", "given a context", "expected wrong", "wrong (95 %)"]
+    return table(heads, rows)
 
 
 def of_clicks(found: Findings) -> list[str]:
@@ -367,6 +365,18 @@ def of_clicks(found: Findings) -> list[str]:
     return table(heads, rows)
 
 
+def too_wrong(found: Findings, name: str, wrong: int, given: int) -> list[str]:
+    """Whether more of the calls that were given a context are wrong than is allowed.
+
+    Only what chance does not explain counts: of the many stages that are looked at a few would
+    fall out of 95 % by chance.
+    """
+    if interval(wrong, given, 0.999)[0] <= 1 - found.confidence:
+        return []
+    share = f"{wrong} of the {given} calls that were given a context are wrong"
+    return [f"{name}: {share}, `confidence` {found.confidence}"]
+
+
 def failures(found: Findings) -> list[str]:
     """What must hold, and does not."""
     failed: list[str] = []
@@ -386,16 +396,20 @@ def failures(found: Findings) -> list[str]:
         if run.mode == "off" and (whole.abstained != whole.calls or whole.background_taken):
             failed.append(f"{name}: not all left alone: {summary(whole)}")
         if run.mode in ("inferred", "cold"):
+            if metric(whole, "calls_total inferred") and not metric(whole, DOUBT):
+                failed.append(f"{name}: the filter was never in doubt")
             for stage in run.stages:
-                # Only what chance does not explain. Of the many that are looked at here a few
-                # would fall out of 95 % by chance.
-                low, _ = interval(bad(stage), stage.right + bad(stage), 0.999)
-                if low > 1 - found.confidence:
-                    share = percent(bad(stage), stage.right + bad(stage), 2)
-                    failed.append(
-                        f"{name}, {stage.concurrency} clients: of the calls that were given a context"
-                        f" {share} % were wrong, `confidence` {found.confidence}"
-                    )
+                given = stage.right + bad(stage)
+                failed += too_wrong(
+                    found, f"{name}, {stage.concurrency} clients", bad(stage), given
+                )
+    for one in found.clicks:
+        for in_flight, clicks in one.found.items():
+            name = f"clicks, {one.setting}, parallel {one.parallel}, {in_flight} at a time"
+            given = clicks.calls_right + clicks.calls_wrong
+            if one.setting == "no filter" and given:
+                failed.append(f"{name}: {given} calls with a context, without a filter")
+            failed += too_wrong(found, name, clicks.calls_wrong, given)
     return failed
 
 

@@ -25,8 +25,9 @@ from mesh.mesh import Mesh, wasm_path
 from mesh.procs import MeshError, Processes
 
 LEVELS = (1, 2, 4, 8, 16, 32, 64)
-CONFIDENCE = 0.99
-INFERRED: dict[str, object] = {"attribution": "inferred", "confidence": CONFIDENCE}
+# The filter's default.
+CONFIDENCE = 0.995
+INFERRED: dict[str, object] = {"attribution": "inferred"}
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """What the bench counts, and what it lets pass."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from accuracy import report
-from accuracy.clicks import Visit, judge
+from accuracy.clicks import Clicks, Visit, judge
 from accuracy.pod import Result, counters
 from accuracy.record import events
 from mesh.procs import MeshError
@@ -13,7 +14,7 @@ from mesh.procs import MeshError
 STAGE = Result(
     concurrency=8, requests=100, seconds=1, right=90, abstained=10, wrong=0, other_parent=0,
     background_alone=5, background_taken=0, calling=80, whole=70, crossed=0, failed=0, in_flight=7,
-    metrics={"calls_total inferred": 90, "calls_total unsure": 15},
+    metrics={"calls_total inferred": 90, "calls_total unsure": 15, report.DOUBT: 1000},
 )  # fmt: skip
 
 
@@ -58,18 +59,37 @@ def test_what_holds_passes() -> None:
 @pytest.mark.parametrize(
     ("mode", "change", "said"),
     [
-        # One wrong call in a hundred is what 0.99 allows; three may be chance, twenty are not.
+        # One wrong call of these is what 0.99 allows; three may be chance, twenty are not.
         ("inferred", {"right": 70, "wrong": 20}, "wrong"),
         ("inferred", {"right": 70, "background_taken": 20, "background_alone": 5}, "wrong"),
         ("inferred", {"abstained": 13}, "without a context"),
         ("inferred", {"right": 93, "abstained": 10}, "with a context"),
+        ("inferred", {"metrics": {**STAGE.metrics, report.DOUBT: 0}}, "never in doubt"),
         ("forwarded", {}, "not all right"),
         ("off", {}, "not all left alone"),
     ],
 )
-def test_what_does_not_hold_fails(mode: str, change: dict[str, int], said: str) -> None:
-    found = failures(mode, replace(STAGE, **change))  # type: ignore[arg-type]
+def test_what_does_not_hold_fails(mode: str, change: dict[str, Any], said: str) -> None:
+    found = failures(mode, replace(STAGE, **change))
     assert any(said in failure for failure in found), found
+
+
+@pytest.mark.parametrize(
+    ("setting", "right", "wrong", "holds"),
+    [
+        ("no filter", 0, 0, True),
+        ("no filter", 1, 0, False),
+        ("no filter", 0, 1, False),
+        ("inferred", 300, 3, True),
+        ("inferred", 300, 20, False),
+        ("exclusive", 300, 20, False),
+    ],
+)
+def test_clicks_that_fail(setting: str, right: int, wrong: int, holds: bool) -> None:
+    clicks = Clicks(100, 90, wrong, right + wrong, right, wrong)
+    runs = [report.ClicksRun(setting, False, {8: clicks})]
+    found = report.failures(report.Findings(0.99, [], runs, [], [], []))
+    assert (found == []) == holds, found
 
 
 def test_a_few_wrong_calls_may_be_chance() -> None:
@@ -84,7 +104,7 @@ def test_wrong_counts_what_was_given_to_the_background_too() -> None:
 def test_stages_add_up() -> None:
     both = report.pooled([STAGE, replace(STAGE, right=80, abstained=20, in_flight=5)])
     assert (both.right, both.abstained, both.in_flight) == (170, 30, 6)
-    assert both.metrics == {"calls_total inferred": 180, "calls_total unsure": 30}
+    assert both.metrics == {name: 2 * value for name, value in STAGE.metrics.items()}
 
 
 def test_of_nothing_nothing_is_known() -> None:
