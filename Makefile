@@ -69,6 +69,7 @@ test-envoy: $(WASM) $(TOOLS)/venv/.done ## The second half
 test-mesh: ## Tests with long builds (needs Go, Node, Java 17 and Maven; first time about 5 min)
 	$(call say,agreement: seven implementations of B3 before and after repair; 2 minutes$(comma) the first time about 5 more)
 	$(MAKE) --no-print-directory agreement AGREEMENT='--random 2000'
+	$(MAKE) --no-print-directory accuracy ACCURACY='--scale 0.1 --variants parallel-background --modes forwarded off exclusive inferred --no-clicks'
 
 AGREEMENT ?= --random 15000 --markdown docs/agreement.md
 .PHONY: agreement
@@ -90,7 +91,7 @@ accuracy-keyed: go $(WASM) $(TOOLS)/venv/.done ## A million calls: does each get
 ACCURACY ?= --markdown docs/accuracy.md
 .PHONY: accuracy
 accuracy: go node java $(WASM) $(TOOLS)/venv/.accuracy-done ## An application that forwards nothing, in Go, Node, Python and Java: which calls are attributed, and how well; writes docs/accuracy.md
-	$(call say,accuracy: four stacks on real Envoys$(comma) about 35 minutes; leave the machine alone meanwhile)
+	$(call say,accuracy: four stacks on real Envoys$(comma) about 30 minutes; leave the machine alone meanwhile)
 	$(PYTHON) -m pytest -q tests/accuracy
 	$(PYTHON) -m accuracy.run $(ACCURACY)
 
