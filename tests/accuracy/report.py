@@ -25,6 +25,9 @@ RUNGS = ("exclusive", "token", "inferred")
 DOUBT = "attribution_doubt_millionths_total"
 # Calls of the background that may be under way when the metrics are read.
 UNDER_WAY = 2
+# Settings of the clicks.
+UNFILTERED = "no filter"
+FORWARDED = "keys alone, and `x-request-id` forwarded"
 TITLES: dict[Variant, str] = {
     "sequential": "one call after the other",
     "parallel-background": "two calls at once, and a background",
@@ -369,8 +372,10 @@ def failures(found: Findings) -> list[str]:
         for in_flight, clicks in one.found.items():
             name = f"clicks, {one.setting}, parallel {one.parallel}, {in_flight} at a time"
             given = clicks.calls_right + clicks.calls_wrong
-            if one.setting == "no filter" and given:
+            if one.setting == UNFILTERED and given:
                 failed.append(f"{name}: {given} calls with a context, without a filter")
+            if one.setting == FORWARDED and clicks.whole != clicks.clicks:
+                failed.append(f"{name}: {clicks.whole} of {clicks.clicks} whole")
             failed += too_wrong(found, name, clicks.calls_wrong, clicks.calls)
     return failed
 

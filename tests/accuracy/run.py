@@ -56,10 +56,24 @@ MODES = {
         {"attribution": "off"}, "none", ((1, 300), (8, 300), (64, 600)), ("parallel-background",)
     ),
 }
-CLICKS: Mapping[str, tuple[Mapping[str, object] | None, int]] = {
-    "no filter": (None, 0),
-    "exclusive": ({"attribution": "exclusive"}, 0),
-    "inferred": (INFERRED, 300),
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Of the mesh that is clicked on: the filter's configuration, None for no filter; what
+    the services forward; and clicks to learn from, which are not counted."""
+
+    config: Mapping[str, object] | None
+    forward: str = "none"
+    learn: int = 0
+
+
+CLICKS = {
+    # Of which all must be whole, and none: they try the bench itself.
+    report.FORWARDED: Setting({}, "request-id"),
+    report.UNFILTERED: Setting(None),
+    "`exclusive`": Setting({"attribution": "exclusive"}),
+    "`inferred`": Setting(INFERRED, learn=300),
 }
 CLICKS_COUNTED = 500
 
@@ -83,15 +97,14 @@ def run(mode_name: str, stack: str, variant: Variant, scale: float) -> list[Resu
 
 
 def run_clicks(name: str, parallel: bool, scale: float) -> dict[str, Any]:
-    config, learned = CLICKS[name]
+    setting = CLICKS[name]
     with Mesh(
-        forward="none",
-        filter=config is not None,
-        config=None if config is None else json.dumps(config),
+        forward=setting.forward,
+        filter=setting.config is not None,
+        config=None if setting.config is None else json.dumps(setting.config),
         parallel=parallel,
     ) as mesh:
-        if learned:
-            click(mesh, round(learned * scale), 1)
+        click(mesh, round(setting.learn * scale), 1)
         found: dict[str, Clicks] = {}
         for in_flight in (1, 8):
             found[str(in_flight)] = judge(click(mesh, round(CLICKS_COUNTED * scale), in_flight))
@@ -139,11 +152,8 @@ def measure(given: argparse.Namespace) -> None:
         for parallel in (False, True):
             clicks = run_clicks(name, parallel, given.scale)
             what = {"mode": "clicks", "setting": name, "parallel": parallel, "scale": given.scale}
-            keep(
-                f"clicks-{name.replace(' ', '-')}-{'parallel' if parallel else 'sequential'}",
-                what,
-                clicks,
-            )
+            order = list(CLICKS).index(name)
+            keep(f"clicks-{order}-{'parallel' if parallel else 'sequential'}", what, clicks)
             print(f"clicks, {name}, {'at once' if parallel else 'in turn'}: {clicks}", flush=True)
 
 

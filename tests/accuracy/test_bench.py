@@ -77,9 +77,10 @@ def test_what_does_not_hold_fails(mode: str, change: dict[str, Any], said: str) 
 @pytest.mark.parametrize(
     ("setting", "right", "wrong", "holds"),
     [
-        ("no filter", 0, 0, True),
-        ("no filter", 1, 0, False),
-        ("no filter", 0, 1, False),
+        (report.UNFILTERED, 0, 0, True),
+        (report.UNFILTERED, 1, 0, False),
+        (report.UNFILTERED, 0, 1, False),
+        (report.FORWARDED, 300, 0, False),  # ten of the clicks are not whole
         ("inferred", 300, 3, True),
         ("inferred", 300, 20, False),
         ("exclusive", 300, 20, False),
