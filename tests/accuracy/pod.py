@@ -118,7 +118,7 @@ class Pod:
         with socket.socket() as probe:
             return probe.connect_ex((HOST, self.ports["app"])) == 0
 
-    def run(self, stages: Stages) -> list[Result]:
+    def run(self, stages: Stages, call_ms: float = CALL_MS) -> list[Result]:
         """The stages one after the other, against the same application."""
         self._runs += 1
         name = f"load-{self.envoy.name}-{self._runs}"
@@ -129,7 +129,7 @@ class Pod:
             "inbound": f"{HOST}:{self.ports['inbound']}",
             "sink": f"{HOST}:{self.ports['sink']}",
             "pause_ms": PAUSE_MS,
-            "call_ms": CALL_MS,
+            "call_ms": call_ms,
             "settle_ms": 200,
             "token": self._variant == "token",
             "truth": self._forward == "truth",

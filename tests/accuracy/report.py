@@ -49,7 +49,7 @@ class Run:
     @property
     def counted(self) -> list[Result]:
         """Without the quiet start."""
-        return self.stages[1:] if self.mode == "inferred" else self.stages
+        return self.stages[1:] if self.mode in ("inferred", "slow") else self.stages
 
 
 @dataclass(frozen=True)
@@ -203,10 +203,16 @@ def markdown(found: Findings) -> list[str]:
         of_requests(found),
     )
     add("Beside others, in per cent of the calls:", anchors(found))
+    if found.of("slow"):
+        add(
+            "Calls that take 100 ms instead of 10, right / wrong in per cent of each stack's calls, "
+            "by clients:",
+            of_mode(found, "slow", lambda stage: str(stage.concurrency)),
+        )
     if found.of("cold"):
         add(
             "Under load from the first request, 8 clients, right / wrong by thousand requests:",
-            of_cold(found),
+            of_mode(found, "cold", None),
         )
     add(
         "What the filter says itself, by its metrics: which evidence decided; and of the calls "
@@ -286,13 +292,17 @@ def anchors(found: Findings) -> list[str]:
     return table(["", "right", "left alone", "wrong"], rows)
 
 
-def of_cold(found: Findings) -> list[str]:
+def of_mode(found: Findings, mode: str, head: Callable[[Result], str] | None) -> list[str]:
+    """Stage by stage, under their heads or their numbers."""
+    runs = found.of(mode)
+    heads = [head(s) if head else f"#{n + 1}" for n, s in enumerate(runs[0].counted)]
     rows: list[list[object]] = []
-    for run in found.of("cold"):
-        cells = [f"{percent(s.right, s.calls)} / {percent(bad(s), made(s), 2)}" for s in run.stages]
+    for run in runs:
+        cells = [
+            f"{percent(s.right, s.calls)} / {percent(bad(s), made(s), 2)}" for s in run.counted
+        ]
         rows.append([run.stack, *cells])
-    count = max(len(run.stages) for run in found.of("cold"))
-    return table(["stack", *(f"#{n + 1}" for n in range(count))], rows)
+    return table(["stack", *heads], rows)
 
 
 def of_rungs(found: Findings) -> list[str]:
@@ -362,7 +372,7 @@ def failures(found: Findings) -> list[str]:
             failed.append(f"{name}: not all right: {summary(whole)}")
         if run.mode == "off" and (whole.abstained != whole.calls or whole.background_taken):
             failed.append(f"{name}: not all left alone: {summary(whole)}")
-        if run.mode in ("inferred", "cold"):
+        if run.mode in ("inferred", "cold", "slow"):
             if metric(whole, "calls_total inferred") and not metric(whole, DOUBT):
                 failed.append(f"{name}: the filter was never in doubt")
             for stage in run.stages:

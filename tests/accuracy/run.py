@@ -17,7 +17,7 @@ from typing import Any
 
 from accuracy import report
 from accuracy.clicks import Clicks, click, judge
-from accuracy.pod import Pod, Result, Stages
+from accuracy.pod import CALL_MS, Pod, Result, Stages
 from accuracy.stacks import BUILT, STACKS, VARIANTS, Forward, Variant
 from load.keyed import write_block
 from load.program import versions
@@ -38,6 +38,7 @@ class Mode:
     forward: Forward
     stages: Stages
     variants: Sequence[Variant] = VARIANTS
+    call_ms: float = CALL_MS
 
 
 def levels(requests: int) -> Stages:
@@ -50,6 +51,14 @@ MODES = {
     "exclusive": Mode({"attribution": "exclusive"}, "none", levels(400)),
     # No quiet start: under load from the first request.
     "cold": Mode(INFERRED, "none", ((8, 1000),) * 6, ("sequential",)),
+    # As many in flight, but fewer calls a second: what the clients wait for is not the CPU.
+    "slow": Mode(
+        INFERRED,
+        "none",
+        ((1, 400), *((level, 1000) for level in (8, 16, 32, 64))),
+        ("sequential",),
+        call_ms=10 * CALL_MS,
+    ),
     # Of which all must be right, and all left alone: they try the bench itself.
     "forwarded": Mode({}, "request-id", ((1, 300), (8, 300), (64, 600)), ("parallel-background",)),
     "off": Mode(
@@ -91,7 +100,7 @@ def run(mode_name: str, stack: str, variant: Variant, scale: float) -> list[Resu
     mode = MODES[mode_name]
     with Processes() as processes:
         pod = Pod(processes, STACKS[stack], variant, mode.forward, mode.config)
-        found = pod.run(scaled(mode.stages, scale))
+        found = pod.run(scaled(mode.stages, scale), mode.call_ms)
         pod.stop()
     return found
 
