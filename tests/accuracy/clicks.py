@@ -7,6 +7,7 @@ query of a call says which click it is of.
 
 import asyncio
 import json
+import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -86,16 +87,18 @@ def judge(clicks: Iterable[Visit]) -> Clicks:
     return Clicks(len(clicks), whole, wrong, calls, right, crossed)
 
 
-def click(mesh: Mesh, total: int, in_flight: int) -> list[Visit]:
-    """That many clicks, that many at a time."""
-    return asyncio.run(_click(mesh, total, in_flight))
+def click(mesh: Mesh, total: int, users: int, pause_seconds: float = 0) -> list[Visit]:
+    """That many clicks by that many users, who pause for so long on average between theirs."""
+    return asyncio.run(_click(mesh, total, users, pause_seconds))
 
 
-async def _click(mesh: Mesh, total: int, in_flight: int) -> list[Visit]:
+async def _click(mesh: Mesh, total: int, users: int, pause_seconds: float) -> list[Visit]:
     left, found = iter(range(total)), []
 
     async def user(session: aiohttp.ClientSession) -> None:
         for _ in left:  # one iterator for all users
+            if pause_seconds:
+                await asyncio.sleep(random.expovariate(1 / pause_seconds))
             async with session.get(mesh.url) as response:
                 if response.status != 200:
                     raise MeshError(f"a click was answered with {response.status}")
@@ -103,5 +106,5 @@ async def _click(mesh: Mesh, total: int, in_flight: int) -> list[Visit]:
 
     timeout = aiohttp.ClientTimeout(total=30)
     async with aiohttp.ClientSession(timeout=timeout) as session:
-        await asyncio.gather(*(user(session) for _ in range(in_flight)))
+        await asyncio.gather(*(user(session) for _ in range(users)))
     return found

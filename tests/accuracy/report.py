@@ -45,19 +45,20 @@ class Run:
     stack: str
     variant: Variant
     stages: list[Result]
+    # Whether the first stage was for the filter to learn from.
+    learning: bool
 
     @property
     def counted(self) -> list[Result]:
-        """Without the quiet start."""
-        return self.stages[1:] if self.mode in ("inferred", "slow") else self.stages
+        return self.stages[1:] if self.learning else self.stages
 
 
 @dataclass(frozen=True)
 class ClicksRun:
     setting: str
     parallel: bool
-    # By how many at a time.
-    found: dict[int, Clicks]
+    # By who clicks.
+    found: dict[str, Clicks]
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Findings:
                 one["stack"],
                 one["variant"],
                 [Result(**stage) for stage in one["found"]],
+                one["learning"],
             )
             for one in kept
             if one["mode"] != "clicks"
@@ -89,7 +91,7 @@ class Findings:
             ClicksRun(
                 one["setting"],
                 one["parallel"],
-                {int(n): Clicks(**found) for n, found in one["found"].items()},
+                {users: Clicks(**found) for users, found in one["found"].items()},
             )
             for one in kept
             if one["mode"] == "clicks"
@@ -160,6 +162,8 @@ def percent(k: float, n: float, digits: int = 1) -> str:
 
 
 def ranged(k: int, n: int, digits: int = 2) -> str:
+    if n == 0:
+        return "-"
     low, high = interval(k, n)
     return f"{percent(k, n, digits)} ({100 * low:.{digits}f} to {100 * high:.{digits}f})"
 
@@ -323,16 +327,16 @@ def of_rungs(found: Findings) -> list[str]:
 
 
 def of_clicks(found: Findings) -> list[str]:
-    heads = ["filter", "calls of a service", "clicks at a time", "clicks"]
+    heads = ["filter", "calls of a service", "users", "clicks"]
     heads += ["whole %", "with a wrong link %", "calls right %", "wrong %"]
     rows: list[list[object]] = []
     for run in found.clicks:
-        for in_flight, clicks in run.found.items():
+        for users, clicks in run.found.items():
             rows.append(
                 [
                     run.setting,
                     "at once" if run.parallel else "in turn",
-                    in_flight,
+                    users,
                     clicks.clicks,
                     ranged(clicks.whole, clicks.clicks, 1),
                     ranged(clicks.wrong, clicks.clicks, 1),
@@ -379,8 +383,8 @@ def failures(found: Findings) -> list[str]:
                 title = f"{name}, {stage.concurrency} clients"
                 failed += too_wrong(found, title, bad(stage), made(stage))
     for one in found.clicks:
-        for in_flight, clicks in one.found.items():
-            name = f"clicks, {one.setting}, parallel {one.parallel}, {in_flight} at a time"
+        for users, clicks in one.found.items():
+            name = f"clicks, {one.setting}, parallel {one.parallel}, users {users}"
             given = clicks.calls_right + clicks.calls_wrong
             if one.setting == UNFILTERED and given:
                 failed.append(f"{name}: {given} calls with a context, without a filter")

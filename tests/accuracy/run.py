@@ -39,6 +39,8 @@ class Mode:
     stages: Stages
     variants: Sequence[Variant] = VARIANTS
     call_ms: float = CALL_MS
+    # Requests one after the other before it, for the filter to learn from: not counted.
+    learn: int = 0
 
 
 def levels(requests: int) -> Stages:
@@ -46,8 +48,7 @@ def levels(requests: int) -> Stages:
 
 
 MODES = {
-    # The quiet start is for the filter to learn in; it is not counted.
-    "inferred": Mode(INFERRED, "none", ((1, 1000), *levels(1500))),
+    "inferred": Mode(INFERRED, "none", levels(1500), learn=1000),
     "exclusive": Mode({"attribution": "exclusive"}, "none", levels(400)),
     # No quiet start: under load from the first request.
     "cold": Mode(INFERRED, "none", ((8, 1000),) * 6, ("sequential",)),
@@ -55,9 +56,10 @@ MODES = {
     "slow": Mode(
         INFERRED,
         "none",
-        ((1, 400), *((level, 1000) for level in (8, 16, 32, 64))),
+        tuple((level, 1000) for level in (8, 16, 32, 64)),
         ("sequential",),
         call_ms=10 * CALL_MS,
+        learn=400,
     ),
     # Of which all must be right, and all left alone: they try the bench itself.
     "forwarded": Mode({}, "request-id", ((1, 300), (8, 300), (64, 600)), ("parallel-background",)),
@@ -85,6 +87,8 @@ CLICKS = {
     "`inferred`": Setting(INFERRED, learn=300),
 }
 CLICKS_COUNTED = 500
+# How many there are, and how long they pause between two clicks.
+USERS = {"1": (1, 0.0), "8": (8, 0.0), "8, pausing 0.2 s": (8, 0.2)}
 
 
 def build_id() -> str:
@@ -100,24 +104,26 @@ def run(mode_name: str, stack: str, variant: Variant, scale: float) -> list[Resu
     mode = MODES[mode_name]
     with Processes() as processes:
         pod = Pod(processes, STACKS[stack], variant, mode.forward, mode.config)
-        found = pod.run(scaled(mode.stages, scale), mode.call_ms)
+        # Whatever the scale: who has not learned is not who is to be measured.
+        learn = ((1, mode.learn),) if mode.learn else ()
+        found = pod.run((*learn, *scaled(mode.stages, scale)), mode.call_ms)
         pod.stop()
     return found
 
 
-def run_clicks(name: str, parallel: bool, scale: float) -> dict[str, Any]:
-    setting = CLICKS[name]
+def run_clicks(setting: Setting, parallel: bool, scale: float) -> dict[str, Any]:
     with Mesh(
         forward=setting.forward,
         filter=setting.config is not None,
         config=None if setting.config is None else json.dumps(setting.config),
         parallel=parallel,
     ) as mesh:
-        click(mesh, round(setting.learn * scale), 1)
+        click(mesh, setting.learn, 1)
         found: dict[str, Clicks] = {}
-        for in_flight in (1, 8):
-            found[str(in_flight)] = judge(click(mesh, round(CLICKS_COUNTED * scale), in_flight))
-    return {in_flight: asdict(clicks) for in_flight, clicks in found.items()}
+        for name, (users, pause_seconds) in USERS.items():
+            clicks = click(mesh, round(CLICKS_COUNTED * scale), users, pause_seconds)
+            found[name] = judge(clicks)
+    return {name: asdict(clicks) for name, clicks in found.items()}
 
 
 def results(scale: float) -> Path:
@@ -148,6 +154,7 @@ def measure(given: argparse.Namespace) -> None:
                 began = time.monotonic()
                 found = run(mode, stack, variant, given.scale)
                 what = {"mode": mode, "stack": stack, "variant": variant, "scale": given.scale}
+                what["learning"] = bool(MODES[mode].learn)
                 keep(f"{mode}-{stack}-{variant}", what, [asdict(result) for result in found])
                 print(
                     f"{mode}, {stack}, {variant}: "
@@ -159,7 +166,7 @@ def measure(given: argparse.Namespace) -> None:
         return
     for name in CLICKS:
         for parallel in (False, True):
-            clicks = run_clicks(name, parallel, given.scale)
+            clicks = run_clicks(CLICKS[name], parallel, given.scale)
             what = {"mode": "clicks", "setting": name, "parallel": parallel, "scale": given.scale}
             order = list(CLICKS).index(name)
             keep(f"clicks-{order}-{'parallel' if parallel else 'sequential'}", what, clicks)

@@ -19,7 +19,7 @@ STAGE = Result(
 
 
 def failures(mode: str, *stages: Result) -> list[str]:
-    runs = [report.Run(mode, "go", "parallel-background", list(stages))]
+    runs = [report.Run(mode, "go", "parallel-background", list(stages), False)]
     return report.failures(report.Findings(0.99, runs, [], [], [], []))
 
 
@@ -88,7 +88,7 @@ def test_what_does_not_hold_fails(mode: str, change: dict[str, Any], said: str) 
 )
 def test_clicks_that_fail(setting: str, right: int, wrong: int, holds: bool) -> None:
     clicks = Clicks(100, 90, wrong, right + wrong, right, wrong)
-    runs = [report.ClicksRun(setting, False, {8: clicks})]
+    runs = [report.ClicksRun(setting, False, {"8": clicks})]
     found = report.failures(report.Findings(0.99, [], runs, [], [], []))
     assert (found == []) == holds, found
 
@@ -106,6 +106,11 @@ def test_stages_add_up() -> None:
     both = report.pooled([STAGE, replace(STAGE, right=80, abstained=20, in_flight=5)])
     assert (both.right, both.abstained, both.in_flight) == (170, 30, 6)
     assert both.metrics == {name: 2 * value for name, value in STAGE.metrics.items()}
+
+
+def test_what_the_filter_learned_from_is_not_counted() -> None:
+    run = report.Run("inferred", "go", "token", [STAGE, replace(STAGE, right=1)], learning=True)
+    assert report.by_level([run])[8].right == 1
 
 
 def test_of_nothing_nothing_is_known() -> None:
