@@ -209,8 +209,8 @@ def markdown(found: Findings) -> list[str]:
     add("Beside others, in per cent of the calls:", anchors(found))
     if found.of("slow"):
         add(
-            "Calls that take 100 ms instead of 10, right / wrong in per cent of each stack's calls, "
-            "by clients:",
+            "Calls that take 100 ms instead of 10, right / wrong in per cent of each stack's "
+            "calls, by clients:",
             of_mode(found, "slow", lambda stage: str(stage.concurrency)),
         )
     if found.of("cold"):
