@@ -271,9 +271,9 @@ pub(crate) fn define_counter(name: &str) -> Result<u32, Failure> {
     Ok(id)
 }
 
-/// Counts one.
-pub(crate) fn increment(id: u32) -> Result<(), Failure> {
-    checked(unsafe { proxy_increment_metric(id, 1) })
+/// Raises a counter.
+pub(crate) fn increment(id: u32, by: u32) -> Result<(), Failure> {
+    checked(unsafe { proxy_increment_metric(id, by.into()) })
 }
 
 /// Answers in place of the upstream.

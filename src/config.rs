@@ -88,6 +88,19 @@ pub enum Outside {
     Strip,
 }
 
+/// How calls are attributed that say nothing of the request they are made for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AttributionMode {
+    /// Not at all.
+    #[default]
+    Off,
+    /// Where only one request is in flight.
+    Exclusive,
+    /// By what they have in common with one, and by what the application is known
+    /// to do.
+    Inferred,
+}
+
 /// What requests are looked up by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyOf {
@@ -124,6 +137,10 @@ pub struct Config {
     pub outside: Outside,
     /// `mesh_hosts`: a name, or `*` and the end of some; in lower case.
     pub mesh_hosts: Vec<String>,
+    /// `attribution`
+    pub attribution: AttributionMode,
+    /// `confidence`, in millionths.
+    pub confidence: u32,
     /// `capacity`
     pub capacity: u32,
     /// `grace_ms`
@@ -157,12 +174,17 @@ impl Default for Config {
             direction: None,
             relay: true,
             generate_request_id: true,
-            wanted: Wanted::default(),
+            wanted: Wanted {
+                tokens: vec!["authorization".to_string(), "cookie".to_string()],
+                ..Wanted::default()
+            },
             keys: vec![KeyOf::RequestId, KeyOf::TraceParent, KeyOf::B3],
             emit: None,
             span_ids: SpanIds::Forward,
             outside: Outside::Leave,
             mesh_hosts: Vec::new(),
+            attribution: AttributionMode::Off,
+            confidence: 995_000,
             capacity: 4096,
             grace_ms: 1000,
             log_lines_per_minute: 60,
@@ -386,6 +408,53 @@ pub const KEYS: &[Key] = &[
                 config.mesh_hosts.push(host);
             }
             (hosts.len() <= 64).then_some(())
+        },
+    },
+    Key {
+        name: "attribution",
+        default: "\"off\"",
+        allowed: "\"off\", \"exclusive\" or \"inferred\"",
+        meaning: docs(
+            "What to do with calls that carry none of `keys`: leave them alone; copy the context of the only request in flight; or also judge by identifiers that a call shares with one request, and by what requests of each route were seen to do. Inbound and outbound filters of a pod must say the same. See [docs/attribution.md](docs/attribution.md).",
+        ),
+        set: |config, value| {
+            config.attribution = match value.as_str()? {
+                "off" => AttributionMode::Off,
+                "exclusive" => AttributionMode::Exclusive,
+                "inferred" => AttributionMode::Inferred,
+                _ => return None,
+            };
+            Some(())
+        },
+    },
+    Key {
+        name: "confidence",
+        default: "0.995",
+        allowed: "a number from 0.9 to 0.9999",
+        meaning: docs(
+            "With `attribution` `inferred`: the share of calls that are not to be given to a wrong request. The higher, the more are left alone.",
+        ),
+        set: |config, value| {
+            config.confidence = value
+                .as_millionths()
+                .filter(|n| (900_000..=999_900).contains(n))?;
+            Some(())
+        },
+    },
+    Key {
+        name: "token_headers",
+        default: "[\"authorization\", \"cookie\"]",
+        allowed: "a list of at most 16 header names",
+        meaning: docs(
+            "With `attribution` `inferred`: headers whose values may identify a request, besides the parts of its path and of its query. Only hashes of them are kept, and never leave the pod.",
+        ),
+        set: |config, value| {
+            let names = value.as_array()?;
+            config.wanted.tokens.clear();
+            for name in names {
+                config.wanted.tokens.push(header_name(name.as_str()?)?);
+            }
+            (names.len() <= 16).then_some(())
         },
     },
     Key {
@@ -649,6 +718,9 @@ mod tests {
             ("span_ids", "\"child\""),
             ("outside", "\"strip\""),
             ("mesh_hosts", "[\"*.example.com\"]"),
+            ("attribution", "\"exclusive\""),
+            ("confidence", "0.99"),
+            ("token_headers", "[\"x-user\"]"),
             ("capacity", "64"),
             ("grace_ms", "0"),
             ("log_lines_per_minute", "0"),
@@ -673,8 +745,8 @@ mod tests {
         assert_eq!(
             error(r#"{"mod": "repair"}"#),
             "configuration key `mod` is not known; known keys are mode, direction, relay, \
-             generate_request_id, copy_headers, keys, emit, span_ids, outside, mesh_hosts, capacity, \
-             grace_ms, log_lines_per_minute, rules, enforce_status, report_header, incoming_b3"
+             generate_request_id, copy_headers, keys, emit, span_ids, outside, mesh_hosts, attribution, \
+             confidence, token_headers, capacity, grace_ms, log_lines_per_minute, rules, enforce_status, report_header, incoming_b3"
         );
         assert_eq!(
             error(r#"{"mode": "watch"}"#),
@@ -697,6 +769,13 @@ mod tests {
             let text = error(&format!("{{\"capacity\": {bad}}}"));
             assert!(
                 text.starts_with("configuration key `capacity`: found "),
+                "{text}"
+            );
+        }
+        for bad in ["0.89", "0.99995", "1", "\"0.99\"", "-0.99"] {
+            let text = error(&format!("{{\"confidence\": {bad}}}"));
+            assert!(
+                text.ends_with(", allowed: a number from 0.9 to 0.9999"),
                 "{text}"
             );
         }

@@ -1,8 +1,12 @@
 //! One request: check it, repair or answer it, remember it or relay to it.
 
+use crate::attribution::tracker::Basis;
+use crate::attribution::{Attribution, Call, text};
 use crate::b3::{B3, Ids, Sampling};
 use crate::check::{Checked, Finding, Forms, check};
-use crate::config::{Config, Direction, Incoming, KeyOf, Mode, Outside, ReportHeader};
+use crate::config::{
+    AttributionMode, Config, Direction, Incoming, KeyOf, Mode, Outside, ReportHeader,
+};
 use crate::header::{self, Edit, Field, TraceHeaders};
 use crate::key::{self, Key};
 use crate::metrics::{Counter, direction_label};
@@ -13,12 +17,43 @@ use crate::store::{Limits, RequestOf, SharedData, Store, Ticket};
 
 /// What the filter asks of the proxy while it looks at a request.
 pub trait Host: SharedData {
+    /// Microseconds since the epoch.
+    fn now_us(&self) -> u64;
     /// Milliseconds since the epoch.
-    fn now_ms(&self) -> u64;
+    fn now_ms(&self) -> u64 {
+        self.now_us() / 1000
+    }
     /// 16 random bytes.
     fn random(&self) -> [u8; 16];
     /// The name of the Envoy cluster that the request is routed to.
     fn cluster(&self) -> Option<Vec<u8>>;
+}
+
+/// What a worker knows of the requests in flight.
+#[derive(Debug)]
+pub struct Memory {
+    /// Their contexts.
+    pub store: Store,
+    /// What they are doing.
+    pub attribution: Attribution,
+}
+
+impl Memory {
+    /// Of a worker that has just begun. `random`: a number that no other worker of
+    /// the process has.
+    pub fn open(data: &impl SharedData, random: u64) -> Self {
+        Self {
+            store: Store::open(data, random),
+            attribution: Attribution::default(),
+        }
+    }
+
+    /// To be called every second or so.
+    pub fn tick(&mut self, host: &impl Host) {
+        let now_us = host.now_us();
+        self.store.tick(host, now_us / 1000);
+        self.attribution.tick(&mut self.store, host, now_us);
+    }
 }
 
 /// An answer in place of the request's own.
@@ -41,6 +76,8 @@ pub struct Outcome<'a> {
     pub counters: Vec<Counter>,
     /// Given back to [`Filter::end`] when the request has been served.
     pub ticket: Option<Ticket>,
+    /// A call's number; given back to [`Filter::returned`] when it has returned.
+    pub call: Option<u64>,
     /// The answer to send instead of forwarding the request.
     pub reply: Option<Reply>,
     /// The value of the header [`REPORT`] for the response.
@@ -74,7 +111,14 @@ struct Request<'a> {
 struct LookedUp {
     /// Why the call is left alone whatever is found.
     before: Result<(), Decision>,
-    found: Result<(RequestOf, Remembered), Decision>,
+    found: Result<Found, Decision>,
+}
+
+/// The request that a call belongs to.
+struct Found {
+    remembered: Remembered,
+    /// How it was found: `None` by a key.
+    by: Option<Decision>,
 }
 
 impl Filter {
@@ -84,18 +128,20 @@ impl Filter {
         Self { config, limits }
     }
 
-    /// Looks at the headers of a request. `store` is that of the worker;
+    /// Looks at the headers of a request. `memory` is that of the worker;
     /// `direction` is the configured one, or else that of the listener, if it has
     /// one.
     pub fn request<'a>(
         &self,
-        store: &mut Store,
+        memory: &mut Memory,
         host: &impl Host,
         direction: Option<Direction>,
         pairs: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
     ) -> Outcome<'a> {
+        let mut counters = Vec::with_capacity(4);
+        counters.push(Counter::Requests(direction));
         let mut outcome = Outcome {
-            counters: vec![Counter::Requests(direction)],
+            counters,
             ..Outcome::default()
         };
         let mut headers = TraceHeaders::read(pairs, &self.config.wanted);
@@ -113,15 +159,17 @@ impl Filter {
             kept: Forms::default(),
         };
         let repairing = self.config.mode == Mode::Repair;
-        if let Some(first) = first_of(request.headers.request_id).filter(|_| repairing) {
-            request.request_id = first.to_vec();
+        if repairing {
+            if let Some(first) = first_of(request.headers.request_id) {
+                request.request_id = first.to_vec();
+            }
         }
         let mut looked_up = LookedUp {
             before: Err(Decision::Off),
             found: Err(Decision::Off),
         };
         if direction == Some(Direction::Outbound) && self.config.relay {
-            looked_up = self.find(store, host, &request, &mut outcome);
+            looked_up = self.find(memory, host, &request, &mut outcome);
         }
         let enabled = |rule| self.config.severity(rule).is_some();
         outcome.findings.retain(|finding| enabled(finding.rule));
@@ -150,15 +198,19 @@ impl Filter {
                 Some((b3, forms)) => relay::rewrite(&request.headers, &b3, forms, request.kept),
                 None => Vec::new(),
             };
-            if let Some(first) = first_of(request.headers.request_id).filter(|_| repaired) {
-                edits.push(Edit::set(header::REQUEST_ID, first));
+            if repaired {
+                let first = first_of(request.headers.request_id);
+                edits.extend(first.map(|first| Edit::set(header::REQUEST_ID, first)));
             }
             if repaired && !edits.is_empty() {
                 outcome.counters.push(Counter::Repaired(direction));
             }
-            outcome.edits.extend(edits);
+            match outcome.edits.is_empty() {
+                true => outcome.edits = edits,
+                false => outcome.edits.extend(edits),
+            }
             if direction == Some(Direction::Inbound) {
-                self.inbound(store, host, &mut request, &mut outcome);
+                self.inbound(memory, host, &mut request, &mut outcome);
             }
         }
         match self.config.report_header {
@@ -175,8 +227,34 @@ impl Filter {
     /// The request that the ticket was given for has been served, or broken
     /// off. False if the store could not be updated; its entry then stays until
     /// room is needed.
-    pub fn end(&self, store: &mut Store, host: &impl Host, ticket: Ticket) -> bool {
-        store.end(host, self.limits, host.now_ms(), ticket)
+    pub fn end(&self, memory: &mut Memory, host: &impl Host, ticket: Ticket) -> bool {
+        let Memory { store, attribution } = memory;
+        let now_us = host.now_us();
+        if self.attributes() {
+            attribution.end(store, host, now_us, &ticket);
+        }
+        store.end(host, self.limits, now_us / 1000, ticket)
+    }
+
+    /// The call of this number has returned, or was broken off.
+    pub fn returned(&self, memory: &mut Memory, host: &impl Host, call: u64) {
+        let Memory { store, attribution } = memory;
+        attribution.returned(store, host, host.now_us(), call);
+    }
+
+    fn attributes(&self) -> bool {
+        self.config.attribution != AttributionMode::Off
+    }
+
+    /// The identifiers in a request, if they are asked for.
+    fn tokens(&self, store: &Store, headers: &TraceHeaders<'_>) -> Vec<text::Token> {
+        let path = headers.path.value().unwrap_or_default();
+        match self.config.attribution {
+            AttributionMode::Inferred => {
+                text::tokens(store.seed(), path, headers.tokens.iter().copied())
+            }
+            AttributionMode::Exclusive | AttributionMode::Off => Vec::new(),
+        }
     }
 
     /// The headers without the B3 that came from outside.
@@ -256,7 +334,7 @@ impl Filter {
 
     fn inbound<'a>(
         &self,
-        store: &mut Store,
+        memory: &mut Memory,
         host: &impl Host,
         request: &mut Request<'a>,
         outcome: &mut Outcome<'a>,
@@ -271,17 +349,21 @@ impl Filter {
             return;
         }
         let forms = request.says.map_or(request.checked.forms, |says| says.1);
-        let keys = self.keys(request, forms);
+        let mut keys = self.keys(request, forms);
         if keys.is_empty() {
             outcome.counters.push(Counter::NoKey);
-            return;
+            if !self.attributes() {
+                return;
+            }
+            keys.push(Key::unnamed(host.random()));
         }
         let (mut remembered, dropped) = Remembered::of(&request.headers, &request.checked);
         remembered.forms = match request.says {
             Some((_, forms)) => forms,
             None => remembered.forms,
         };
-        if keys.len() > 1 || self.config.keys.first() != Some(&KeyOf::RequestId) {
+        let by_id = keys.len() == 1 && self.config.keys.first() == Some(&KeyOf::RequestId);
+        if !by_id || self.attributes() {
             // Whole, or not at all.
             let id = Some(&request.request_id).filter(|id| id.len() <= key::LONGEST);
             remembered.request_id = id.cloned().unwrap_or_default();
@@ -292,8 +374,18 @@ impl Filter {
         // A request without a context is remembered too: another one with the
         // same request ID must not lend it its own.
         let payload = remembered.encode();
-        match store.insert(host, self.limits, host.now_ms(), &keys, &payload) {
+        let Memory { store, attribution } = memory;
+        let now_us = host.now_us();
+        match store.insert(host, self.limits, now_us / 1000, &keys, &payload) {
             Some(inserted) => {
+                if self.attributes() {
+                    let headers = &request.headers;
+                    let method = headers.method.value().unwrap_or_default();
+                    let path = headers.path.value().unwrap_or_default();
+                    let route = text::route(method, path);
+                    let tokens = self.tokens(store, headers);
+                    attribution.begin(store, host, now_us, &inserted.ticket, route, tokens);
+                }
                 outcome.ticket = Some(inserted.ticket);
                 outcome.counters.push(Counter::Remembered);
                 for _ in 0..inserted.evicted {
@@ -315,21 +407,27 @@ impl Filter {
             headers, checked, ..
         } = request;
         let mut relayed = match (looked_up.before, &looked_up.found) {
-            (Ok(()), Ok((_, remembered))) => {
+            (Ok(()), Ok(Found { remembered, by })) => {
                 let new_span = || {
                     let [a, b, c, d, e, f, g, h, ..] = host.random();
                     u64::from_le_bytes([a, b, c, d, e, f, g, h])
                 };
-                relay::decide(headers, checked, remembered, &self.config, new_span)
+                let mut relayed =
+                    relay::decide(headers, checked, remembered, &self.config, new_span);
+                if let (Some(by), Decision::Copied) = (by, relayed.decision) {
+                    relayed.decision = *by;
+                }
+                relayed
             }
             // Its own context is in a traceparent, which `emit` has put into B3.
-            (Ok(()), Err(Decision::Unknown | Decision::NoKey | Decision::Ambiguous))
-                if request.says.is_some() && checked.b3.ids.is_none() && checked.w3c.is_some() =>
-            {
+            (
+                Ok(()),
+                Err(Decision::Unknown | Decision::NoKey | Decision::Ambiguous | Decision::Unsure),
+            ) if request.says.is_some() && checked.b3.ids.is_none() && checked.w3c.is_some() => {
                 Relayed::not(Decision::Present)
             }
             (Ok(()), Err(decision)) => Relayed::not(*decision),
-            (Err(Decision::Present), Ok((_, remembered))) => {
+            (Err(Decision::Present), Ok(Found { remembered, .. })) => {
                 let trace = |b3: &B3| b3.ids.map(|ids| ids.trace.value());
                 let mut relayed = Relayed::not(Decision::Present);
                 if trace(&checked.b3) == trace(&remembered.b3) {
@@ -393,12 +491,19 @@ impl Filter {
         }
     }
 
-    /// The ladder: a context of its own, a key, one request for that key; each
-    /// rung that is not sure leaves the call alone. Adds what the call breaks of
-    /// the rules about propagation.
+    /// The ladder, best evidence first. A rung that is not sure hands over to the
+    /// next, and the last one leaves the call alone:
+    ///
+    /// 1. a context of its own,
+    /// 2. a key: [`Filter::look_up`],
+    /// 3. an identifier that one request in flight has,
+    /// 4. only one request in flight,
+    /// 5. what requests do, and when: [`crate::attribution`] for these three.
+    ///
+    /// Adds what the call breaks of the rules about propagation.
     fn find<'a>(
         &self,
-        store: &mut Store,
+        memory: &mut Memory,
         host: &impl Host,
         request: &Request<'a>,
         outcome: &mut Outcome<'a>,
@@ -414,28 +519,88 @@ impl Filter {
                 };
             }
         }
-        let found = self.look_up(store, host, request);
-        if let Ok((_, remembered)) = &found {
+        // For the rules alone it need not be the latest.
+        let all = before.is_ok() || !self.config.wanted.copy.is_empty();
+        let Memory { store, attribution } = memory;
+        let found = match self.look_up(store, host, request, all) {
+            Ok((owner, remembered)) => {
+                if self.attributes() {
+                    let now_us = host.now_us();
+                    let tokens = self.tokens(store, &request.headers);
+                    let call = || describe(&request.headers, tokens);
+                    outcome.call = attribution.called(store, host, now_us, call, owner);
+                }
+                Ok(Found {
+                    remembered,
+                    by: None,
+                })
+            }
+            Err(Decision::Unknown | Decision::NoKey) if before.is_ok() && self.attributes() => {
+                self.attribute(memory, host, request, outcome)
+            }
+            Err(decision) => Err(decision),
+        };
+        if let Ok(Found {
+            remembered,
+            by: None,
+        }) = &found
+        {
             let findings = relay::propagation(&request.headers, &request.checked, remembered);
             outcome.findings.extend(findings);
         }
         LookedUp { before, found }
     }
 
-    /// By the first key that is known. Where requests of several traces have it,
+    /// The last rungs, for a call that says nothing of itself.
+    fn attribute(
+        &self,
+        memory: &mut Memory,
+        host: &impl Host,
+        request: &Request<'_>,
+        outcome: &mut Outcome<'_>,
+    ) -> Result<Found, Decision> {
+        let Memory { store, attribution } = memory;
+        let tokens = self.tokens(store, &request.headers);
+        let call = describe(&request.headers, tokens);
+        let wrong = 1.0 - f64::from(self.config.confidence) / 1e6;
+        let (number, judged) = attribution.judge(store, host, host.now_us(), call, wrong);
+        outcome.call = number;
+        let (verdict, payload) = judged.ok_or(Decision::Unsure)?;
+        let by = match verdict.basis {
+            Basis::Alone => Decision::Exclusive,
+            Basis::Token => Decision::Token,
+            Basis::Evidence => Decision::Inferred,
+        };
+        let exclusive = self.config.attribution == AttributionMode::Exclusive;
+        if exclusive && by != Decision::Exclusive {
+            return Err(Decision::Unsure);
+        }
+        let remembered = Remembered::decode(&payload).ok_or(Decision::Unsure)?;
+        let doubt = (1e6 * (1.0 - f64::from(verdict.share))).ceil() as u32;
+        if by != Decision::Exclusive {
+            outcome.counters.push(Counter::Doubt(doubt.max(1)));
+        }
+        Ok(Found {
+            remembered,
+            by: Some(by),
+        })
+    }
+
+    /// By the first key that is known, among the requests of `all` workers or of
+    /// those that are known here. Where requests of several traces have it,
     /// a later key may tell which of them it is.
     fn look_up(
         &self,
         store: &mut Store,
         host: &impl Host,
         request: &Request<'_>,
+        all: bool,
     ) -> Result<(RequestOf, Remembered), Decision> {
-        let now_ms = host.now_ms();
         let named = relay::named_span(&request.checked);
         let mut result = Err(Decision::NoKey);
         let mut among: Option<Vec<RequestOf>> = None;
         for key in self.keys(request, Forms::default()) {
-            let mut found = store.find(host, self.limits, now_ms, &key);
+            let mut found = store.find(host, self.limits, || host.now_ms(), &key, all);
             if let Some(among) = &among {
                 found.retain(|found| among.contains(&found.request));
             }
@@ -471,6 +636,17 @@ impl Filter {
             status: self.config.enforce_status,
             body,
         })
+    }
+}
+
+/// What kind of call it is, for attribution.
+fn describe(headers: &TraceHeaders<'_>, tokens: Vec<text::Token>) -> Call {
+    let [method, authority, path] = [headers.method, headers.authority, headers.path];
+    let [method, authority, path] =
+        [method, authority, path].map(|field| field.value().unwrap_or_default());
+    Call {
+        kind: text::kind(method, authority, path),
+        tokens,
     }
 }
 

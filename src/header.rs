@@ -162,6 +162,10 @@ pub struct TraceHeaders<'a> {
     pub tracestate: Field<'a>,
     /// `:authority`
     pub authority: Field<'a>,
+    /// `:method`
+    pub method: Field<'a>,
+    /// `:path`
+    pub path: Field<'a>,
     /// `x-ot-span-context` and the headers of the copy list, name and value; in
     /// the request's order, repeated ones included.
     pub copied: Vec<(&'a [u8], &'a [u8])>,
@@ -170,6 +174,8 @@ pub struct TraceHeaders<'a> {
     /// The headers that are look-up keys, besides those with a field of their
     /// own: index into [`Wanted::keys`], and the first value.
     pub keys: Vec<(usize, &'a [u8])>,
+    /// Values of the headers of [`Wanted::tokens`].
+    pub tokens: Vec<&'a [u8]>,
 }
 
 /// How large the headers of a request are.
@@ -211,6 +217,8 @@ pub struct Wanted {
     pub copy: Vec<Pattern>,
     /// Names of look-up keys, in lower case.
     pub keys: Vec<String>,
+    /// Names of headers that may identify a request, in lower case.
+    pub tokens: Vec<String>,
 }
 
 /// A header name in lower case, or the beginning of some.
@@ -275,6 +283,9 @@ impl<'a> TraceHeaders<'a> {
             if let Some(index) = key {
                 headers.keys.push((index, value));
             }
+            if wanted.tokens.iter().any(|token| token.as_bytes() == name) {
+                headers.tokens.push(value);
+            }
         }
         headers
     }
@@ -292,6 +303,8 @@ impl<'a> TraceHeaders<'a> {
             b"traceparent" => &mut self.traceparent,
             b"tracestate" => &mut self.tracestate,
             b":authority" => &mut self.authority,
+            b":method" => &mut self.method,
+            b":path" => &mut self.path,
             _ => return None,
         })
     }
@@ -304,6 +317,9 @@ impl<'a> TraceHeaders<'a> {
             traceparent: self.traceparent,
             tracestate: self.tracestate,
             authority: self.authority,
+            method: self.method,
+            path: self.path,
+            tokens: self.tokens.clone(),
             copied: self.copied.clone(),
             size: self.size,
             keys: self.keys.clone(),

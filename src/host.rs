@@ -5,13 +5,13 @@
 
 use crate::abi::{self, Failure, Map};
 use crate::config::{Config, Direction};
-use crate::filter::{Filter, Host, Outcome, REPORT};
+use crate::filter::{Filter, Host, Memory, Outcome, REPORT};
 use crate::header::{Edit, Pairs};
 use crate::metrics::Counter;
 use crate::relay::Decision;
 use crate::report::{self, RateLimit};
 use crate::rules::Severity;
-use crate::store::{NotSet, SharedData, Store, Ticket};
+use crate::store::{NotSet, SharedData, Ticket};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -55,13 +55,13 @@ struct Module {
     /// By context.
     streams: HashMap<u32, Stream, BuildHasherDefault<ContextId>>,
     /// Shared by the plugins: inbound and outbound meet here.
-    store: Option<Store>,
+    memory: Option<Memory>,
 }
 
 impl Module {
-    fn store(&mut self) -> &mut Store {
-        self.store
-            .get_or_insert_with(|| Store::open(&Envoy, first_half(abi::random())))
+    fn memory(&mut self) -> &mut Memory {
+        self.memory
+            .get_or_insert_with(|| Memory::open(&Envoy, first_half(abi::random())))
     }
 }
 
@@ -116,6 +116,7 @@ pub(crate) fn create(context: u32, parent: u32) {
         let stream = Stream {
             plugin: module.plugins.get(&parent).cloned().flatten(),
             ticket: None,
+            call: None,
             response_report: None,
         };
         module.streams.insert(context, stream);
@@ -138,7 +139,7 @@ pub(crate) fn configure(context: u32) -> bool {
             let plugin = Rc::new(Plugin::new(config));
             plugin.tried(abi::set_tick_period(TICK_MS));
             with(|module| {
-                module.store();
+                module.memory();
                 module.plugins.insert(context, Some(plugin));
             });
             true
@@ -152,7 +153,7 @@ pub(crate) fn configure(context: u32) -> bool {
 
 /// Time has passed.
 pub(crate) fn tick() {
-    with(|module| module.store().tick(&Envoy, Envoy.now_ms()));
+    with(|module| module.memory().tick(&Envoy));
 }
 
 /// The headers of a request. As an upstream filter, of one attempt of the router.
@@ -163,10 +164,10 @@ pub(crate) fn request_headers(context: u32) -> bool {
         let plugin = module.streams.get(&context)?.plugin.clone()?;
         let direction = plugin.direction();
         let map = plugin.tried(Map::Request.pairs())?;
-        let store = module.store();
+        let memory = module.memory();
         let outcome = plugin
             .filter
-            .request(store, &Envoy, direction, Pairs::new(&map));
+            .request(memory, &Envoy, direction, Pairs::new(&map));
         plugin.report(&outcome, direction);
         let answered = plugin.answer(&outcome);
         if answered.is_none() {
@@ -174,6 +175,7 @@ pub(crate) fn request_headers(context: u32) -> bool {
         }
         if let Some(stream) = module.streams.get_mut(&context) {
             stream.ticket = outcome.ticket;
+            stream.call = outcome.call;
             if answered.is_none() {
                 stream.response_report = outcome.response_report;
             }
@@ -208,10 +210,14 @@ pub(crate) fn delete(context: u32) {
             module.plugins.remove(&context);
             return;
         };
-        if let (Some(plugin), Some(ticket)) = (stream.plugin, stream.ticket) {
-            if !plugin.filter.end(module.store(), &Envoy, ticket) {
+        let Some(plugin) = stream.plugin else { return };
+        if let Some(ticket) = stream.ticket {
+            if !plugin.filter.end(module.memory(), &Envoy, ticket) {
                 plugin.count(Counter::NotStored);
             }
+        }
+        if let Some(call) = stream.call {
+            plugin.filter.returned(module.memory(), &Envoy, call);
         }
     });
 }
@@ -243,6 +249,7 @@ impl Plugin {
     }
 
     fn metric(&self, counter: Counter) -> Option<u32> {
+        let counter = counter.without_amount();
         let mut metrics = self.metrics.borrow_mut();
         if let Some((_, id)) = metrics.iter().find(|(known, _)| *known == counter) {
             return Some(*id);
@@ -254,7 +261,7 @@ impl Plugin {
 
     fn count(&self, counter: Counter) {
         if let Some(id) = self.metric(counter) {
-            let _ = abi::increment(id);
+            let _ = abi::increment(id, counter.amount());
         }
     }
 
@@ -325,6 +332,7 @@ impl Plugin {
 struct Stream {
     plugin: Option<Rc<Plugin>>,
     ticket: Option<Ticket>,
+    call: Option<u64>,
     response_report: Option<String>,
 }
 
@@ -338,8 +346,8 @@ fn first_half(random: [u8; 16]) -> u64 {
 }
 
 impl Host for Envoy {
-    fn now_ms(&self) -> u64 {
-        abi::now().unwrap_or_default() / 1_000_000
+    fn now_us(&self) -> u64 {
+        abi::now().unwrap_or_default() / 1_000
     }
 
     fn random(&self) -> [u8; 16] {

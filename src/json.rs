@@ -1,6 +1,5 @@
-//! A JSON value, as far as the configuration needs one. Numbers that are not
-//! whole are told apart from those that are, and no more: their text would bring
-//! the module 30 KB of code.
+//! A JSON value, as far as the configuration needs one: numbers are whole, or
+//! between 0 and 1. To write others would bring the module 30 KB of code.
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use std::fmt;
@@ -11,7 +10,9 @@ pub(crate) enum Value {
     Null,
     Bool(bool),
     Number(u64),
-    /// Negative, or not whole, or too large.
+    /// Between 0 and 1, in millionths.
+    Fraction(u32),
+    /// Any other number.
     OtherNumber,
     String(String),
     Array(Vec<Value>),
@@ -30,6 +31,13 @@ impl Value {
     pub(crate) fn as_u64(&self) -> Option<u64> {
         match self {
             Self::Number(value) => Some(*value),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn as_millionths(&self) -> Option<u32> {
+        match self {
+            Self::Fraction(value) => Some(*value),
             _ => None,
         }
     }
@@ -65,6 +73,10 @@ impl fmt::Display for Value {
             Self::Bool(true) => f.write_str("true"),
             Self::Bool(false) => f.write_str("false"),
             Self::Number(value) => write!(f, "{value}"),
+            Self::Fraction(value) => {
+                let digits = format!("{value:06}");
+                write!(f, "0.{}", digits.trim_end_matches('0'))
+            }
             Self::OtherNumber => f.write_str("a negative, fractional or very large number"),
             Self::String(value) => write!(f, "\"{value}\""),
             Self::Array(values) => {
@@ -112,8 +124,11 @@ impl<'de> Deserialize<'de> for Value {
                 Ok(Value::OtherNumber)
             }
 
-            fn visit_f64<E>(self, _: f64) -> Result<Value, E> {
-                Ok(Value::OtherNumber)
+            fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+                Ok(match value {
+                    0.000_001..1.0 => Value::Fraction((value * 1e6).round() as u32),
+                    _ => Value::OtherNumber,
+                })
             }
 
             fn visit_str<E>(self, value: &str) -> Result<Value, E> {
@@ -156,6 +171,7 @@ mod tests {
                 "{\"a\": {\"b\": []}, \"a\": \"c\"}",
             ),
             ("[-1]", "[a negative, fractional or very large number]"),
+            ("0.995", "0.995"),
             ("1.5", "a negative, fractional or very large number"),
             (
                 "18446744073709551616",

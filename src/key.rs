@@ -33,6 +33,13 @@ impl Key {
         Self(key)
     }
 
+    /// Of nothing: no call has it.
+    pub fn unnamed(random: [u8; 16]) -> Self {
+        let mut key = vec![b'n'];
+        key.extend_from_slice(&random);
+        Self(key)
+    }
+
     /// Of any other header, by its name in lower case. `None` as for
     /// [`Key::request_id`].
     pub fn header(name: &str, value: &[u8]) -> Option<Self> {

@@ -26,6 +26,7 @@
 #![cfg_attr(not(target_arch = "wasm32"), forbid(unsafe_code))]
 #![cfg_attr(target_arch = "wasm32", deny(unsafe_code))]
 
+pub mod attribution;
 pub mod b3;
 pub mod check;
 pub mod config;

@@ -58,6 +58,8 @@ families! {
         "Requests that were answered instead of forwarded (mode `enforce`).";
     UNTRUSTED, "untrusted_total", ["action"],
         "Requests that brought B3 headers which were not used (`incoming_b3`): `ignored` or `dropped`.";
+    DOUBT, "attribution_doubt_millionths_total", [],
+        "The probability that the context copied by `token` or `inferred` is a wrong one, summed up in millionths: divided by a million, how many of those calls the filter itself expects to be wrong.";
     HOST_ERRORS, "host_errors_total", [],
         "Calls to Envoy that failed; the request went on without what they were for.";
 }
@@ -93,6 +95,8 @@ pub enum Counter {
     Ignored,
     /// A request whose B3 headers were removed.
     Dropped,
+    /// What was missing to certainty, in millionths.
+    Doubt(u32),
     /// A host call that failed.
     HostErrors,
 }
@@ -118,6 +122,7 @@ impl Counter {
             Self::Repaired(_) => REPAIRED,
             Self::Rejected(_) => REJECTED,
             Self::Ignored | Self::Dropped => UNTRUSTED,
+            Self::Doubt(_) => DOUBT,
             Self::HostErrors => HOST_ERRORS,
         }
     }
@@ -139,7 +144,24 @@ impl Counter {
             | Self::Restored
             | Self::Evicted
             | Self::CopyDropped
+            | Self::Doubt(_)
             | Self::HostErrors => Vec::new(),
+        }
+    }
+
+    /// The same for every amount.
+    pub fn without_amount(self) -> Self {
+        match self {
+            Self::Doubt(_) => Self::Doubt(0),
+            other => other,
+        }
+    }
+
+    /// By how much it is raised. Envoy refuses 0.
+    pub fn amount(self) -> u32 {
+        match self {
+            Self::Doubt(millionths) => millionths,
+            _ => 1,
         }
     }
 
@@ -190,6 +212,7 @@ mod tests {
             Counter::Rejected(None),
             Counter::Ignored,
             Counter::Dropped,
+            Counter::Doubt(0),
             Counter::HostErrors,
         ];
         for counter in counters {

@@ -215,6 +215,10 @@ decisions! {
     Present, "present", "the call carries a context of its own: left as it is";
     Copied, "copied", "the call carried none: the remembered context was copied onto it";
     Completed, "completed", "the call carried a part of the remembered context: the rest was copied";
+    Exclusive, "exclusive", "the call carried nothing, and only one request is being served: its context was copied (`attribution`)";
+    Token, "token", "the call carried nothing but an identifier that one request in flight has: its context was copied (`attribution`)";
+    Inferred, "inferred", "the call carried nothing, and by what requests do it is almost certainly of one of those in flight: its context was copied (`attribution`)";
+    Unsure, "unsure", "the call carried nothing, and may be of several requests in flight, or of none: left alone (`attribution`)";
     NoKey, "no_key", "the call carries nothing to look it up by (`keys`): left alone";
     Unknown, "unknown", "no request with this request ID (or other key) is being served: left alone (so also where the application forwards none, and Envoy has made up a new one)";
     NoContext, "no_context", "the inbound request came without a context: nothing to copy";
@@ -414,9 +418,9 @@ pub fn copied(
 /// the call. One that has not Envoy's form is the application's own, and stays.
 fn restored(headers: &TraceHeaders<'_>, remembered: &Remembered) -> Option<Edit> {
     let given = headers.request_id.value().unwrap_or_default();
-    let made_up = given.is_empty() || request_id::is_envoys(given);
     let known = &remembered.request_id;
-    (made_up && !known.is_empty() && !request_id::same(given, known))
+    let other = !known.is_empty() && !request_id::same(given, known);
+    (other && (given.is_empty() || request_id::is_envoys(given)))
         .then(|| Edit::set(header::REQUEST_ID, known.as_slice()))
 }
 
@@ -434,12 +438,12 @@ pub fn is_outside(
     mesh_hosts: &[String],
     cluster: impl FnOnce() -> Option<Vec<u8>>,
 ) -> bool {
-    let host = authority.to_ascii_lowercase();
-    let host = match host.iter().rposition(|&byte| byte == b':') {
-        Some(colon) if !host.ends_with(b"]") => host.get(..colon).unwrap_or_default(),
-        _ => &host,
+    let host = match authority.iter().rposition(|&byte| byte == b':') {
+        Some(colon) if !authority.ends_with(b"]") => authority.get(..colon).unwrap_or_default(),
+        _ => authority,
     };
-    if is_inside(host, mesh_hosts) || (!host.contains(&b'.') && !host.contains(&b':')) {
+    let short = !host.contains(&b'.') && !host.contains(&b':');
+    if short || is_inside(&host.to_ascii_lowercase(), mesh_hosts) {
         return false;
     }
     let Some(cluster) = cluster() else {
@@ -531,9 +535,9 @@ pub fn rewrite(headers: &TraceHeaders<'_>, b3: &B3, forms: Forms, kept: Forms) -
         text
     };
     let ids = b3.ids.filter(|_| forms.multi);
-    let sampled = b3.sampling.decided();
+    let sampled = b3.sampling.decided().filter(|_| forms.multi);
     let sampled = sampled.map(|yes| if yes { b"1".to_vec() } else { b"0".to_vec() });
-    let debug = (b3.sampling == Sampling::Debug).then(|| b"1".to_vec());
+    let debug = (forms.multi && b3.sampling == Sampling::Debug).then(|| b"1".to_vec());
     let wanted: [(&'static str, Field<'_>, Option<Vec<u8>>); 6] = [
         (
             header::TRACE_ID,
@@ -551,13 +555,13 @@ pub fn rewrite(headers: &TraceHeaders<'_>, b3: &B3, forms: Forms, kept: Forms) -
             ids.and_then(|ids| ids.parent)
                 .map(|id| hex(&|to| id.write(to))),
         ),
+        (header::SAMPLED, headers.sampled, sampled),
+        (header::FLAGS, headers.flags, debug),
         (
-            header::SAMPLED,
-            headers.sampled,
-            sampled.filter(|_| forms.multi),
+            header::B3,
+            headers.b3,
+            forms.single.then(|| b3.single()).flatten(),
         ),
-        (header::FLAGS, headers.flags, debug.filter(|_| forms.multi)),
-        (header::B3, headers.b3, b3.single().filter(|_| forms.single)),
     ];
     let mut edits = Vec::with_capacity(5);
     for (name, field, value) in wanted {

@@ -102,6 +102,18 @@ pub struct Ticket {
     buckets: [Option<u16>; KEYS_MOST],
 }
 
+impl Ticket {
+    /// The request's number in its worker.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Where one of its entries is.
+    pub fn bucket(&self) -> Option<u16> {
+        self.buckets.into_iter().flatten().next()
+    }
+}
+
 /// What became of an insertion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inserted {
@@ -194,10 +206,7 @@ impl Store {
         if payload.len() > usize::from(u16::MAX) {
             return None;
         }
-        let number = match self.number {
-            Some(number) => number,
-            None => self.register(data, now_ms)?,
-        };
+        let number = self.join(data, now_ms)?;
         let id = self.next_id;
         self.next_id = id.wrapping_add(1);
         let mut ticket = Ticket {
@@ -282,18 +291,76 @@ impl Store {
         written
     }
 
-    /// Every entry under `key` that has not expired.
+    /// This worker's number, which it gets if it has none.
+    pub fn join(&mut self, data: &impl SharedData, now_ms: u64) -> Option<u16> {
+        match self.number {
+            Some(number) => Some(number),
+            None => self.register(data, now_ms),
+        }
+    }
+
+    /// Tells this worker from one that had its number before.
+    pub fn nonce(&self) -> u64 {
+        self.nonce
+    }
+
+    /// The seed of hashes of what requests hold.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// The numbers of all workers that have one, this one included.
+    pub fn workers(&mut self, data: &impl SharedData, now_ms: u64) -> Vec<u16> {
+        self.follow_workers(data, || now_ms);
+        self.number
+            .into_iter()
+            .chain(self.others.iter().copied())
+            .collect()
+    }
+
+    fn follow_workers(&mut self, data: &impl SharedData, now_ms: impl FnOnce() -> u64) {
+        let version = data.get(CHANGED).map(|(_, version)| version);
+        if version != self.version {
+            self.version = version;
+            self.read_workers(data, now_ms());
+        }
+    }
+
+    /// What was remembered of a request that is still being served, by one of its
+    /// buckets ([`Ticket::bucket`]).
+    pub fn fetch(
+        &self,
+        data: &impl SharedData,
+        (worker, id): RequestOf,
+        bucket: u16,
+    ) -> Option<Vec<u8>> {
+        let entry = |bytes: &[u8]| {
+            let mut entries = Entries(bytes);
+            entries
+                .find(|entry| entry.id == id && entry.ended_ms.is_none())
+                .map(|entry| entry.payload.to_vec())
+        };
+        if self.number == Some(worker) {
+            return entry(self.buckets.get(usize::from(bucket))?);
+        }
+        entry(&data.get(&name(worker, bucket))?.0)
+    }
+
+    /// Every entry under `key` that has not expired. The time is asked for only
+    /// where it matters.
+    ///
+    /// With `all`, no worker is left out that has remembered anything; without,
+    /// one that was new within the last ten seconds may be.
     pub fn find(
         &mut self,
         data: &impl SharedData,
         limits: Limits,
-        now_ms: u64,
+        now_ms: impl Fn() -> u64,
         key: &Key,
+        all: bool,
     ) -> Vec<Found> {
-        let version = data.get(CHANGED).map(|(_, version)| version);
-        if version != self.version {
-            self.version = version;
-            self.read_workers(data, now_ms);
+        if all {
+            self.follow_workers(data, &now_ms);
         }
         let mut found = Vec::new();
         let bucket = self.bucket(key);
@@ -302,7 +369,7 @@ impl Store {
                 Entries(bytes)
                     .filter(|entry| {
                         // Saturating: the clock of the machine may be set back.
-                        let expired = |ended| now_ms.saturating_sub(ended) >= limits.grace_ms;
+                        let expired = |ended| now_ms().saturating_sub(ended) >= limits.grace_ms;
                         entry.key == key.as_bytes() && !entry.ended_ms.is_some_and(expired)
                     })
                     .map(|entry| Found {
@@ -337,8 +404,8 @@ impl Store {
         }
         if let Some(number) = self.number {
             for bucket in 0..BUCKETS {
-                let stale = self.stale.get_mut(usize::from(bucket));
-                if stale.is_some_and(std::mem::take) {
+                let stale = self.stale.get(usize::from(bucket));
+                if stale == Some(&true) {
                     let _ = self.publish(data, number, bucket);
                 }
             }
@@ -431,11 +498,14 @@ impl Store {
         }
     }
 
-    fn publish(&self, data: &impl SharedData, number: u16, bucket: u16) -> Result<(), NotSet> {
-        match self.buckets.get(usize::from(bucket)) {
-            Some(bytes) => data.set(&name(number, bucket), bytes, ALWAYS),
-            None => Err(NotSet),
+    fn publish(&mut self, data: &impl SharedData, number: u16, bucket: u16) -> Result<(), NotSet> {
+        let at = usize::from(bucket);
+        let bytes = self.buckets.get(at).ok_or(NotSet)?;
+        data.set(&name(number, bucket), bytes, ALWAYS)?;
+        if let Some(stale) = self.stale.get_mut(at) {
+            *stale = false;
         }
+        Ok(())
     }
 
     /// FNV-1a over the seed and the key, folded to the number of buckets.
@@ -750,7 +820,7 @@ mod tests {
         }
 
         fn find(&mut self, now: u64, name: &str) -> Vec<Found> {
-            self.0.find(self.1, self.2, now, &key(name))
+            self.0.find(self.1, self.2, || now, &key(name), true)
         }
 
         fn payloads(&mut self, now: u64, name: &str) -> Vec<Vec<u8>> {
@@ -1048,7 +1118,7 @@ mod tests {
         let data = Contended(InMemory::default());
         let mut store = Store::open(&data, 7);
         assert_eq!(store.insert(&data, LIMITS, 0, &[key("a")], b"ctx"), None);
-        assert!(store.find(&data, LIMITS, 0, &key("a")).is_empty());
+        assert!(store.find(&data, LIMITS, || 0, &key("a"), true).is_empty());
     }
 
     #[test]

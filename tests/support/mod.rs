@@ -2,11 +2,11 @@
 #![allow(dead_code)] // each test file uses its part
 
 use b3relay::config::{Config, Direction};
-use b3relay::filter::{Filter, Host, Outcome};
+use b3relay::filter::{Filter, Host, Memory, Outcome};
 use b3relay::header::{Pairs, serialize};
 use b3relay::metrics::Counter;
 use b3relay::relay::Decision;
-use b3relay::store::{InMemory, NotSet, SharedData, Store, Ticket};
+use b3relay::store::{InMemory, NotSet, SharedData, Ticket};
 use serde::Deserialize;
 use std::cell::{Cell, RefCell};
 
@@ -114,8 +114,8 @@ impl SharedData for TestHost {
 }
 
 impl Host for TestHost {
-    fn now_ms(&self) -> u64 {
-        self.now.get()
+    fn now_us(&self) -> u64 {
+        self.now.get() * 1000
     }
 
     fn random(&self) -> [u8; 16] {
@@ -135,6 +135,7 @@ pub struct Seen {
     pub worker: usize,
     pub headers: Headers,
     pub ticket: Option<Ticket>,
+    pub call: Option<u64>,
     pub decision: Option<Decision>,
     pub rules: Vec<&'static str>,
     pub counters: Vec<Counter>,
@@ -146,7 +147,7 @@ pub struct Sidecar {
     pub host: TestHost,
     pub filter: Filter,
     outbound: Filter,
-    stores: Vec<RefCell<Store>>,
+    memories: Vec<RefCell<Memory>>,
 }
 
 impl Sidecar {
@@ -158,9 +159,9 @@ impl Sidecar {
         let host = TestHost::default();
         host.now.set(1_700_000_000_000);
         let filter = |config: &str| Filter::new(Config::parse(config.as_bytes()).unwrap());
-        let stores = (0..workers).map(|n| RefCell::new(Store::open(&host, n)));
+        let memories = (0..workers).map(|n| RefCell::new(Memory::open(&host, n)));
         Self {
-            stores: stores.collect(),
+            memories: memories.collect(),
             filter: filter(inbound),
             outbound: filter(outbound),
             host,
@@ -182,8 +183,8 @@ impl Sidecar {
             Some(Direction::Outbound) => &self.outbound,
             _ => &self.filter,
         };
-        let store = &mut self.stores[worker].borrow_mut();
-        let outcome: Outcome<'_> = filter.request(store, &self.host, direction, Pairs::new(&map));
+        let memory = &mut self.memories[worker].borrow_mut();
+        let outcome: Outcome<'_> = filter.request(memory, &self.host, direction, Pairs::new(&map));
         let mut headers = before.clone();
         for edit in &outcome.edits {
             edit.apply(&mut headers);
@@ -192,6 +193,7 @@ impl Sidecar {
             worker,
             headers,
             ticket: outcome.ticket,
+            call: outcome.call,
             decision: outcome.counters.iter().find_map(|counter| match counter {
                 Counter::Calls(decision) => Some(*decision),
                 _ => None,
@@ -215,8 +217,23 @@ impl Sidecar {
     }
 
     pub fn end(&self, seen: &Seen) {
-        let store = &mut self.stores[seen.worker].borrow_mut();
+        let memory = &mut self.memories[seen.worker].borrow_mut();
         let ticket = seen.ticket.unwrap();
-        assert!(self.filter.end(store, &self.host, ticket));
+        assert!(self.filter.end(memory, &self.host, ticket));
+    }
+
+    /// The call has returned.
+    pub fn returned(&self, seen: &Seen) {
+        if let Some(call) = seen.call {
+            let memory = &mut self.memories[seen.worker].borrow_mut();
+            self.outbound.returned(memory, &self.host, call);
+        }
+    }
+
+    /// On every worker, as Envoy does every second.
+    pub fn tick(&self) {
+        for memory in &self.memories {
+            memory.borrow_mut().tick(&self.host);
+        }
     }
 }

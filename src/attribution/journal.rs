@@ -1,0 +1,480 @@
+//! What happens in one worker, told to all: requests and calls that begin and end.
+//!
+//! A request may come in on one worker and its calls go out on another. So each
+//! worker writes what it sees into shared data, and one that has to judge a call
+//! reads what the others wrote. A worker's journal is a ring of segments under a
+//! fixed set of keys ([`SEGMENTS`]), which that worker alone writes:
+//!
+//! - To write an event is one write of the segment (up to [`SEGMENT`] bytes), and no
+//!   read.
+//! - To read on is one read for each worker, if not much has happened.
+//! - Who reads on too rarely finds a segment overwritten, and is told so.
+//!
+//! A segment is: the writer's nonce u64, its own number in the journal u32, then
+//! events. An event is: the time in microseconds u64, a tag u8, and what belongs to
+//! it. Integers are little-endian.
+
+use super::text::Token;
+use crate::store::{RequestOf, SharedData};
+
+/// Segments of a journal.
+const SEGMENTS: u32 = 64;
+/// Bytes from which on the next segment is begun.
+const SEGMENT: usize = 1536;
+const HEAD: usize = 12;
+const PREFIX: &[u8; 14] = b"b3relay/2/log/";
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A request has begun.
+    Begin {
+        /// Its number in the store.
+        request: u64,
+        /// Where the store has it.
+        bucket: u16,
+        /// [`super::text::route`]
+        route: u32,
+        /// [`super::text::tokens`]
+        tokens: Vec<Token>,
+    },
+    /// It has been answered, or was broken off.
+    End {
+        /// Its number in the store.
+        request: u64,
+    },
+    /// A call has begun.
+    Call {
+        /// Its number in the worker.
+        call: u64,
+        /// [`super::text::kind`]
+        kind: [u32; 2],
+        /// [`super::text::tokens`]
+        tokens: Vec<Token>,
+        /// The request that it is known to be of.
+        owner: Option<RequestOf>,
+    },
+    /// It has returned, or was broken off.
+    CallEnd {
+        /// Its number in the worker.
+        call: u64,
+    },
+}
+
+impl Event {
+    fn write(&self, at_us: u64, out: &mut Vec<u8>) {
+        out.extend_from_slice(&at_us.to_le_bytes());
+        let write_tokens = |tokens: &[Token], out: &mut Vec<u8>| {
+            let count = u8::try_from(tokens.len()).unwrap_or(u8::MAX);
+            out.push(count);
+            for token in tokens.iter().take(count.into()) {
+                out.extend_from_slice(&token.to_u32().to_le_bytes());
+            }
+        };
+        match self {
+            Self::Begin {
+                request,
+                bucket,
+                route,
+                tokens,
+            } => {
+                out.push(0);
+                out.extend_from_slice(&request.to_le_bytes());
+                out.extend_from_slice(&bucket.to_le_bytes());
+                out.extend_from_slice(&route.to_le_bytes());
+                write_tokens(tokens, out);
+            }
+            Self::End { request } => {
+                out.push(1);
+                out.extend_from_slice(&request.to_le_bytes());
+            }
+            Self::Call {
+                call,
+                kind: [fine, coarse],
+                tokens,
+                owner,
+            } => {
+                out.push(if owner.is_some() { 3 } else { 2 });
+                out.extend_from_slice(&call.to_le_bytes());
+                out.extend_from_slice(&fine.to_le_bytes());
+                out.extend_from_slice(&coarse.to_le_bytes());
+                if let Some((worker, request)) = owner {
+                    out.extend_from_slice(&worker.to_le_bytes());
+                    out.extend_from_slice(&request.to_le_bytes());
+                }
+                write_tokens(tokens, out);
+            }
+            Self::CallEnd { call } => {
+                out.push(4);
+                out.extend_from_slice(&call.to_le_bytes());
+            }
+        }
+    }
+
+    fn read(rest: &mut &[u8]) -> Option<(u64, Self)> {
+        let at_us = u64::from_le_bytes(take(rest)?);
+        let [tag] = take(rest)?;
+        let number = u64::from_le_bytes(take(rest)?);
+        let read_tokens = |rest: &mut &[u8]| -> Option<Vec<Token>> {
+            let [count] = take(rest)?;
+            let numbers = (0..count).map(|_| Some(u32::from_le_bytes(take(rest)?)));
+            numbers.map(|n| n.map(Token::from_u32)).collect()
+        };
+        let event = match tag {
+            0 => Self::Begin {
+                request: number,
+                bucket: u16::from_le_bytes(take(rest)?),
+                route: u32::from_le_bytes(take(rest)?),
+                tokens: read_tokens(rest)?,
+            },
+            1 => Self::End { request: number },
+            2 | 3 => {
+                let kind = [
+                    u32::from_le_bytes(take(rest)?),
+                    u32::from_le_bytes(take(rest)?),
+                ];
+                let owner = match tag {
+                    2 => None,
+                    _ => Some((
+                        u16::from_le_bytes(take(rest)?),
+                        u64::from_le_bytes(take(rest)?),
+                    )),
+                };
+                Self::Call {
+                    call: number,
+                    kind,
+                    owner,
+                    tokens: read_tokens(rest)?,
+                }
+            }
+            4 => Self::CallEnd { call: number },
+            _ => return None,
+        };
+        Some((at_us, event))
+    }
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (taken, after) = rest.split_first_chunk::<N>()?;
+    *rest = after;
+    Some(*taken)
+}
+
+fn name(worker: u16, segment: u32) -> [u8; 17] {
+    let mut name = [0; 17];
+    let [a, b] = worker.to_le_bytes();
+    let place = (segment % SEGMENTS) as u8;
+    let bytes = PREFIX.iter().copied().chain([a, b, place]);
+    for (to, from) in name.iter_mut().zip(bytes) {
+        *to = from;
+    }
+    name
+}
+
+/// What a worker writes.
+#[derive(Debug)]
+pub struct Writer {
+    worker: u16,
+    number: u32,
+    segment: Vec<u8>,
+}
+
+impl Writer {
+    /// An empty journal. `nonce` tells the worker from one that had its number before.
+    pub fn new(worker: u16, nonce: u64) -> Self {
+        let mut writer = Self {
+            worker,
+            number: 0,
+            segment: Vec::with_capacity(SEGMENT + 256),
+        };
+        writer.segment.extend_from_slice(&nonce.to_le_bytes());
+        writer.segment.extend_from_slice(&0u32.to_le_bytes());
+        writer
+    }
+
+    /// The worker's number.
+    pub fn worker(&self) -> u16 {
+        self.worker
+    }
+
+    /// Writes an event. One that cannot be written is lost: the next one carries it
+    /// along.
+    pub fn write(&mut self, data: &impl SharedData, at_us: u64, event: &Event) {
+        if self.segment.len() >= SEGMENT {
+            self.number = self.number.wrapping_add(1);
+            self.segment.truncate(8);
+            self.segment.extend_from_slice(&self.number.to_le_bytes());
+        }
+        event.write(at_us, &mut self.segment);
+        let _ = data.set(&name(self.worker, self.number), &self.segment, 0);
+    }
+}
+
+/// How far another worker's journal, or one's own, has been read.
+#[derive(Debug)]
+pub struct Reader {
+    worker: u16,
+    nonce: u64,
+    number: u32,
+    offset: usize,
+}
+
+/// What reading on has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Read {
+    /// Everything since the last time.
+    All,
+    /// Some events were overwritten before they were read.
+    Lost,
+    /// The worker is another one than the last time.
+    Replaced,
+}
+
+impl Reader {
+    /// Will begin with the oldest segment that is there.
+    pub fn new(worker: u16) -> Self {
+        Self {
+            worker,
+            nonce: 0,
+            number: 0,
+            offset: HEAD,
+        }
+    }
+
+    /// The worker that is read.
+    pub fn worker(&self) -> u16 {
+        self.worker
+    }
+
+    /// What is in a place of the ring: nonce, number, and the whole segment.
+    fn segment(&self, data: &impl SharedData, number: u32) -> Option<(u64, u32, Vec<u8>)> {
+        let (bytes, _) = data.get(&name(self.worker, number))?;
+        let mut rest = bytes.as_slice();
+        let nonce = u64::from_le_bytes(take(&mut rest)?);
+        let number = u32::from_le_bytes(take(&mut rest)?);
+        Some((nonce, number, bytes))
+    }
+
+    /// Adds everything that was written since the last time, with its time.
+    pub fn read(&mut self, data: &impl SharedData, events: &mut Vec<(u64, u16, Event)>) -> Read {
+        let mut found = Read::All;
+        // No more than there are, even if the writer is faster.
+        for _ in 0..2 * SEGMENTS {
+            let Some((nonce, number, bytes)) = self.segment(data, self.number) else {
+                break;
+            };
+            if nonce != self.nonce {
+                if self.nonce != 0 {
+                    found = Read::Replaced;
+                }
+                if self.begin(data) && found == Read::All {
+                    found = Read::Lost;
+                }
+                if self.nonce == 0 {
+                    break;
+                }
+                continue;
+            }
+            if number != self.number {
+                // Of the round before: not yet written.
+                if number.wrapping_add(SEGMENTS) == self.number {
+                    break;
+                }
+                found = Read::Lost;
+                self.begin(data);
+                continue;
+            }
+            let mut rest = bytes.get(self.offset..).unwrap_or_default();
+            while !rest.is_empty() {
+                let Some((at_us, event)) = Event::read(&mut rest) else {
+                    break;
+                };
+                events.push((at_us, self.worker, event));
+            }
+            self.offset = bytes.len();
+            if bytes.len() < SEGMENT {
+                break;
+            }
+            self.number = self.number.wrapping_add(1);
+            self.offset = HEAD;
+        }
+        found
+    }
+
+    /// Goes to the oldest segment of the one who writes now. True if there were
+    /// older ones.
+    fn begin(&mut self, data: &impl SharedData) -> bool {
+        let segments = (0..SEGMENTS).filter_map(|place| self.segment(data, place));
+        let heads: Vec<(u64, u32)> = segments.map(|(nonce, number, _)| (nonce, number)).collect();
+        // The writer begins anew with the first place.
+        let writer = heads.first().map_or(0, |(nonce, _)| *nonce);
+        let numbers = heads.iter().filter(|(nonce, _)| *nonce == writer);
+        let oldest = numbers.map(|(_, number)| *number).min().unwrap_or(0);
+        self.nonce = writer;
+        self.number = oldest;
+        self.offset = HEAD;
+        oldest > 0
+    }
+
+    /// Goes to the end of one's own journal: what is there has been told already.
+    pub fn follow(&mut self, writer: &Writer) {
+        if let Some((nonce, _)) = writer.segment.split_first_chunk() {
+            self.nonce = u64::from_le_bytes(*nonce);
+        }
+        self.number = writer.number;
+        self.offset = writer.segment.len();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::InMemory;
+    use proptest::prelude::*;
+
+    fn end(request: u64) -> Event {
+        Event::End { request }
+    }
+
+    fn read(reader: &mut Reader, data: &InMemory) -> (Read, Vec<Event>) {
+        let mut events = Vec::new();
+        let found = reader.read(data, &mut events);
+        (
+            found,
+            events.into_iter().map(|(_, _, event)| event).collect(),
+        )
+    }
+
+    #[test]
+    fn everything_is_told_once_and_in_order() {
+        let data = InMemory::default();
+        let mut writer = Writer::new(3, 77);
+        let mut reader = Reader::new(3);
+        assert_eq!(read(&mut reader, &data), (Read::All, vec![]));
+        let mut next = 0;
+        for batch in [1, 5, 200, 0, 500, 3] {
+            let expected: Vec<Event> = (next..next + batch).map(end).collect();
+            for event in &expected {
+                writer.write(&data, next, event);
+            }
+            next += batch;
+            assert_eq!(read(&mut reader, &data), (Read::All, expected));
+        }
+    }
+
+    #[test]
+    fn who_begins_late_begins_with_the_oldest() {
+        let data = InMemory::default();
+        let mut writer = Writer::new(3, 77);
+        for n in 0..1000 {
+            writer.write(&data, n, &end(n));
+        }
+        let (found, events) = read(&mut Reader::new(3), &data);
+        assert_eq!((found, events.len()), (Read::All, 1000));
+        for n in 1000..20_000 {
+            writer.write(&data, n, &end(n));
+        }
+        let (found, events) = read(&mut Reader::new(3), &data);
+        assert_eq!(found, Read::Lost);
+        assert_eq!(events.last(), Some(&end(19_999)));
+        let expected: Vec<Event> = (20_000 - events.len() as u64..20_000).map(end).collect();
+        assert_eq!(events, expected);
+        assert!(events.len() > 3000);
+    }
+
+    #[test]
+    fn who_is_too_slow_is_told() {
+        let data = InMemory::default();
+        let mut writer = Writer::new(3, 77);
+        let mut reader = Reader::new(3);
+        writer.write(&data, 0, &end(0));
+        read(&mut reader, &data);
+        for n in 1..20_000 {
+            writer.write(&data, n, &end(n));
+        }
+        let (found, events) = read(&mut reader, &data);
+        assert_eq!((found, events.last()), (Read::Lost, Some(&end(19_999))));
+        writer.write(&data, 0, &end(5));
+        assert_eq!(read(&mut reader, &data), (Read::All, vec![end(5)]));
+    }
+
+    #[test]
+    fn a_worker_that_takes_a_number_over_is_noticed() {
+        let data = InMemory::default();
+        let mut writer = Writer::new(3, 77);
+        let mut reader = Reader::new(3);
+        for n in 0..500 {
+            writer.write(&data, n, &end(n));
+        }
+        read(&mut reader, &data);
+        let mut writer = Writer::new(3, 78);
+        writer.write(&data, 0, &end(1));
+        let mut all = read(&mut reader, &data);
+        writer.write(&data, 0, &end(2));
+        all.1.extend(read(&mut reader, &data).1);
+        // Noticed at the latest when the old segment would have been written on.
+        for n in 0..8000 {
+            writer.write(&data, n, &end(n));
+            let (found, events) = read(&mut reader, &data);
+            if found != Read::All {
+                all = (found, events);
+            }
+        }
+        assert_eq!(all.0, Read::Replaced);
+    }
+
+    fn events() -> impl Strategy<Value = Event> {
+        let tokens = || proptest::collection::vec(any::<u32>().prop_map(Token::from_u32), 0..20);
+        prop_oneof![
+            (any::<u64>(), any::<u16>(), any::<u32>(), tokens()).prop_map(
+                |(request, bucket, route, tokens)| Event::Begin {
+                    request,
+                    bucket,
+                    route,
+                    tokens
+                }
+            ),
+            any::<u64>().prop_map(end),
+            (
+                any::<u64>(),
+                any::<[u32; 2]>(),
+                tokens(),
+                any::<Option<RequestOf>>()
+            )
+                .prop_map(|(call, kind, tokens, owner)| Event::Call {
+                    call,
+                    kind,
+                    tokens,
+                    owner
+                }),
+            any::<u64>().prop_map(|call| Event::CallEnd { call }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn events_come_back_as_they_were(written in proptest::collection::vec(events(), 0..300)) {
+            let data = InMemory::default();
+            let mut writer = Writer::new(1, 2);
+            for event in &written {
+                writer.write(&data, 9, event);
+            }
+            prop_assert_eq!(read(&mut Reader::new(1), &data), (Read::All, written));
+        }
+
+        #[test]
+        fn any_bytes_in_shared_data_are_survived(bytes: Vec<u8>, at in 0u32..4) {
+            let data = InMemory::default();
+            let mut writer = Writer::new(1, 2);
+            for n in 0..200 {
+                writer.write(&data, n, &end(n));
+            }
+            let mut reader = Reader::new(1);
+            let _ = data.set(&name(1, at), &bytes, 0);
+            read(&mut reader, &data);
+            let _ = data.set(&name(1, at), &bytes, 0);
+            writer.write(&data, 0, &end(0));
+            read(&mut reader, &data);
+        }
+    }
+}

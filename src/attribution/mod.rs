@@ -1,0 +1,298 @@
+//! To which request does a call belong, if it says nothing of it itself?
+//!
+//! The last rungs of the ladder that [`crate::filter`] climbs for each call: the
+//! only request in flight; an identifier that a call shares with one request in
+//! flight; what requests of each route do, and when; and else nothing.
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | [`text`] | which route or kind a request is of, and the identifiers in it |
+//! | [`model`] | what has been learned of the application |
+//! | [`tracker`] | what is believed of the requests in flight, and whose a call is |
+//! | [`journal`] | what each worker tells the others |
+//!
+//! Each worker that judges calls has a [`Tracker`] of its own, and tells it what is
+//! in the journals of all, in the order of time.
+
+mod belief;
+pub mod journal;
+pub mod model;
+mod order;
+pub mod text;
+pub mod tracker;
+
+use crate::store::{RequestOf, SharedData, Store, Ticket};
+use journal::{Event, Read, Reader, Writer};
+use text::Token;
+use tracker::{Basis, Tracker, Verdict};
+
+/// For so long after events were lost there may be requests in flight that nothing
+/// is known of.
+const BLIND_US: u64 = 10_000_000;
+/// A worker that has judged no call for so long stops following the journals.
+const FOLLOWS_US: u64 = 300_000_000;
+/// For so long after a call that had to be judged, others are written down too.
+const AWAKE_MS: u64 = 60_000;
+/// When, in milliseconds, a call had to be judged in any worker.
+const AWAKE: &[u8] = b"b3relay/2/awake";
+
+/// A call, as it is told apart from others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// [`text::kind`]
+    pub kind: [u32; 2],
+    /// [`text::tokens`]
+    pub tokens: Vec<Token>,
+}
+
+/// What one worker knows of whose calls are whose.
+#[derive(Debug, Default)]
+pub struct Attribution {
+    writer: Option<Writer>,
+    readers: Vec<Reader>,
+    tracker: Tracker,
+    next_call: u64,
+    judged_us: u64,
+    blind_until_us: u64,
+    awake_ms: u64,
+}
+
+/// The request or call of a worker, as one number.
+fn number(worker: u16, id: u64) -> u64 {
+    (u64::from(worker) << 48) | (id & 0xffff_ffff_ffff)
+}
+
+fn request_of(number: u64) -> RequestOf {
+    ((number >> 48) as u16, number & 0xffff_ffff_ffff)
+}
+
+impl Attribution {
+    /// A request has begun, which the store has remembered.
+    pub fn begin(
+        &mut self,
+        store: &mut Store,
+        data: &impl SharedData,
+        now_us: u64,
+        ticket: &Ticket,
+        route: u32,
+        tokens: Vec<Token>,
+    ) {
+        let Some(bucket) = ticket.bucket() else {
+            return;
+        };
+        let begun = Event::Begin {
+            request: ticket.id(),
+            bucket,
+            route,
+            tokens,
+        };
+        self.write(store, data, now_us, &begun);
+    }
+
+    /// It has been answered, or was broken off.
+    pub fn end(&mut self, store: &mut Store, data: &impl SharedData, now_us: u64, ticket: &Ticket) {
+        let request = ticket.id();
+        self.write(store, data, now_us, &Event::End { request });
+    }
+
+    /// A call of which `owner` is known, or which says itself whose it is. Returns
+    /// its number, for [`Attribution::returned`]; none if it need not be known,
+    /// because all calls are like that.
+    pub fn called(
+        &mut self,
+        store: &mut Store,
+        data: &impl SharedData,
+        now_us: u64,
+        call: impl FnOnce() -> Call,
+        owner: RequestOf,
+    ) -> Option<u64> {
+        if (now_us / 1000).saturating_sub(self.awake_ms) > AWAKE_MS {
+            return None;
+        }
+        let id = self.number_call();
+        let Call { kind, tokens } = call();
+        let event = Event::Call {
+            call: id,
+            kind,
+            tokens,
+            owner: Some(owner),
+        };
+        self.write(store, data, now_us, &event);
+        Some(id)
+    }
+
+    /// Whose call is it? `wrong`: the part of all calls that may be given to a wrong
+    /// request. Returns its number, for [`Attribution::returned`], and the request
+    /// if it is sure, with what was remembered of it.
+    pub fn judge(
+        &mut self,
+        store: &mut Store,
+        data: &impl SharedData,
+        now_us: u64,
+        call: Call,
+        wrong: f64,
+    ) -> (Option<u64>, Option<(Verdict, Vec<u8>)>) {
+        self.wake(data, now_us);
+        self.judged_us = now_us;
+        let Some(worker) = self.writer(store, data, now_us).map(|w| w.worker()) else {
+            return (None, None);
+        };
+        self.follow(store, data, now_us);
+        let id = self.number_call();
+        let Call { kind, tokens } = call;
+        let verdict = self
+            .tracker
+            .call(now_us, number(worker, id), kind, &tokens, None, wrong);
+        let event = Event::Call {
+            call: id,
+            kind,
+            tokens,
+            owner: None,
+        };
+        self.write(store, data, now_us, &event);
+        let own = self.readers.iter_mut().find(|r| r.worker() == worker);
+        if let (Some(own), Some(writer)) = (own, &self.writer) {
+            // The tracker has been told already.
+            own.follow(writer);
+        }
+        let seeing = now_us >= self.blind_until_us;
+        let sure = verdict.filter(|verdict| seeing || verdict.basis == Basis::Token);
+        let found = sure.and_then(|verdict| {
+            let place = self.tracker.bucket(verdict.request)?;
+            let payload = store.fetch(data, request_of(verdict.request), place)?;
+            Some((verdict, payload))
+        });
+        (Some(id), found)
+    }
+
+    /// A call has returned, or was broken off.
+    pub fn returned(&mut self, store: &mut Store, data: &impl SharedData, now_us: u64, call: u64) {
+        self.write(store, data, now_us, &Event::CallEnd { call });
+    }
+
+    /// To be called every second or so.
+    pub fn tick(&mut self, store: &mut Store, data: &impl SharedData, now_us: u64) {
+        if self.writer.is_none() && self.readers.is_empty() {
+            return;
+        }
+        if let Some((when, _)) = data.get(AWAKE) {
+            let when = when.try_into().map(u64::from_le_bytes).unwrap_or(0);
+            self.awake_ms = self.awake_ms.max(when);
+        }
+        if self.judged_us > 0 && now_us.saturating_sub(self.judged_us) < FOLLOWS_US {
+            self.follow(store, data, now_us);
+        } else if !self.readers.is_empty() {
+            // Begins anew with the next call that is to be judged.
+            self.readers.clear();
+            self.tracker.forget();
+        }
+    }
+
+    /// Requests in flight that it knows of.
+    pub fn in_flight(&self) -> usize {
+        self.tracker.in_flight()
+    }
+
+    fn number_call(&mut self) -> u64 {
+        let id = self.next_call;
+        self.next_call = id.wrapping_add(1);
+        id
+    }
+
+    /// Lets all workers know that there are calls which say nothing of themselves.
+    fn wake(&mut self, data: &impl SharedData, now_us: u64) {
+        let now_ms = now_us / 1000;
+        if now_ms.saturating_sub(self.awake_ms) > AWAKE_MS / 4 {
+            self.awake_ms = now_ms;
+            let _ = data.set(AWAKE, &now_ms.to_le_bytes(), 0);
+        }
+    }
+
+    /// This worker's journal, under the number that it has in the store.
+    fn writer(
+        &mut self,
+        store: &mut Store,
+        data: &impl SharedData,
+        now_us: u64,
+    ) -> Option<&mut Writer> {
+        let worker = store.join(data, now_us / 1000)?;
+        if self.writer.as_ref().is_none_or(|w| w.worker() != worker) {
+            self.writer = Some(Writer::new(worker, store.nonce()));
+        }
+        self.writer.as_mut()
+    }
+
+    fn write(&mut self, store: &mut Store, data: &impl SharedData, now_us: u64, event: &Event) {
+        if let Some(writer) = self.writer(store, data, now_us) {
+            writer.write(data, now_us, event);
+        }
+    }
+
+    /// Tells the tracker what has happened since.
+    fn follow(&mut self, store: &mut Store, data: &impl SharedData, now_us: u64) {
+        let workers = store.workers(data, now_us / 1000);
+        let mut gone: Vec<u16> = Vec::new();
+        self.readers.retain(|reader| {
+            let here = workers.contains(&reader.worker());
+            if !here {
+                gone.push(reader.worker());
+            }
+            here
+        });
+        for worker in workers {
+            if !self.readers.iter().any(|r| r.worker() == worker) {
+                self.readers.push(Reader::new(worker));
+            }
+        }
+        let mut events = Vec::new();
+        let mut lost = false;
+        for reader in &mut self.readers {
+            match reader.read(data, &mut events) {
+                Read::All => {}
+                Read::Lost => lost = true,
+                Read::Replaced => gone.push(reader.worker()),
+            }
+        }
+        for worker in gone {
+            self.tracker
+                .abandon(|request| request_of(request).0 == worker);
+        }
+        if lost {
+            self.tracker.forget();
+            self.blind_until_us = now_us.saturating_add(BLIND_US);
+        }
+        // The earliest first.
+        let events = order::descending(events, |(at_us, _, _)| -(*at_us as f64));
+        for (at_us, worker, event) in events {
+            self.tell(at_us, worker, event);
+        }
+    }
+
+    fn tell(&mut self, at_us: u64, worker: u16, event: Event) {
+        match event {
+            Event::Begin {
+                request,
+                bucket,
+                route,
+                tokens,
+            } => {
+                let request = number(worker, request);
+                self.tracker.begin(at_us, request, bucket, route, tokens);
+            }
+            Event::End { request } => {
+                self.tracker.end(at_us, number(worker, request));
+            }
+            Event::Call {
+                call,
+                kind,
+                tokens,
+                owner,
+            } => {
+                let owner = owner.map(|(worker, request)| number(worker, request));
+                let call = number(worker, call);
+                self.tracker.call(at_us, call, kind, &tokens, owner, 0.0);
+            }
+            Event::CallEnd { call } => self.tracker.call_end(at_us, number(worker, call)),
+        }
+    }
+}

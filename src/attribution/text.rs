@@ -1,0 +1,190 @@
+//! What is read off the text of a request: which route or kind of call it is, and
+//! the identifiers in it. Nothing of the text is kept, only hashes.
+
+/// Parts of one request that are looked at for identifiers.
+const TOKENS_MOST: usize = 16;
+/// Parts of a path that tell a kind; what follows does not.
+const PARTS: usize = 8;
+/// Of a shorter text nobody can say that it is of one request.
+const SHORTEST: usize = 3;
+
+/// An identifier in a request: a hash, and how unlikely it is by its form that
+/// two requests have it by chance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Token(u32);
+
+impl Token {
+    /// Of a text, hashed with a seed that nobody outside knows. `None` if it is
+    /// too short.
+    pub fn of(seed: u64, text: &[u8]) -> Option<Self> {
+        if text.len() < SHORTEST {
+            return None;
+        }
+        let digits = text.iter().filter(|byte| byte.is_ascii_digit()).count();
+        let rare = match text.len() {
+            16.. if digits >= 3 => 3,
+            8.. if digits >= 2 => 2,
+            4.. if digits >= 2 => 1,
+            _ => 0,
+        };
+        Some(Self((hash(seed ^ TOKENS, [text]) & !3) | rare))
+    }
+
+    /// From its encoding.
+    pub fn from_u32(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// Its encoding.
+    pub fn to_u32(self) -> u32 {
+        self.0
+    }
+
+    /// How rare it looks, from 0 to 3.
+    pub fn rarity(self) -> usize {
+        (self.0 & 3) as usize
+    }
+}
+
+const TOKENS: u64 = 0x746f_6b65_6e73;
+
+/// FNV-1a, folded; a byte that cannot be in a part keeps parts apart.
+fn hash<'a>(seed: u64, parts: impl IntoIterator<Item = &'a [u8]>) -> u32 {
+    let mut hash = 0xcbf2_9ce4_8422_2325 ^ seed;
+    for part in parts {
+        for byte in part.iter().chain(&[0]) {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+    (hash ^ (hash >> 32)) as u32
+}
+
+/// The parts of a path before its query.
+fn parts(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let end = path.iter().position(|byte| matches!(byte, b'?' | b'#'));
+    let path = end.and_then(|end| path.get(..end)).unwrap_or(path);
+    path.split(|byte| *byte == b'/')
+        .filter(|part| !part.is_empty())
+}
+
+/// A part that stands for one of many: a number, a UUID, a hash, an address.
+fn is_identifier(part: &[u8]) -> bool {
+    if let [b'v' | b'V', version @ ..] = part {
+        if version.len() <= 2 && version.iter().all(u8::is_ascii_digit) {
+            return false;
+        }
+    }
+    // gRPC: package.Service
+    let is_name = |byte: &u8| byte.is_ascii_alphabetic() || matches!(byte, b'-' | b'_' | b'.');
+    part.len() > 48 || !part.iter().all(is_name)
+}
+
+/// What calls of one kind have in common: method, host, and the path without its
+/// identifiers; and for when there are too many of those, without the path.
+pub fn kind(method: &[u8], authority: &[u8], path: &[u8]) -> [u32; 2] {
+    let host = authority.to_ascii_lowercase();
+    let depth = [parts(path).count().min(PARTS) as u8];
+    let template = parts(path)
+        .take(PARTS)
+        .map(|part| if is_identifier(part) { b"*" } else { part });
+    let fine = [method, host.as_slice()].into_iter().chain(template);
+    [
+        hash(0, fine),
+        hash(1, [method, host.as_slice(), depth.as_slice()]),
+    ]
+}
+
+/// What requests of one route have in common: the method, and the path without its
+/// identifiers.
+pub fn route(method: &[u8], path: &[u8]) -> u32 {
+    kind(method, b"", path)[0]
+}
+
+/// The identifiers of a request: the parts of its path, the values of its query,
+/// and values of headers, of which a cookie has several.
+pub fn tokens<'a>(
+    seed: u64,
+    path: &[u8],
+    headers: impl IntoIterator<Item = &'a [u8]>,
+) -> Vec<Token> {
+    let mut tokens: Vec<Token> = Vec::new();
+    let mut add = |text: &[u8]| {
+        if let Some(token) = Token::of(seed, text).filter(|token| !tokens.contains(token)) {
+            tokens.push(token);
+        }
+    };
+    parts(path).for_each(&mut add);
+    let query = path.splitn(2, |byte| *byte == b'?').nth(1);
+    for pair in query.unwrap_or_default().split(|byte| *byte == b'&') {
+        add(pair.splitn(2, |byte| *byte == b'=').last().unwrap_or(pair));
+    }
+    for value in headers {
+        for item in value.split(|byte| *byte == b';') {
+            let item = item.trim_ascii();
+            add(item.splitn(2, |byte| *byte == b'=').last().unwrap_or(item));
+        }
+    }
+    // The most telling ones, if there are many.
+    if tokens.len() > TOKENS_MOST {
+        tokens = super::order::descending(tokens, |token| token.rarity() as f64);
+        tokens.truncate(TOKENS_MOST);
+    }
+    tokens
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn same(a: &str, b: &str) -> bool {
+        let of = |path: &str| kind(b"GET", b"ratings:9080", path.as_bytes())[0];
+        of(a) == of(b)
+    }
+
+    #[test]
+    fn identifiers_are_left_out_of_a_kind() {
+        assert!(same("/ratings/0", "/ratings/17?full=1"));
+        assert!(same(
+            "/users/0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f/orders",
+            "/users/8e8a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f/orders/"
+        ));
+        assert!(!same("/ratings/0", "/reviews/0"));
+        assert!(!same("/v1/ratings", "/v2/ratings"));
+        assert!(!same("/shop.v1.Cart/Get", "/shop.v1.Cart/Put"));
+        assert!(!same("/a/b", "/ab"));
+        assert_ne!(kind(b"GET", b"a", b"/"), kind(b"PUT", b"a", b"/"));
+        assert_eq!(kind(b"GET", b"A", b"/"), kind(b"GET", b"a", b"/"));
+    }
+
+    #[test]
+    fn identifiers_are_found_wherever_they_are() {
+        let id = Token::of(7, b"9b1deb4d").unwrap();
+        let cookies: [&[u8]; 1] = [b"theme=dark; session=9b1deb4d"];
+        for found in [
+            tokens(7, b"/users/9b1deb4d", []),
+            tokens(7, b"/x?a=1&id=9b1deb4d", []),
+            tokens(7, b"/", cookies),
+        ] {
+            assert!(found.contains(&id), "{found:?}");
+        }
+        assert!(!tokens(8, b"/users/9b1deb4d", []).contains(&id));
+        assert!(!tokens(7, b"/users/9b1deb4e", []).contains(&id));
+    }
+
+    #[test]
+    fn the_rare_ones_are_kept() {
+        let path = "/abc".repeat(3) + &(0..40).map(|n| format!("/w{n}x")).collect::<String>();
+        let path = path + "/0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
+        let found = tokens(0, path.as_bytes(), []);
+        assert_eq!((found.len(), found[0].rarity()), (TOKENS_MOST, 3));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_is_too_odd(a: Vec<u8>, b: Vec<u8>, c: Vec<u8>) {
+            kind(&a, &b, &c);
+            prop_assert!(tokens(1, &a, [b.as_slice(), &c]).len() <= TOKENS_MOST);
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! Simulated applications behind a simulated sidecar: the events go through the
+//! tracker of the core, and its answers are held against the truth.
+use b3relay::attribution::text::Token;
+use b3relay::attribution::tracker::Tracker;
+use rand::prelude::*;
+use rand::rngs::SmallRng;
+use rand_distr::{Exp, LogNormal};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+
+/// One of the calls that a step makes.
+#[derive(Clone, Copy)]
+pub struct Call {
+    pub kind: u32,
+    /// The probability that it is made at all (a cache may know the answer).
+    pub chance: f64,
+    /// The probability that it is made again.
+    pub retry: f64,
+}
+
+const fn call(kind: u32) -> Call {
+    Call { kind, chance: 1.0, retry: 0.0 }
+}
+
+/// Calls of one step are made at once; the next step begins when all have returned.
+#[derive(Clone)]
+pub struct App {
+    pub name: &'static str,
+    pub routes: Vec<Vec<Vec<Call>>>,
+    pub cpu_ms: f64,
+    pub io_ms: f64,
+    /// Bursts of CPU that run at once, the others wait; `None` for any number.
+    pub cores: Option<usize>,
+    /// Requests that are served at once; the others wait.
+    pub threads: Option<usize>,
+    /// Calls a second that nobody asked for, by kind.
+    pub background: Vec<(u32, f64)>,
+    /// The probability that a request makes a call (kind 9) after its answer.
+    pub after: f64,
+    /// What the application does from the middle on.
+    pub deploy: Option<Vec<Vec<Vec<Call>>>>,
+    /// The time of calls grows up to so many times.
+    pub drift: f64,
+    /// The clients come and go: all at once, then one, ...
+    pub bursts: bool,
+    /// Microseconds by which the sidecar sees events late, at most.
+    pub jitter_us: u64,
+    /// One identifier of each request is in its calls.
+    pub token: bool,
+}
+
+fn plain() -> App {
+    App {
+        name: "threads",
+        routes: vec![
+            vec![vec![call(1)], vec![call(2)]],
+            vec![vec![call(2)], vec![call(3)]],
+            vec![],
+            vec![vec![call(1)]],
+        ],
+        cpu_ms: 0.3,
+        io_ms: 10.0,
+        cores: None,
+        threads: None,
+        background: vec![],
+        after: 0.0,
+        deploy: None,
+        drift: 1.0,
+        bursts: false,
+        jitter_us: 0,
+        token: false,
+    }
+}
+
+pub fn apps() -> Vec<App> {
+    let parallel = vec![
+        vec![vec![call(1)], vec![call(2)]],
+        vec![vec![call(2), call(3)], vec![call(1)]],
+        vec![],
+        vec![vec![call(1)]],
+    ];
+    let maybe = |kind, chance| Call { chance, ..call(kind) };
+    vec![
+        plain(),
+        App { name: "token", token: true, ..plain() },
+        App { name: "cpu-1ms", cpu_ms: 1.0, ..plain() },
+        App { name: "background", background: vec![(1, 5.0)], ..plain() },
+        App { name: "parallel-background", routes: parallel.clone(), background: vec![(1, 5.0)], ..plain() },
+        App { name: "event-loop", cores: Some(1), ..plain() },
+        App { name: "event-loop-parallel", cores: Some(1), routes: parallel.clone(), ..plain() },
+        App { name: "pool-of-8", cores: Some(2), threads: Some(8), ..plain() },
+        App {
+            name: "caches-retries",
+            routes: vec![
+                vec![vec![maybe(1, 0.5)], vec![maybe(2, 0.7)], vec![Call { retry: 0.1, ..call(3) }]],
+                vec![vec![Call { retry: 0.2, ..call(2) }], vec![maybe(3, 0.3)]],
+                vec![vec![maybe(4, 0.1)]],
+                vec![vec![call(1)], vec![maybe(1, 0.5)], vec![maybe(1, 0.5)]],
+            ],
+            ..plain()
+        },
+        App { name: "fan-out-of-6", routes: vec![vec![(1..7).map(call).collect()], vec![vec![call(1)], (2..5).map(call).collect()], vec![]], ..plain() },
+        App { name: "drift", drift: 4.0, ..plain() },
+        App { name: "deploy", deploy: Some(vec![vec![vec![call(2)], vec![call(1)], vec![call(3)]], vec![vec![call(3)]], vec![vec![call(1)]], vec![vec![call(1), call(2)]]]), ..plain() },
+        App { name: "bursts", bursts: true, ..plain() },
+        App { name: "late-events", jitter_us: 200, ..plain() },
+        App { name: "after-the-answer", after: 0.5, ..plain() },
+        App { name: "busy-background", background: vec![(1, 50.0), (2, 20.0), (7, 10.0)], ..plain() },
+        App { name: "cpu-bound", cpu_ms: 5.0, io_ms: 3.0, cores: Some(2), ..plain() },
+        App { name: "one-route", routes: vec![vec![vec![call(1)], vec![call(2)]]], ..plain() },
+    ]
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Arrive,
+    Background(usize),
+    After(u64),
+    /// The request's CPU burst is over.
+    Ran(u64),
+    Returned(u64),
+}
+
+struct Request {
+    route: usize,
+    step: usize,
+    out: usize,
+    token: u32,
+}
+
+#[derive(Clone, Copy)]
+enum Seen {
+    Begin(u64, u32, u32),
+    Call(u64, u32, u32, Option<u64>),
+    CallEnd(u64),
+    End(u64),
+}
+
+/// The events that the sidecar sees, by time in microseconds, and from when on
+/// they count.
+fn run(app: &App, concurrency: usize, requests: u64, quiet: u64, seed: u64) -> (Vec<(u64, Seen)>, u64) {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let mut queue: BinaryHeap<Reverse<(u64, u64, Event)>> = BinaryHeap::new();
+    let mut order = 0;
+    let mut seen = Vec::new();
+    let mut live: HashMap<u64, Request> = HashMap::new();
+    let (mut started, mut ids, mut now) = (0u64, 0u64, 1_000_000u64);
+    let mut calls: HashMap<u64, (Option<u64>, Call)> = HashMap::new();
+    let mut counts_from = 0;
+    let (mut running, mut ready) = (0usize, VecDeque::new());
+    let mut waiting: VecDeque<u64> = VecDeque::new();
+    let mut serving = 0usize;
+    macro_rules! after {
+        ($ms:expr, $event:expr) => {{
+            order += 1;
+            let us = ($ms * 1000.0) as u64;
+            queue.push(Reverse((now + us, order, $event)));
+        }};
+    }
+    let burst = LogNormal::new(app.cpu_ms.ln(), 0.5).unwrap();
+    macro_rules! cpu {
+        ($request:expr) => {{
+            if app.cores.is_none_or(|cores| running < cores) {
+                running += 1;
+                let ms: f64 = burst.sample(&mut random);
+                after!(ms, Event::Ran($request));
+            } else {
+                ready.push_back($request);
+            }
+        }};
+    }
+    macro_rules! outbound {
+        ($owner:expr, $call:expr, $token:expr) => {{
+            ids += 1;
+            let call: Call = $call;
+            seen.push((now, Seen::Call(ids, call.kind, $token, $owner)));
+            calls.insert(ids, ($owner, call));
+            let progress = started as f64 / requests as f64;
+            let io = app.io_ms * (1.0 + (app.drift - 1.0) * progress);
+            let ms: f64 = LogNormal::new(io.ln(), 0.6).unwrap().sample(&mut random);
+            after!(ms, Event::Returned(ids));
+        }};
+    }
+    after!(0.0, Event::Arrive);
+    for (n, (_, rate)) in app.background.iter().enumerate() {
+        after!(Exp::new(rate / 1000.0).unwrap().sample(&mut random), Event::Background(n));
+    }
+    while let Some(Reverse((at, _, event))) = queue.pop() {
+        now = at;
+        if started >= requests && live.is_empty() && !matches!(event, Event::Returned(_)) {
+            break;
+        }
+        match event {
+            Event::Arrive if started < requests => {
+                started += 1;
+                ids += 1;
+                if started == quiet {
+                    counts_from = now;
+                    for _ in 1..concurrency {
+                        after!(random.random::<f64>() * app.io_ms, Event::Arrive);
+                    }
+                }
+                let route = random.random_range(0..app.routes.len());
+                let token = if app.token { random.random::<u32>() | 1 } else { 0 };
+                live.insert(ids, Request { route, step: 0, out: 0, token });
+                seen.push((now, Seen::Begin(ids, 100 + route as u32, token)));
+                if app.threads.is_none_or(|threads| serving < threads) {
+                    serving += 1;
+                    cpu!(ids);
+                } else {
+                    waiting.push_back(ids);
+                }
+            }
+            Event::Arrive => {}
+            Event::Background(n) => {
+                let (kind, rate) = app.background[n];
+                outbound!(None, call(kind), 0);
+                after!(Exp::new(rate / 1000.0).unwrap().sample(&mut random), Event::Background(n));
+            }
+            Event::After(request) => outbound!(Some(request), call(9), 0),
+            Event::Ran(id) => {
+                running -= 1;
+                if let Some(next) = ready.pop_front() {
+                    cpu!(next);
+                }
+                let routes = match &app.deploy {
+                    Some(routes) if started > (requests + quiet) / 2 => routes,
+                    _ => &app.routes,
+                };
+                let request = live.get_mut(&id).unwrap();
+                let mut made = Vec::new();
+                while let Some(step) = routes[request.route].get(request.step) {
+                    request.step += 1;
+                    made = step.iter().filter(|call| random.random::<f64>() < call.chance).copied().collect();
+                    if !made.is_empty() {
+                        break;
+                    }
+                }
+                request.out = made.len();
+                let token = request.token;
+                if made.is_empty() {
+                    live.remove(&id);
+                    seen.push((now, Seen::End(id)));
+                    if random.random::<f64>() < app.after {
+                        after!(2.0 * random.random::<f64>(), Event::After(id));
+                    }
+                    serving -= 1;
+                    if let Some(next) = waiting.pop_front() {
+                        serving += 1;
+                        cpu!(next);
+                    }
+                    let pause = if app.bursts && (started / 200) % 2 == 0 { 100.0 * concurrency as f64 / 2.0 } else { 5.0 };
+                    after!(Exp::new(1.0 / pause).unwrap().sample(&mut random), Event::Arrive);
+                }
+                for one in made {
+                    outbound!(Some(id), one, token);
+                }
+            }
+            Event::Returned(call) => {
+                seen.push((now, Seen::CallEnd(call)));
+                let (owner, made) = calls.remove(&call).unwrap();
+                if let Some(request) = owner.and_then(|owner| live.get_mut(&owner)) {
+                    let id = owner.unwrap();
+                    let token = request.token;
+                    if random.random::<f64>() < made.retry {
+                        outbound!(Some(id), made, token);
+                        continue;
+                    }
+                    request.out -= 1;
+                    if request.out == 0 {
+                        cpu!(id);
+                    }
+                }
+            }
+        }
+    }
+    if app.jitter_us > 0 {
+        for (us, _) in &mut seen {
+            *us += random.random_range(0..app.jitter_us);
+        }
+        seen.sort_by_key(|(us, _)| *us);
+    }
+    (seen, counts_from)
+}
+
+#[derive(Clone, Copy, Default)]
+pub struct Tally {
+    right: u32,
+    unsure: u32,
+    wrong: u32,
+    expected: f64,
+}
+
+fn measure(app: &App, concurrency: usize, requests: u64, quiet: u64, seed: u64, wrong: f64) -> Tally {
+    let (events, counts_from) = run(app, concurrency, requests, quiet, seed);
+    let mut tracker = Tracker::default();
+    let mut tally = Tally::default();
+    let tokens = |token: u32| match token {
+        0 => vec![],
+        _ => vec![Token::from_u32(token | 3), Token::from_u32(8)],
+    };
+    for (us, event) in events {
+        match event {
+            Seen::Begin(id, route, token) => tracker.begin(us, id, 0, route, tokens(token)),
+            Seen::End(id) => tracker.end(us, id),
+            Seen::CallEnd(id) => tracker.call_end(us, id),
+            Seen::Call(id, kind, token, owner) => {
+                let sure = tracker.call(us, id, [kind, 99], &tokens(token), None, wrong);
+                if us < counts_from {
+                    continue;
+                }
+                tally.expected += sure.map_or(0.0, |v| 1.0 - f64::from(v.share));
+                match (sure, owner) {
+                    (None, None) => {}
+                    (None, Some(_)) => tally.unsure += 1,
+                    (Some(v), Some(owner)) if v.request == owner => tally.right += 1,
+                    (Some(_), _) => tally.wrong += 1,
+                }
+            }
+        }
+    }
+    tally
+}
+
+pub fn main(arguments: &[String]) {
+    let wrong: f64 = std::env::var("WRONG").ok().and_then(|w| w.parse().ok()).unwrap_or(0.005);
+    let quiet: u64 = std::env::var("QUIET").ok().and_then(|w| w.parse().ok()).unwrap_or(1000);
+    for app in apps() {
+        if arguments.first().is_some_and(|name| !app.name.contains(name.as_str())) {
+            continue;
+        }
+        let begin = std::time::Instant::now();
+        print!("{:20}", app.name);
+        for concurrency in [1, 2, 4, 8, 16, 32, 64] {
+            let mut sum = Tally::default();
+            for seed in 0..4 {
+                let one = measure(&app, concurrency, 6000, quiet, seed, wrong);
+                sum.right += one.right;
+                sum.unsure += one.unsure;
+                sum.wrong += one.wrong;
+                sum.expected += one.expected;
+            }
+            let t = sum;
+            let n = f64::from(t.right + t.unsure + t.wrong);
+            print!(" | {concurrency}: {:5.1}/{:.2} ({:.2})", 100.0 * f64::from(t.right) / n, 100.0 * f64::from(t.wrong) / n, 100.0 * t.expected / n);
+        }
+        println!("  {:?}", begin.elapsed());
+    }
+}

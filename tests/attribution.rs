@@ -1,0 +1,352 @@
+//! Calls that say nothing of the request they are made for.
+// A test may panic: that is how it fails.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::string_slice
+)]
+
+mod support;
+
+use b3relay::config::Direction::{Inbound, Outbound};
+use b3relay::metrics::Counter;
+use b3relay::relay::Decision;
+use support::{Headers, Seen, Sidecar, header};
+
+const INFERRED: &str = r#"{"attribution": "inferred"}"#;
+
+/// An application behind a sidecar with two workers. Requests come in on the first,
+/// calls go out on the second.
+struct App {
+    sidecar: Sidecar,
+    next: std::cell::Cell<u32>,
+}
+
+/// A request in flight, with the trace ID that it came with.
+struct Request {
+    seen: Seen,
+    trace: String,
+}
+
+impl App {
+    fn new(config: &str) -> Self {
+        Self {
+            sidecar: Sidecar::with(config, config, 2),
+            next: 1.into(),
+        }
+    }
+
+    fn number(&self) -> u32 {
+        self.next.set(self.next.get() + 1);
+        self.next.get()
+    }
+
+    fn begin(&self, path: &str) -> Request {
+        let n = self.number();
+        let trace = format!("463ac35c9f6413ad48485a39{n:08x}");
+        let headers: Headers = [
+            ":method: GET".to_string(),
+            format!(":path: {path}"),
+            ":authority: app:8080".to_string(),
+            format!("x-request-id: 0f7a1c2e-1b2d-4c3e-9d4f-5a6b{n:08x}"),
+            format!("x-b3-traceid: {trace}"),
+            "x-b3-spanid: a2fb4a1d1a96d312".to_string(),
+        ]
+        .iter()
+        .map(|line| header(line))
+        .collect();
+        let seen = self.sidecar.on(0, Some(Inbound), &headers);
+        Request { seen, trace }
+    }
+
+    fn end(&self, request: Request) {
+        self.sidecar.end(&request.seen);
+    }
+
+    /// A call as Envoy passes it on, with a request ID that it has just made up.
+    fn call(&self, host: &str, path: &str) -> Seen {
+        let n = self.number();
+        let headers: Headers = [
+            ":method: GET".to_string(),
+            format!(":path: {path}"),
+            format!(":authority: {host}"),
+            format!("x-request-id: 8e8a1c2e-1b2d-4c3e-9d4f-5a6b{n:08x}"),
+        ]
+        .iter()
+        .map(|line| header(line))
+        .collect();
+        self.sidecar.on(1, Some(Outbound), &headers)
+    }
+
+    /// A whole request, with calls to these hosts one after the other.
+    fn serve(&self, path: &str, hosts: &[&str]) -> Vec<Seen> {
+        let request = self.begin(path);
+        let mut calls = Vec::new();
+        for host in hosts {
+            self.sidecar.wait(1);
+            let call = self.call(host, "/items/7");
+            self.sidecar.wait(10);
+            self.sidecar.returned(&call);
+            calls.push(call);
+        }
+        self.sidecar.wait(1);
+        self.end(request);
+        self.sidecar.wait(5);
+        calls
+    }
+
+    /// An application whose ways are known.
+    fn trained(config: &str) -> Self {
+        let app = Self::new(config);
+        for _ in 0..60 {
+            app.serve("/a", &["h1", "h2"]);
+            app.serve("/b", &["h3"]);
+        }
+        app
+    }
+}
+
+fn trace(call: &Seen) -> Option<String> {
+    let value = call.headers.iter().find(|(name, _)| name == "x-b3-traceid");
+    value.map(|(_, value)| String::from_utf8(value.clone()).unwrap())
+}
+
+#[track_caller]
+fn assert_copied(call: &Seen, request: &Request, decision: Decision) {
+    assert_eq!(call.decision, Some(decision));
+    assert_eq!(trace(call), Some(request.trace.clone()));
+    let id = |seen: &Seen| {
+        let id = seen.headers.iter().find(|(name, _)| name == "x-request-id");
+        id.unwrap().1.clone()
+    };
+    assert_eq!(id(call), id(&request.seen), "the request ID is restored");
+}
+
+#[track_caller]
+fn assert_left_alone(call: &Seen, decision: Decision) {
+    assert_eq!(
+        (call.decision, trace(call)),
+        (Some(decision), None::<String>)
+    );
+}
+
+#[test]
+fn the_only_request_in_flight() {
+    for config in [INFERRED, r#"{"attribution": "exclusive"}"#] {
+        let app = App::new(config);
+        for _ in 0..50 {
+            let request = app.begin("/a");
+            app.sidecar.wait(1);
+            let call = app.call("h1", "/items/7");
+            assert_copied(&call, &request, Decision::Exclusive);
+            app.sidecar.wait(10);
+            app.sidecar.returned(&call);
+            app.end(request);
+            app.sidecar.wait(5);
+        }
+        // A request that has been answered makes no calls.
+        assert_left_alone(&app.call("h1", "/items/7"), Decision::Unsure);
+    }
+}
+
+#[test]
+fn two_in_flight_of_which_nothing_is_known() {
+    let app = App::new(INFERRED);
+    let (one, other) = (app.begin("/a"), app.begin("/b"));
+    app.sidecar.wait(1);
+    assert_left_alone(&app.call("h1", "/items/7"), Decision::Unsure);
+    app.end(one);
+    app.end(other);
+}
+
+#[test]
+fn what_requests_of_a_route_do() {
+    let app = App::trained(INFERRED);
+    let (a, b) = (app.begin("/a"), app.begin("/b"));
+    app.sidecar.wait(1);
+    assert_copied(&app.call("h3", "/items/8"), &b, Decision::Inferred);
+    let first = app.call("h1", "/items/9");
+    assert_copied(&first, &a, Decision::Inferred);
+    // Nobody makes this one now: a waits for h1, and b is done with h3.
+    assert_left_alone(&app.call("h2", "/items/9"), Decision::Unsure);
+    app.sidecar.wait(10);
+    app.sidecar.returned(&first);
+}
+
+#[test]
+fn two_of_a_kind_are_not_told_apart() {
+    let app = App::trained(INFERRED);
+    let requests = [app.begin("/a"), app.begin("/a")];
+    app.sidecar.wait(1);
+    assert_left_alone(&app.call("h1", "/items/7"), Decision::Unsure);
+    for request in requests {
+        app.end(request);
+    }
+}
+
+#[test]
+fn exclusive_judges_nothing_else() {
+    let app = App::trained(r#"{"attribution": "exclusive"}"#);
+    let _requests = [app.begin("/a"), app.begin("/b")];
+    app.sidecar.wait(1);
+    assert_left_alone(&app.call("h3", "/items/8"), Decision::Unsure);
+}
+
+#[test]
+fn an_identifier_that_one_request_has() {
+    let app = App::new(INFERRED);
+    let id = |n: u32| format!("0f7a1c2e-1b2d-4c3e-9d4f-{n:012}");
+    let requests: Vec<Request> = (0..64)
+        .map(|n| app.begin(&format!("/users/{}/orders", id(n))))
+        .collect();
+    app.sidecar.wait(1);
+    for n in [5, 63, 0] {
+        let call = app.call("h1", &format!("/orders?user={}", id(n)));
+        assert_copied(&call, &requests[n as usize], Decision::Token);
+    }
+    // One that nobody has, and one that two have.
+    let call = app.call("h1", &format!("/orders?user={}", id(99)));
+    assert_left_alone(&call, Decision::Unsure);
+    let _again = app.begin(&format!("/users/{}/orders", id(7)));
+    let call = app.call("h1", &format!("/orders?user={}", id(7)));
+    assert_left_alone(&call, Decision::Unsure);
+}
+
+#[test]
+fn identifiers_in_headers_that_are_named() {
+    let app = App::new(r#"{"attribution": "inferred", "token_headers": ["x-user"]}"#);
+    let begin = |user: &str| {
+        let headers = support::headers(&[
+            ":path: /a",
+            &format!("x-request-id: {user}"),
+            &format!("x-user: {user}"),
+            "x-b3-traceid: 463ac35c9f6413ad48485a3953bb6124",
+            "x-b3-spanid: a2fb4a1d1a96d312",
+        ]);
+        app.sidecar.on(0, Some(Inbound), &headers)
+    };
+    let _requests = ["alice-20394857", "bob-1234567890", "carol-918273645"].map(begin);
+    let headers = support::headers(&[":path: /b", "x-user: bob-1234567890"]);
+    let call = app.sidecar.on(1, Some(Outbound), &headers);
+    assert_eq!(call.decision, Some(Decision::Token));
+}
+
+#[test]
+fn calls_of_the_background() {
+    let app = App::new(INFERRED);
+    for _ in 0..200 {
+        app.sidecar.wait(20);
+        let call = app.call("h1", "/health");
+        assert_left_alone(&call, Decision::Unsure);
+        app.sidecar.wait(10);
+        app.sidecar.returned(&call);
+        app.serve("/a", &["h2"]);
+    }
+    // While the only request waits for h2, and before it makes that call.
+    let request = app.begin("/a");
+    assert_left_alone(&app.call("h1", "/health"), Decision::Unsure);
+    app.sidecar.wait(1);
+    assert_copied(&app.call("h2", "/items/7"), &request, Decision::Exclusive);
+    assert_left_alone(&app.call("h1", "/health"), Decision::Unsure);
+}
+
+#[test]
+fn a_key_is_better() {
+    let app = App::trained(INFERRED);
+    let requests = [app.begin("/a"), app.begin("/a")];
+    app.sidecar.wait(1);
+    for request in &requests {
+        let id = request
+            .seen
+            .headers
+            .iter()
+            .find(|(name, _)| name == "x-request-id")
+            .unwrap();
+        let headers = vec![header(":path: /"), id.clone()];
+        let call = app.sidecar.on(1, Some(Outbound), &headers);
+        assert_copied(&call, request, Decision::Copied);
+    }
+}
+
+#[test]
+fn a_context_of_its_own_is_left_as_it_is() {
+    let app = App::trained(INFERRED);
+    let _request = app.begin("/a");
+    let headers = support::headers(&[
+        "x-b3-traceid: 1111111111111111",
+        "x-b3-spanid: 2222222222222222",
+    ]);
+    let call = app.sidecar.on(1, Some(Outbound), &headers);
+    assert_eq!(call.decision, Some(Decision::Present));
+    assert_eq!(trace(&call), Some("1111111111111111".to_string()));
+}
+
+#[test]
+fn off_is_off() {
+    let app = App::new("{}");
+    let _request = app.begin("/a");
+    assert_left_alone(&app.call("h1", "/items/7"), Decision::Unknown);
+}
+
+#[test]
+fn requests_without_any_key_are_remembered() {
+    let config = r#"{"attribution": "inferred", "generate_request_id": false, "keys": ["x-id"]}"#;
+    let app = App::new(config);
+    let headers = support::headers(&[
+        ":path: /a",
+        "x-b3-traceid: 463ac35c9f6413ad48485a3953bb6124",
+        "x-b3-spanid: a2fb4a1d1a96d312",
+    ]);
+    let request = app.sidecar.on(0, Some(Inbound), &headers);
+    assert!(request.ticket.is_some());
+    app.sidecar.wait(1);
+    let call = app.call("h1", "/items/7");
+    assert_eq!(call.decision, Some(Decision::Exclusive));
+    app.sidecar.end(&request);
+}
+
+#[test]
+fn the_doubt_is_counted() {
+    let app = App::trained(INFERRED);
+    let (_a, _b) = (app.begin("/a"), app.begin("/b"));
+    app.sidecar.wait(1);
+    let call = app.call("h3", "/items/8");
+    let doubts = call.counters.iter().filter_map(|counter| match counter {
+        Counter::Doubt(millionths) => Some(*millionths),
+        _ => None,
+    });
+    let doubts: Vec<u32> = doubts.collect();
+    assert!(doubts.len() == 1 && doubts[0] < 100_000, "{doubts:?}");
+}
+
+#[test]
+fn a_worker_that_fell_behind_is_not_sure() {
+    let app = App::trained(INFERRED);
+    // More than the journal holds, unread.
+    for _ in 0..20_000 {
+        let request = app.begin("/c");
+        app.end(request);
+    }
+    let _request = app.begin("/a");
+    app.sidecar.wait(1);
+    assert_left_alone(&app.call("h1", "/items/7"), Decision::Unsure);
+    app.sidecar.wait(11_000);
+    app.sidecar.tick();
+    let _other = app.begin("/b");
+    app.sidecar.wait(1);
+    let call = app.call("h3", "/items/7");
+    assert_eq!(call.decision, Some(Decision::Inferred));
+}
+
+#[test]
+fn one_worker_is_enough() {
+    let app = App {
+        sidecar: Sidecar::with(INFERRED, INFERRED, 1),
+        next: 1.into(),
+    };
+    let request = app.begin("/a");
+    let headers = support::headers(&[":path: /b", ":authority: h1"]);
+    let call = app.sidecar.on(0, Some(Outbound), &headers);
+    assert_copied(&call, &request, Decision::Exclusive);
+}
