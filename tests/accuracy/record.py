@@ -5,7 +5,8 @@ a JSON object a line, in order of ``start_ms``: ``side`` inbound (with ``route``
 of the path) or outbound (with ``host``), ``start_ms``, ``ms`` until the last byte of the answer
 came, ``total_ms`` until it had gone on, ``request`` (whose it is; null for a call of
 the background), ``method``, ``path``, ``connection`` (downstream) and
-``upstream_connection``. The file beside it says what the stages were.
+``upstream_connection``. The stages are not marked: they are those that were asked for, one
+after the other, first the requests to learn from, one at a time.
 """
 
 import argparse
@@ -15,18 +16,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from accuracy.pod import Pod, Stages
+from accuracy.pod import CALL_MS, Pod, Stages
 from accuracy.stacks import STACKS, VARIANTS, Stack, Variant
 from mesh.procs import MeshError, Processes
 
-STAGES = ((1, 1000), *((concurrency, 1500) for concurrency in (1, 2, 4, 8, 16, 32, 64)))
 
-
-def record(stack: Stack, variant: Variant, stages: Stages, path: Path) -> str:
+def record(stack: Stack, variant: Variant, stages: Stages, call_ms: float, path: Path) -> str:
     with Processes() as processes:
         log = processes.directory / "access.log"
         pod = Pod(processes, stack, variant, "truth", None, log)
-        results = pod.run(stages)
+        results = pod.run(stages, call_ms)
         # Envoy writes the rest of the log when it ends.
         pod.stop()
         entries = [json.loads(line) for line in log.read_text().splitlines()]
@@ -83,14 +82,18 @@ def main() -> int:
     options.add_argument("directory", type=Path)
     options.add_argument("--stacks", nargs="+", choices=STACKS, default=list(STACKS))
     options.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    options.add_argument("--requests", type=int, default=1500, help="of each stage but the first")
+    options.add_argument("--learn", type=int, default=1000, help="requests of the first stage")
+    options.add_argument("--levels", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
+    options.add_argument("--requests", type=int, default=1500, help="of each of these")
+    options.add_argument("--call-ms", type=float, default=CALL_MS)
     given = options.parse_args()
     given.directory.mkdir(parents=True, exist_ok=True)
     for variant in given.variants:
         for name in given.stacks:
-            stages = tuple((n, min(requests, given.requests)) for n, requests in STAGES)
-            path = given.directory / f"{name}-{variant}.jsonl.gz"
-            print(record(STACKS[name], variant, stages, path), flush=True)
+            stages = ((1, given.learn), *((level, given.requests) for level in given.levels))
+            slow = "" if given.call_ms == CALL_MS else f"-{given.call_ms:g}ms"
+            path = given.directory / f"{name}-{variant}{slow}.jsonl.gz"
+            print(record(STACKS[name], variant, stages, given.call_ms, path), flush=True)
     return 0
 
 
