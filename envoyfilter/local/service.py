@@ -1,10 +1,10 @@
 """One service of the local trial: ``service.py NAME [CALLEE...]``.
 
 It answers on 8080 and calls the others through the sidecar's outbound port, with
-the callee's name as the Host. Of the request that it serves it copies to these
-calls only the headers that FORWARD names, x-request-id if nothing else is said.
-It knows nothing of tracing; it does tell which trace the request that reached it
-was in, so that one can see from the outside what became of a click.
+the callee's name as the Host. Of the request that it serves it copies to these calls
+x-request-id and nothing else; with ``?forward=all`` in the URL, all that Istio asks
+applications to copy. It answers with the trace that the request was in, so that one
+can see what became of a click.
 """
 
 import html
@@ -16,13 +16,21 @@ from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-PORT, OUTBOUND, ADMIN = 8080, 15001, 9901
-PATHS = {"productpage": "/productpage"}
+PORT, OUTBOUND = 8080, 15001
+FORWARD_ALL = (
+    "x-request-id",
+    "x-b3-traceid",
+    "x-b3-spanid",
+    "x-b3-parentspanid",
+    "x-b3-sampled",
+    "x-b3-flags",
+    "x-ot-span-context",
+)
 
 
-def get(port: int, path: str, headers: dict[str, str]) -> tuple[int, str]:
-    """A request to something in this pod."""
-    connection = HTTPConnection("127.0.0.1", port, timeout=5)
+def call(path: str, headers: dict[str, str]) -> tuple[int, str]:
+    """A request to another service, through the sidecar."""
+    connection = HTTPConnection("127.0.0.1", OUTBOUND, timeout=5)
     try:
         connection.request("GET", path, headers=headers)
         response = connection.getresponse()
@@ -39,14 +47,14 @@ class Service(BaseHTTPRequestHandler):
     callees: list[str]
 
     def do_GET(self) -> None:
-        forward = os.environ.get("FORWARD", "x-request-id").split()
+        _, question_mark, query = self.path.partition("?")
+        forward = FORWARD_ALL if "forward=all" in query else ("x-request-id",)
         kept = {name: self.headers[name] for name in forward if name in self.headers}
-        query = self.path.partition("?")[2]
         status = 200
         calls = []
         for callee in self.callees:
-            path = PATHS.get(callee, f"/{callee}/0") + (query and "?" + query)
-            code, body = get(OUTBOUND, path, {"Host": f"{callee}:9080", **kept})
+            path = f"/{callee}/0{question_mark}{query}"
+            code, body = call(path, {"Host": f"{callee}:9080", **kept})
             if code == 200:
                 calls.append(json.loads(body))
             else:
@@ -93,19 +101,10 @@ def page(answer: dict[str, Any]) -> str:
     return f"<!doctype html><title>{title}</title><h1>{title}</h1><ul>{items}</ul>\n"
 
 
-def ready() -> bool:
-    """Whether this service and its sidecar take requests."""
-    try:
-        admin = get(ADMIN, "/ready", {})
-        HTTPConnection("127.0.0.1", PORT, timeout=5).connect()
-    except OSError:
-        return False
-    return admin == (200, "LIVE\n")
-
-
 def main() -> None:
     if sys.argv[1:] == ["--ready"]:
-        sys.exit(0 if ready() else 1)
+        HTTPConnection("127.0.0.1", PORT, timeout=5).connect()
+        return
     Service.name, *Service.callees = sys.argv[1:]
     # As process 1 of a container it would not end otherwise.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())

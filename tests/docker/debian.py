@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from mesh.mesh import ROOT
+from mesh.golang import TOOLS
 from mesh.procs import MeshError
 
 RELEASE = "bookworm"
@@ -21,7 +21,7 @@ PACKAGES = ("docker.io", "docker-registry", "iptables", "iproute2", "busybox-sta
 NEXT_RELEASE = "trixie"
 NEXT_PACKAGES = ("docker-compose", "docker-buildx")
 
-TOOLS = Path(os.environ.get("B3RELAY_TOOLS") or ROOT / ".tools") / "debian"
+UNPACKED = TOOLS / "debian"
 PLUGINS = Path("usr/libexec/docker/cli-plugins")
 
 
@@ -37,11 +37,11 @@ def missing() -> str | None:
 
 def unpack() -> Path:
     """The directory with the unpacked packages; fetched if they are not there yet."""
-    wanted = "\n".join((*PACKAGES, *NEXT_PACKAGES, Path(__file__).read_text()))
-    root = TOOLS / hashlib.sha256(wanted.encode()).hexdigest()[:12]
+    wanted = " ".join((RELEASE, *PACKAGES, NEXT_RELEASE, *NEXT_PACKAGES))
+    root = UNPACKED / hashlib.sha256(wanted.encode()).hexdigest()[:12]
     if not root.is_dir():
         print("    fetching Docker and a registry (85 MB) from Debian's packages ...", flush=True)
-        TOOLS.mkdir(parents=True, exist_ok=True)
+        UNPACKED.mkdir(parents=True, exist_ok=True)
         part = Path(f"{root}.part-{os.getpid()}")
         try:
             _fetch(part)
@@ -110,7 +110,11 @@ def _sources() -> list[str]:
     ).stdout
     lines = set()
     for uri, release, component in (line.split() for line in told.splitlines()):
-        if component == "main" and release in (RELEASE, f"{RELEASE}-updates", f"{RELEASE}-security"):
+        if component == "main" and release in (
+            RELEASE,
+            f"{RELEASE}-updates",
+            f"{RELEASE}-security",
+        ):
             lines.add((uri, release))
         if component == "main" and release == RELEASE:
             lines.add((uri, NEXT_RELEASE))
@@ -126,10 +130,11 @@ def _run(*command: str, cwd: Path | None = None) -> None:
 
 def environment(root: Path) -> dict[str, str]:
     """What finds the programs, their libraries and iptables' extensions."""
-    libraries = root / "usr/lib" / f"{platform.machine()}-linux-gnu"
+    triplet = f"{platform.machine()}-linux-gnu"
+    libraries = [root / place / triplet for place in ("usr/lib", "lib")]
     programs = [root / place for place in ("usr/sbin", "usr/bin", "sbin", "bin")]
     return {
         "PATH": os.pathsep.join((*map(str, programs), os.environ["PATH"])),
-        "LD_LIBRARY_PATH": str(libraries),
-        "XTABLES_LIBDIR": str(libraries / "xtables"),
+        "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries)),
+        "XTABLES_LIBDIR": str(libraries[0] / "xtables"),
     }
