@@ -150,7 +150,6 @@ class Jaeger:
             "collector.otlp.http.host-port": free_port(),
             "collector.otlp.grpc.host-port": free_port(),
             "admin.http.host-port": free_port(),
-            "http-server.host-port": free_port(),
         }
         process = processes.start(
             "jaeger",

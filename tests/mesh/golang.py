@@ -27,10 +27,10 @@ def build(name: str, source: Path, package: str = ".", takes: str = "a minute") 
         TOOLS.mkdir(parents=True, exist_ok=True)
         # Beside it, so that there is never a half of it, whoever else builds.
         part = program.with_name(f"{program.name}.part-{os.getpid()}")
-        command = ["go", "build", "-mod=readonly", "-trimpath", "-ldflags=-s -w", "-o", part]
+        options = ["-mod=readonly", "-trimpath", "-ldflags=-s -w", "-o", str(part)]
         try:
             subprocess.run(
-                [*command, package],
+                ["go", "build", *options, package],
                 cwd=source,
                 env={**os.environ, "CGO_ENABLED": "0"},
                 check=True,
