@@ -13,19 +13,18 @@ from typing import Any, Self
 
 from mesh.backends import JaegerApi
 from mesh.collector import Span
-from mesh.mesh import Reply, request
+from mesh.mesh import EXPECTED_TREE, Reply, request
 from mesh.tree import Node, normal_forms
-
-GATEWAY, JAEGER = 8080, 16686
 
 
 class Local:
     """Leaving it takes the containers down; after an error it shows their logs."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, gateway_port: int = 8080, jaeger_port: int = 16686) -> None:
         self.root = root
         self.directory = root / "envoyfilter" / "local"
-        self.jaeger = JaegerApi(JAEGER)
+        self.gateway_port = gateway_port
+        self.jaeger = JaegerApi(jaeger_port)
 
     def __enter__(self) -> Self:
         return self
@@ -53,8 +52,6 @@ class Local:
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", command],
             cwd=self.root,
-            # Images cannot be pulled here, and need not be.
-            env={**os.environ, "COMPOSE_ANSI": "never"},
             capture_output=True,
             text=True,
             timeout=150,
@@ -65,20 +62,24 @@ class Local:
         return done.stdout
 
     def click(self, query: str = "", accept: str = "*/*") -> Reply:
-        return request(GATEWAY, f"/productpage{query}", headers={"Accept": accept})
+        return request(self.gateway_port, f"/productpage{query}", headers={"Accept": accept})
 
-    def trees(self, answer: dict[str, Any]) -> tuple[Node, ...]:
-        """The trees of the traces that a click was in, as Jaeger has them.
+    def traces(self, answer: dict[str, Any]) -> list[list[Span]]:
+        """The traces that a click was in, as Jaeger has them.
 
         The answer to a click names the traces; a click has five spans in all.
         """
-        traces = {part["trace"] for part in parts(answer)}
+        named = {part["trace"] for part in parts(answer)}
         deadline = time.monotonic() + 15
-        spans: dict[str, list[Span]] = {}
-        while time.monotonic() < deadline and sum(map(len, spans.values())) < 5:
-            spans = {trace: self.jaeger.trace(trace) for trace in traces}
+        found: list[list[Span]] = []
+        while time.monotonic() < deadline and sum(map(len, found)) < EXPECTED_TREE.size:
+            found = [self.jaeger.trace(trace) for trace in named]
             time.sleep(0.2)
-        return tuple(sorted(tree for trace in spans.values() for tree in normal_forms(trace)))
+        return found
+
+
+def trees(traces: list[list[Span]]) -> tuple[Node, ...]:
+    return tuple(sorted(tree for trace in traces for tree in normal_forms(trace)))
 
 
 def parts(answer: dict[str, Any]) -> Iterator[dict[str, Any]]:

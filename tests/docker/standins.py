@@ -136,10 +136,7 @@ def python_image() -> Image:
 
 
 def jaeger_image() -> Image:
-    image = Image(
-        ['ENTRYPOINT ["/go/bin/all-in-one-linux"]'],
-        dict(_ACCOUNTS),
-    )
+    image = Image(['ENTRYPOINT ["/go/bin/all-in-one-linux"]'], dict(_ACCOUNTS))
     image.program("go/bin/all-in-one-linux", build_jaeger())
     return image
 

@@ -10,16 +10,15 @@ from typing import Any
 import yaml
 
 from docker import standins
-from docker.local import Local, answer_of, commands, parts
+from docker.local import Local, answer_of, commands, parts, trees
 from mesh.mesh import EXPECTED_TREE, ROOT
-from mesh.tree import Node
+from mesh.tree import Node, render
 
 PAGE = ROOT / "docs" / "local.md"
 
 Check = Callable[[Local, str], None]
 
-# A click on services that forward all headers, in pieces: the gateway's trace
-# ends at the first service.
+# A click in pieces: the gateway's trace ends at the first service.
 PIECES = tuple(
     sorted(
         [
@@ -37,23 +36,33 @@ PIECES = tuple(
 )
 
 
-def clicked(traces: int, *trees: Node) -> Check:
-    """The answer names so many traces, and Jaeger has these trees."""
+def clicked(*expected: Node, query: str = "") -> Check:
+    """A command that clicks: these are the trees, one for each trace."""
 
     def check(local: Local, printed: str) -> None:
         answer = answer_of(printed)
         services = [part["service"] for part in parts(answer)]
         assert sorted(services) == ["details", "productpage", "ratings", "reviews"]
-        assert len({part["trace"] for part in parts(answer)}) == traces
-        assert local.trees(answer) == trees
-        # The page for the browser.
-        query = "?forward=all" if traces == 1 and local_is_without(local) else ""
-        page = local.click(query, accept="text/html").body
-        assert f"<h1>One click, {traces} trace{'s' if traces > 1 else ''}</h1>" in page
-        links = re.findall(r'href="http://localhost:16686/trace/([0-9a-f]{32})"', page)
-        assert len(links) == traces
+        traces = local.traces(answer)
+        assert len(traces) == len(expected)
+        assert trees(traces) == expected
+        # The page has a picture of the one with the gateway.
+        (first,) = (trace for trace in traces if len(trace) > 1)
+        assert f"```text\n{render(first, durations=False)}\n```" in PAGE.read_text()
+        # What one sees in the browser.
+        title = f"One click, {len(expected)} trace{'s' if len(expected) > 1 else ''}"
+        assert f"**{title}**" in PAGE.read_text()
+        assert f"<h1>{title}</h1>" in links(local, query, 16686, len(expected))
 
     return check
+
+
+def links(local: Local, query: str, jaeger_port: int, traces: int) -> str:
+    """The page that a browser gets, with a link to each trace."""
+    html: str = local.click(query, accept="text/html").body
+    found = re.findall(rf'href="http://localhost:{jaeger_port}/trace/([0-9a-f]{{32}})"', html)
+    assert len(set(found)) == len(found) == traces
+    return html
 
 
 def local_is_without(local: Local) -> bool:
@@ -85,10 +94,10 @@ CLICK = "curl -s http://localhost:8080/productpage"
 STEPS: list[tuple[str, Check]] = [
     ("make wasm", nothing),
     (f"{COMPOSE} up -d --wait", running(without=False)),
-    (CLICK, clicked(1, EXPECTED_TREE)),
+    (CLICK, clicked(EXPECTED_TREE)),
     (f"SIDECARS=without {COMPOSE} up -d --wait", running(without=True)),
-    (CLICK, clicked(4, *PIECES)),
-    (f"{CLICK}?forward=all", clicked(1, EXPECTED_TREE)),
+    (CLICK, clicked(*PIECES)),
+    (f"{CLICK}?forward=all", clicked(EXPECTED_TREE, query="?forward=all")),
     (f"{COMPOSE} logs module-is-readable", nothing),
     (f"{COMPOSE} down", down),
 ]
@@ -100,13 +109,17 @@ def test_page(local: Local) -> None:
         check(local, local.shell(command))
 
 
-def test_the_filter_can_be_switched_on_again(local: Local) -> None:
-    for sidecars, tree in (("without", PIECES), ("with", (EXPECTED_TREE,)), ("without", PIECES)):
-        done = local.compose("up", "-d", "--wait", SIDECARS=sidecars)
-        assert done.returncode == 0, done.stderr
-        reply = local.click()
-        assert reply.status == 200
-        assert local.trees(reply.body) == tree
+def test_other_ports_and_the_way_back(images: None) -> None:
+    """Without the filter first, and then with it."""
+    ports = {"GATEWAY_PORT": "18080", "JAEGER_PORT": "26686"}
+    with Local(ROOT, 18080, 26686) as local:
+        for sidecars, expected in (("without", PIECES), ("with", (EXPECTED_TREE,))):
+            done = local.compose("up", "-d", "--wait", SIDECARS=sidecars, **ports)
+            assert done.returncode == 0, done.stderr
+            reply = local.click()
+            assert reply.status == 200
+            assert trees(local.traces(reply.body)) == expected
+            links(local, "", 26686, len(expected))
 
 
 def test_images() -> None:
