@@ -59,8 +59,8 @@ def _fetch(part: Path) -> None:
     sources.write_text("".join(_sources()))
     options = [
         f"-oDir::Etc::sourcelist={sources}",
-        "-oDir::Etc::sourceparts=-",
-        "-oDir::Etc::preferencesparts=-",
+        "-oDir::Etc::sourceparts=/dev/null",
+        "-oDir::Etc::preferencesparts=/dev/null",
         f"-oDir::State={state}",
         "-oDir::State::status=/var/lib/dpkg/status",
         f"-oDir::Cache={cache}",

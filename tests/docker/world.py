@@ -48,14 +48,16 @@ def missing() -> str | None:
 def outside(command: list[str]) -> int:
     """Prepare the world, and run this program in it."""
     if (why := missing()) is not None:
-        print(f"b3relay: NOT RUN: the tests on Docker: {why}", flush=True)
-        return 1 if os.environ.get("CI") == "true" else 0
+        return not_run(why)
     # All that is fetched or built; in the world there is no network.
-    root = debian.unpack()
+    try:
+        root = debian.unpack()
+    except MeshError as error:
+        return not_run(f"Debian's packages cannot be had: {error}")
     build_jaeger()
     golang.build("istio-fetch", FETCH, takes="5 minutes")
-    # Removed out here, when all mounts of the world are gone.
     directory = tempfile.mkdtemp(prefix="b3relay-docker-")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     process = subprocess.Popen(
         [*_UNSHARE, sys.executable, "-P", "-m", "docker.world", *command],
         env={**os.environ, **debian.environment(root), INSIDE: directory, "TMPDIR": directory},
@@ -65,8 +67,18 @@ def outside(command: list[str]) -> int:
     except KeyboardInterrupt:
         return process.wait()  # it got the Ctrl-C as well
     finally:
+        # With it ends all that runs in the world; soon after, what it mounted is gone.
         process.kill()
-        shutil.rmtree(directory)
+        process.wait()
+        deadline = time.monotonic() + 10
+        while Path(directory).exists():
+            shutil.rmtree(directory, ignore_errors=time.monotonic() < deadline)
+
+
+def not_run(why: str) -> int:
+    """Say so. Where everything has to be run, it is an error."""
+    print(f"b3relay: NOT RUN: the tests on Docker: {why}", flush=True)
+    return 1 if os.environ.get("CI") == "true" else 0
 
 
 def inside(directory: Path, command: list[str]) -> int:
@@ -158,6 +170,8 @@ def main() -> int:
     except (MeshError, subprocess.CalledProcessError) as error:
         print(f"b3relay: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":
