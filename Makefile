@@ -22,6 +22,12 @@ BINARYEN := 132.0.0
 WASM_OPT := -Os --strip-debug --strip-producers --enable-bulk-memory --enable-sign-ext \
   --enable-nontrapping-float-to-int --enable-mutable-globals --enable-reference-types --enable-multivalue
 
+# Istio asks for this platform, wherever it runs, and for no index of several.
+IMAGE_BUILD := BUILDX_NO_DEFAULT_ATTESTATIONS=1 docker build --platform linux/amd64
+IMAGE ?= b3relay:latest
+WASM_TYPE := application/vnd.module.wasm
+ORAS := $(or $(shell command -v oras),$(TOOLS)/go/bin/oras)
+
 say = @printf '\n\033[1m%s\033[0m\n' '$(1)'
 
 ##@ The two commands
@@ -65,11 +71,39 @@ test-envoy: $(WASM) $(TOOLS)/venv/.done ## The second half
 	$(call say,envoy: the mesh$(comma) bad input$(comma) load$(comma) about 2 minutes)
 	$(PYTHON) -m pytest -q tests/envoy
 
+.PHONY: image
+image: $(WASM) ## The module as an image for Istio's WasmPlugin, IMAGE=registry/name:tag (needs docker)
+	@command -v docker >/dev/null || { echo 'b3relay: docker is missing (make artifact-push does without)'; exit 1; }
+	$(IMAGE_BUILD) --file envoyfilter/Dockerfile --tag '$(IMAGE)' dist
+
+.PHONY: image-push
+image-push: image ## The same, and push it
+	docker push '$(IMAGE)'
+
+.PHONY: artifact-push
+artifact-push: $(WASM) $(ORAS) ## The module as an OCI artifact, pushed to IMAGE (needs oras, or Go to build it)
+	printf '%s\n' '{"type": "envoy_proxy", "abiVersions": ["v0-2-1"], "config": {"rootIds": ["b3relay"]}}' > dist/module.json
+	cd dist && '$(ORAS)' push --no-tty --config module.json:$(WASM_TYPE).config.v1+json '$(IMAGE)' \
+	  b3relay.wasm:$(WASM_TYPE).content.layer.v1+wasm module.json:$(WASM_TYPE).config.v1+json
+
 .PHONY: test-mesh
-test-mesh: ## Tests with long builds (needs Go, Node, Java 17 and Maven; first time about 5 min)
+test-mesh: ## Tests with long builds (needs Go, Node, Java 17 and Maven, and for the last root; first time about 15 min)
 	$(call say,agreement: seven implementations of B3 before and after repair; 2 minutes$(comma) the first time about 5 more)
 	$(MAKE) --no-print-directory agreement AGREEMENT='--random 2000'
 	$(MAKE) --no-print-directory accuracy ACCURACY='--scale 0.1 --variants parallel-background --modes forwarded off exclusive inferred --no-clicks'
+	$(MAKE) --no-print-directory test-backends
+	$(MAKE) --no-print-directory test-docker
+
+.PHONY: test-backends
+test-backends: go $(WASM) $(TOOLS)/venv/.done ## The trees in a real Zipkin and a real Jaeger (Go, Java 17 and Maven)
+	$(call say,backends: a real Zipkin and a real Jaeger; half a minute$(comma) the first time about 5 more)
+	$(PYTHON) -m mesh.backends
+	$(PYTHON) -m pytest -q tests/backends
+
+.PHONY: test-docker
+test-docker: go $(WASM) $(ORAS) $(TOOLS)/venv/.docker ## The images and the local trial on a real Docker engine of its own (Go; root on Debian 12)
+	$(call say,docker: images$(comma) registry$(comma) compose; a minute and a half$(comma) the first time about 10 more)
+	$(PYTHON) -m docker.world $(PYTHON) -m pytest -q tests/docker
 
 AGREEMENT ?= --random 15000 --markdown docs/agreement.md
 .PHONY: agreement
@@ -117,6 +151,11 @@ $(VEGETA):
 	@command -v go >/dev/null || { echo 'b3relay: Go is missing'; exit 1; }
 	$(call say,tools: vegeta through the Go module proxy$(comma) about a minute)
 	GOBIN='$(TOOLS)/go/bin' go install github.com/tsenart/vegeta/v12@v12.12.0
+
+$(TOOLS)/go/bin/oras:
+	@command -v go >/dev/null || { echo 'b3relay: Go is missing'; exit 1; }
+	$(call say,tools: oras through the Go module proxy$(comma) about a minute)
+	GOBIN='$(TOOLS)/go/bin' go install oras.land/oras/cmd/oras@v1.3.6
 
 FUZZ_SECONDS ?= 600
 # The core has no unsafe code: a sanitizer would find nothing there.
@@ -198,5 +237,9 @@ $(TOOLS)/venv/.done: tests/requirements.txt
 
 $(TOOLS)/venv/.accuracy-done: tests/accuracy/requirements.txt $(TOOLS)/venv/.done
 	$(call say,tools: what the applications and the plot need$(comma) from PyPI$(comma) about a minute the first time)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+$(TOOLS)/venv/.docker: tests/docker/requirements.txt $(TOOLS)/venv/.done
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@

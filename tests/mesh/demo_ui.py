@@ -1,99 +1,18 @@
 """``make demo-ui``: the traces of the demo in a real Zipkin, to look at in a browser.
 
-Zipkin comes from Maven Central; Java 17 or newer and mvn have to be there. It
-is kept in the directory ``B3RELAY_TOOLS`` (default: .tools in the repository).
+Zipkin comes from Maven Central; Java 17 or newer and mvn have to be there.
 """
 
-import http.client
-import os
-import re
-import shutil
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
+from mesh.backends import Zipkin, check_java, fetch_zipkin, wait_for_trace
 from mesh.demo import bold, say
-from mesh.mesh import EXPECTED_TREE, ROOT, Mesh, request, wasm_path
-from mesh.ports import HOST, free_port
+from mesh.mesh import EXPECTED_TREE, Mesh, wasm_path
 from mesh.procs import MeshError, Processes
 
-VERSION = "3.5.1"
 CLICKS = 5
-
-
-def check_java() -> None:
-    """Say which of the programs that are needed is missing."""
-    missing = [name for name in ("java", "mvn") if shutil.which(name) is None]
-    if missing:
-        raise MeshError(f"{' and '.join(missing)} not found: Zipkin needs Java 17 or newer and mvn")
-    told = subprocess.run(["java", "-version"], capture_output=True, text=True).stderr
-    version = re.search(r'version "(\d+)', told)
-    if version is None or int(version[1]) < 17:
-        raise MeshError(f"Zipkin needs Java 17 or newer, but `java -version` says: {told.strip()}")
-
-
-def fetch_zipkin() -> Path:
-    """The jar, downloaded if it is not there yet."""
-    directory = Path(os.environ.get("B3RELAY_TOOLS") or ROOT / ".tools")
-    jar = directory / f"zipkin-server-{VERSION}-slim.jar"
-    if not jar.is_file():
-        say(f"    fetching Zipkin {VERSION} (84 MB) with mvn ...")
-        subprocess.run(
-            [
-                "mvn",
-                "-B",
-                "-q",
-                "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy",
-                f"-Dartifact=io.zipkin:zipkin-server:{VERSION}:jar:slim",
-                f"-DoutputDirectory={directory}",
-                "-Dmdep.useBaseVersion=true",
-            ],
-            check=True,
-        )
-    return jar
-
-
-class Zipkin:
-    """A Zipkin server with its store in memory."""
-
-    def __init__(self, processes: Processes, jar: Path) -> None:
-        self.address = (HOST, free_port())
-        self.url = f"http://{HOST}:{self.address[1]}/zipkin/"
-        process = processes.start(
-            "zipkin",
-            [
-                "java",
-                "-Xmx256m",
-                # Alone, QUERY_PORT would have it listen on all interfaces.
-                f"-Darmeria.ports[0].ip={HOST}",
-                f"-Darmeria.ports[0].port={self.address[1]}",
-                "-Darmeria.ports[0].protocols[0]=http",
-                "-jar",
-                jar,
-            ],
-            {"STORAGE_TYPE": "mem"},
-        )
-        processes.wait_ready({process: self._healthy}, timeout=120)
-
-    def _healthy(self) -> bool:
-        try:
-            return request(self.address[1], "/health", timeout=2).status == 200
-        except (OSError, http.client.HTTPException):
-            return False
-
-    def span_count(self, trace_id: str) -> int:
-        reply = request(self.address[1], f"/api/v2/trace/{trace_id}")
-        return len(reply.body) if reply.status == 200 else 0
-
-    def wait_for_trace(self, trace_id: str, spans: int, timeout: float = 30.0) -> None:
-        """Wait until that many spans of the trace are there."""
-        deadline = time.monotonic() + timeout
-        while self.span_count(trace_id) < spans:
-            if time.monotonic() > deadline:
-                raise MeshError(f"Zipkin has not got {spans} spans of trace {trace_id}")
-            time.sleep(0.2)
 
 
 def send_clicks(mesh: Mesh) -> str:
@@ -117,11 +36,11 @@ def demo() -> None:
         with Mesh(forward="request-id", filter=False, collector=zipkin.address) as mesh:
             broken = send_clicks(mesh)
             # Gateway and productpage; the rest is in traces of its own.
-            zipkin.wait_for_trace(broken, 2)
+            wait_for_trace(zipkin, broken, 2)
         say(f"    starting the mesh with the filter; sending {CLICKS} clicks ...")
         with Mesh(forward="request-id", filter=True, collector=zipkin.address) as mesh:
             whole = send_clicks(mesh)
-            zipkin.wait_for_trace(whole, EXPECTED_TREE.size)
+            wait_for_trace(zipkin, whole, EXPECTED_TREE.size)
             say()
             say(f"    All traces:            {zipkin.url}?lookback=1h&limit=100")
             say(f"    A click without it:    {zipkin.url}traces/{broken}")

@@ -1,0 +1,140 @@
+"""A Docker engine and a registry from Debian's packages, without installing them.
+
+They are unpacked below ``.tools/debian``, with those of their dependencies that the
+machine does not have, and run from there: nothing of the machine is changed.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+from mesh.golang import TOOLS
+from mesh.procs import MeshError
+
+RELEASE = "bookworm"
+PACKAGES = ("docker.io", "docker-registry", "iptables", "iproute2", "busybox-static")
+# The command line's plugins: Debian 12 has compose 1 and no buildx, but those of
+# the next release run on it.
+NEXT_RELEASE = "trixie"
+NEXT_PACKAGES = ("docker-compose", "docker-buildx")
+
+UNPACKED = TOOLS / "debian"
+PLUGINS = Path("usr/libexec/docker/cli-plugins")
+
+
+def missing() -> str | None:
+    """Why the packages cannot be used on this machine; None if they can."""
+    release = ""
+    if Path("/etc/os-release").is_file():
+        release = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    if release != RELEASE or shutil.which("apt-get") is None:
+        return f"the Docker engine comes from the packages of Debian 12 ({RELEASE})"
+    return None
+
+
+def unpack() -> Path:
+    """The directory with the unpacked packages; fetched if they are not there yet."""
+    wanted = " ".join((RELEASE, *PACKAGES, NEXT_RELEASE, *NEXT_PACKAGES))
+    root = UNPACKED / hashlib.sha256(wanted.encode()).hexdigest()[:12]
+    if not root.is_dir():
+        print("    fetching Docker and a registry (85 MB) from Debian's packages ...", flush=True)
+        UNPACKED.mkdir(parents=True, exist_ok=True)
+        part = Path(f"{root}.part-{os.getpid()}")
+        try:
+            _fetch(part)
+            part.rename(root)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return root
+
+
+def _fetch(part: Path) -> None:
+    root, state, cache = part, part / "apt-state", part / "apt-cache"
+    for directory in (state / "lists/partial", cache / "archives/partial"):
+        directory.mkdir(parents=True)
+    sources = part / "sources.list"
+    sources.write_text("".join(_sources()))
+    options = [
+        f"-oDir::Etc::sourcelist={sources}",
+        "-oDir::Etc::sourceparts=/dev/null",
+        "-oDir::Etc::preferencesparts=/dev/null",
+        f"-oDir::State={state}",
+        "-oDir::State::status=/var/lib/dpkg/status",
+        f"-oDir::Cache={cache}",
+        f"-oAPT::Default-Release={RELEASE}",
+        "-oAPT::Sandbox::User=root",
+        "-oDebug::NoLocking=1",
+        "-qq",
+    ]
+    _run("apt-get", *options, "update")
+    # With what they depend on and the machine lacks, and nothing is installed.
+    _run(
+        "apt-get",
+        *options,
+        "install",
+        "--yes",
+        "--reinstall",
+        "--download-only",
+        "--no-install-recommends",
+        *PACKAGES,
+    )
+    for package in NEXT_PACKAGES:
+        _run("apt-get", *options, "download", f"{package}/{NEXT_RELEASE}", cwd=cache / "archives")
+    for archive in sorted((cache / "archives").glob("*.deb")):
+        _run("dpkg", "-x", str(archive), str(root))
+    shutil.rmtree(state)
+    shutil.rmtree(cache)
+    # What the packages would set up when they are installed.
+    for name in ("iptables", "ip6tables"):
+        link = root / "usr/sbin" / name
+        link.unlink(missing_ok=True)
+        link.symlink_to("xtables-nft-multi")
+
+
+def _sources() -> list[str]:
+    """The machine's own places for Debian's packages, and the next release there."""
+    told = subprocess.run(
+        [
+            "apt-get",
+            "indextargets",
+            "--format",
+            "$(REPO_URI) $(RELEASE) $(COMPONENT)",
+            "Created-By: Packages",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    lines = set()
+    for uri, release, component in (line.split() for line in told.splitlines()):
+        if component == "main" and release in (
+            RELEASE,
+            f"{RELEASE}-updates",
+            f"{RELEASE}-security",
+        ):
+            lines.add((uri, release))
+        if component == "main" and release == RELEASE:
+            lines.add((uri, NEXT_RELEASE))
+    key = "/usr/share/keyrings/debian-archive-keyring.gpg"
+    return [f"deb [signed-by={key}] {uri} {release} main\n" for uri, release in sorted(lines)]
+
+
+def _run(*command: str, cwd: Path | None = None) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+    if done.returncode != 0:
+        raise MeshError(f"{' '.join(command)}: {done.stderr or done.stdout}")
+
+
+def environment(root: Path) -> dict[str, str]:
+    """What finds the programs, their libraries and iptables' extensions."""
+    triplet = f"{platform.machine()}-linux-gnu"
+    libraries = [root / place / triplet for place in ("usr/lib", "lib")]
+    programs = [root / place for place in ("usr/sbin", "usr/bin", "sbin", "bin")]
+    return {
+        "PATH": os.pathsep.join((*map(str, programs), os.environ["PATH"])),
+        "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries)),
+        "XTABLES_LIBDIR": str(libraries[0] / "xtables"),
+    }

@@ -1,0 +1,41 @@
+"""Programs that are built with Go, kept in the directory ``B3RELAY_TOOLS``."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from mesh.mesh import ROOT
+from mesh.procs import MeshError
+
+TOOLS = Path(os.environ.get("B3RELAY_TOOLS") or ROOT / ".tools")
+
+
+def build(name: str, source: Path, package: str = ".", takes: str = "a minute") -> Path:
+    """The program of a package of the module in ``source``, built if it is not there yet.
+
+    ``takes`` says how long the first time is.
+    """
+    files = sorted([*source.glob("*.go"), source / "go.mod", source / "go.sum"])
+    content = b"\0".join(file.read_bytes() for file in files)
+    program = TOOLS / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}"
+    if not program.is_file():
+        if shutil.which("go") is None:
+            raise MeshError(f"go not found: {name} is built with Go (go.dev, or Debian: golang-go)")
+        print(f"    building {name} with Go, {takes} the first time ...", flush=True)
+        TOOLS.mkdir(parents=True, exist_ok=True)
+        # Beside it, so that there is never a half of it, whoever else builds.
+        part = program.with_name(f"{program.name}.part-{os.getpid()}")
+        options = ["-mod=readonly", "-trimpath", "-ldflags=-s -w", "-o", str(part)]
+        try:
+            subprocess.run(
+                ["go", "build", *options, package],
+                cwd=source,
+                env={**os.environ, "CGO_ENABLED": "0"},
+                check=True,
+            )
+            part.rename(program)
+        finally:
+            part.unlink(missing_ok=True)
+    return program
