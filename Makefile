@@ -22,6 +22,11 @@ BINARYEN := 132.0.0
 WASM_OPT := -Os --strip-debug --strip-producers --enable-bulk-memory --enable-sign-ext \
   --enable-nontrapping-float-to-int --enable-mutable-globals --enable-reference-types --enable-multivalue
 
+istio_key = $(shell cat tests/istio/$(1).mod tests/istio/$(1).sum tests/istio/*/main.go | sha256sum | cut -c1-12)
+ISTIO_131 := $(TOOLS)/istio/1.31-$(call istio_key,go)
+ISTIO_130 := $(TOOLS)/istio/1.30-$(call istio_key,go-1.30)
+ISTIO_ENV := B3RELAY_ISTIO_1_31='$(ISTIO_131)' B3RELAY_ISTIO_1_30='$(ISTIO_130)'
+
 say = @printf '\n\033[1m%s\033[0m\n' '$(1)'
 
 ##@ The two commands
@@ -66,14 +71,30 @@ test-envoy: $(WASM) $(TOOLS)/venv/.done ## The second half
 	$(PYTHON) -m pytest -q tests/envoy
 
 .PHONY: test-mesh
-test-mesh: ## Tests with long builds (needs Go, Node, Java 17 and Maven; first time about 5 min)
+test-mesh: ## Tests with long builds (needs Go, Node, Java 17, Maven, and root for a part; first time about 20 min)
 	$(call say,agreement: seven implementations of B3 before and after repair; 2 minutes$(comma) the first time about 5 more)
 	$(MAKE) --no-print-directory agreement AGREEMENT='--random 2000'
+	$(MAKE) --no-print-directory test-istio
 
 AGREEMENT ?= --random 15000 --markdown docs/agreement.md
 .PHONY: agreement
 agreement: cargo $(TOOLS)/venv/.done ## What seven implementations of B3 read, before and after repair; writes docs/agreement.md
 	$(PYTHON) -m agreement.run $(AGREEMENT)
+
+.PHONY: test-istio
+test-istio: test-manifests test-sidecars ## Istio's own control plane, sidecars and istioctl on what envoyfilter/ ships
+
+# Needs no root.
+.PHONY: test-manifests
+test-manifests: $(WASM) $(TOOLS)/venv/.done istio-tools
+	$(call say,manifests: Istio's generator$(comma) istioctl and Envoy on every manifest$(comma) and on broken ones; 2 minutes)
+	$(ISTIO_ENV) $(PYTHON) -m pytest -q -rs tests/istio/offline
+
+# Pods are network namespaces, in a world of their own that ends with the command.
+.PHONY: test-sidecars
+test-sidecars: $(WASM) $(TOOLS)/venv/.done istio-tools
+	$(call say,sidecars: pilot-agents and Envoys in pods$(comma) under a real control plane; 5 minutes)
+	$(ISTIO_ENV) $(PYTHON) -m istio.world $(PYTHON) -m pytest -q -rs tests/istio/live
 
 RANDOM_SETS ?= 100000
 .PHONY: test-random
@@ -109,6 +130,29 @@ $(VEGETA):
 	@command -v go >/dev/null || { echo 'b3relay: Go is missing'; exit 1; }
 	$(call say,tools: vegeta through the Go module proxy$(comma) about a minute)
 	GOBIN='$(TOOLS)/go/bin' go install github.com/tsenart/vegeta/v12@v12.12.0
+
+# Istio's own programs, and kubectl, through the Go module proxy. What is built goes
+# by what it is built from. Versions: those that tests/istio/go*.mod name.
+.PHONY: istio-tools
+istio-tools: $(ISTIO_131)/.done $(ISTIO_130)/.done
+
+define build_istio
+	@command -v go >/dev/null || { echo 'b3relay: Go is missing: install Go 1.26 or newer (go.dev)'; exit 1; }
+	$(call say,tools: Istio $(1)$(comma) through the Go module proxy: about $(2) minutes the first time)
+	@mkdir -p '$(@D)/bin'
+	cd tests/istio && go build -mod=readonly -modfile=$(3) -ldflags='-s -w' -o '$(@D)/bin/' $(4)
+	@source="$$(cd tests/istio && go list -modfile=$(3) -m -f '{{.Dir}}' istio.io/istio)" && \
+	  install -m 0644 "$$source/tools/packaging/common/envoy_bootstrap.json" '$(@D)/' && \
+	  rm -rf '$(@D)/samples' && mkdir '$(@D)/samples' && \
+	  cp -r "$$source/samples/bookinfo" "$$source/samples/addons" '$(@D)/samples/' && chmod -R u+w '$(@D)/samples'
+	@touch '$@'
+endef
+
+$(ISTIO_131)/.done:
+	$(call build_istio,1.31,9,go.mod,./generate ./istiod ./kubectl ./registry istio.io/istio/pilot/cmd/pilot-agent istio.io/istio/istioctl/cmd/istioctl)
+
+$(ISTIO_130)/.done: | $(ISTIO_131)/.done
+	$(call build_istio,1.30,4,go-1.30.mod,./generate ./istiod istio.io/istio/pilot/cmd/pilot-agent)
 
 FUZZ_SECONDS ?= 600
 # The core has no unsafe code: a sanitizer would find nothing there.
