@@ -1,12 +1,13 @@
 """Bookinfo in small, in pods, with Istio's control plane: the whole of it."""
 
 import http.client
+import itertools
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -21,10 +22,10 @@ from mesh.apps import PATHS
 from mesh.collector import Collector, Span
 from mesh.mesh import Headers, Reply, wasm_path
 from mesh.procs import MeshError, Processes
+from mesh.tree import click_of
 
-# Envoy hands its spans over every five seconds; then that long without one is the end.
-_QUIET_SECONDS = 1.5
-_FLUSH_SECONDS = 12.0
+# Envoy hands its spans over every five seconds.
+_FLUSH_SECONDS = 15.0
 
 
 class SidecarMesh:
@@ -55,7 +56,8 @@ class SidecarMesh:
         self._certificates = certificates
         self._environment = dict(environment or {})
         self._mesh = mesh
-        self._next_click = 1
+        self._numbers = itertools.count(1)
+        self.applied: set[str] = set()
         self.pods: dict[str, RunningPod] = {}
 
     def __enter__(self) -> Self:
@@ -87,7 +89,7 @@ class SidecarMesh:
         self.processes.directory.chmod(0o711)
         self._configuration = self.processes.directory / "configuration"
         self._configuration.mkdir()
-        (self._configuration / "cluster.yaml").write_text(cluster.dump(cluster.objects(self._mtls)))
+        self._write("cluster", cluster.objects(self._mtls))
         mesh = self.processes.directory / "mesh.yaml"
         mesh.write_text(json.dumps(self._mesh or cluster.mesh_config()))
         self.istiod = self.processes.start(
@@ -112,8 +114,11 @@ class SidecarMesh:
                 shutil.copy(wasm_path(), running.volume / "plugin.wasm")
             if not pod.gateway:
                 running.start_app(self._forward)
-            running.start_agent(self._environment)
+            self.start_agent(running)
         self.wait_ready()
+
+    def start_agent(self, pod: RunningPod) -> None:
+        pod.start_agent(self._environment)
 
     def wait_ready(self, timeout: float = 60.0) -> None:
         """Until all apps and proxies are."""
@@ -128,14 +133,31 @@ class SidecarMesh:
     # Configuration.
 
     def apply(self, name: str, shipped: Iterable[Document]) -> None:
-        """As `kubectl apply`; the name is for `delete`."""
+        """As `kubectl apply`; the name is of all of it together."""
+        self.applied.add(name)
+        self._write(name, shipped)
+
+    def change_cluster(self, kind: str, change: Callable[[Document], object]) -> None:
+        """The specification of the objects of that kind that were there before."""
+        objects = cluster.objects(self._mtls)
+        for document in objects:
+            if document["kind"] == kind:
+                change(document["spec"])
+        self.apply("cluster", objects)
+
+    def delete_all(self) -> None:
+        """What was applied."""
+        for name in self.applied - {"cluster"}:
+            (self._configuration / f"{name}.yaml").unlink()
+        if "cluster" in self.applied:
+            self._write("cluster", cluster.objects(self._mtls))
+        self.applied.clear()
+
+    def _write(self, name: str, shipped: Iterable[Document]) -> None:
         # Written apart and moved, so that no half of it is read.
         written = self.processes.directory / "written.yaml"
         written.write_text(text_of(list(shipped)))
         os.replace(written, self._configuration / f"{name}.yaml")
-
-    def delete(self, name: str) -> None:
-        (self._configuration / f"{name}.yaml").unlink()
 
     def wait_until(self, what: str, check: Callable[[], bool], timeout: float = 30.0) -> None:
         deadline = time.monotonic() + timeout
@@ -163,8 +185,7 @@ class SidecarMesh:
 
     def click(self, headers: Headers = ()) -> tuple[int, Reply]:
         """One click at the gateway, and its number."""
-        number = self._next_click
-        self._next_click += 1
+        number = next(self._numbers)
         return number, self.get(f"{PATHS['productpage']}?click={number}", headers)
 
     def clicks(self, total: int) -> list[int]:
@@ -177,11 +198,16 @@ class SidecarMesh:
             numbers.append(number)
         return numbers
 
-    def spans(self, expected: int) -> list[Span]:
-        """All spans so far, once that many have come (or the time is over) and no more do."""
-        self.collector.wait_for(lambda spans: len(spans) >= expected, _FLUSH_SECONDS)
-        self.collector.wait_quiet(_QUIET_SECONDS, _FLUSH_SECONDS)
-        return self.collector.spans()
+    def spans_of(self, clicks: Collection[int], expected: int) -> list[Span]:
+        """The traces of these clicks, once that many spans of them have come (or the
+        time is over). What others left is on its way for seconds."""
+
+        def chosen(spans: list[Span]) -> list[Span]:
+            traces = {span["traceId"] for span in spans if click_of(span) in clicks}
+            return [span for span in spans if span["traceId"] in traces]
+
+        self.collector.wait_for(lambda spans: len(chosen(spans)) >= expected, _FLUSH_SECONDS)
+        return chosen(self.collector.spans())
 
 
 def _control_plane_ready() -> bool:
