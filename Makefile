@@ -88,11 +88,11 @@ test-istio: test-manifests test-sidecars ## Istio's own control plane, sidecars 
 .PHONY: test-manifests
 test-manifests: $(WASM) $(TOOLS)/venv/.done istio-tools
 	$(call say,manifests: Istio's generator$(comma) istioctl and Envoy on every manifest$(comma) and on broken ones; 2 minutes)
-	$(ISTIO_ENV) $(PYTHON) -m pytest -q -rs tests/istio/offline
+	$(ISTIO_ENV) $(PYTHON) -m pytest -q -rs -n 2 tests/istio/offline
 
 # Pods are network namespaces, in a world of their own that ends with the command.
 .PHONY: test-sidecars
-test-sidecars: $(WASM) $(TOOLS)/venv/.done istio-tools
+test-sidecars: $(WASM) $(TOOLS)/venv/.done istio-tools zipkin
 	$(call say,sidecars: pilot-agents and Envoys in pods$(comma) under a real control plane; 5 minutes)
 	$(ISTIO_ENV) $(PYTHON) -m istio.world $(PYTHON) -m pytest -q -rs tests/istio/live
 
@@ -130,6 +130,10 @@ $(VEGETA):
 	@command -v go >/dev/null || { echo 'b3relay: Go is missing'; exit 1; }
 	$(call say,tools: vegeta through the Go module proxy$(comma) about a minute)
 	GOBIN='$(TOOLS)/go/bin' go install github.com/tsenart/vegeta/v12@v12.12.0
+
+.PHONY: zipkin
+zipkin: $(TOOLS)/venv/.done
+	@$(PYTHON) -c 'from mesh.demo_ui import check_java, fetch_zipkin; check_java(); fetch_zipkin()'
 
 # Istio's own programs, and kubectl, through the Go module proxy. What is built goes
 # by what it is built from. Versions: those that tests/istio/go*.mod name.

@@ -37,6 +37,10 @@ class Pod:
     def host(self) -> str:
         return f"{self.name}.{self.namespace}.svc.cluster.local"
 
+    @property
+    def service_account(self) -> str:
+        return f"bookinfo-{self.name}"
+
     def proxy(self) -> dict[str, Any]:
         """As a request to the generator names it."""
         return {
@@ -62,9 +66,10 @@ GATEWAY = Pod(
 )
 
 
-def mesh_config(zipkin: bool = True) -> dict[str, Any]:
+def mesh_config() -> dict[str, Any]:
     """Istio's mesh configuration, with a Zipkin to send traces to."""
-    config: dict[str, Any] = {
+    provider = {"service": f"zipkin.{ROOT_NAMESPACE}.svc.cluster.local", "port": ZIPKIN_PORT}
+    return {
         "rootNamespace": ROOT_NAMESPACE,
         "trustDomain": "cluster.local",
         "enableTracing": True,
@@ -73,11 +78,8 @@ def mesh_config(zipkin: bool = True) -> dict[str, Any]:
             "controlPlaneAuthPolicy": "NONE",
             "concurrency": 1,
         },
+        "extensionProviders": [{"name": "zipkin", "zipkin": provider}],
     }
-    if zipkin:
-        provider = {"service": f"zipkin.{ROOT_NAMESPACE}.svc.cluster.local", "port": ZIPKIN_PORT}
-        config["extensionProviders"] = [{"name": "zipkin", "zipkin": provider}]
-    return config
 
 
 def _kind(group: str, kind: str, name: str, namespace: str, spec: dict[str, Any]) -> dict[str, Any]:
@@ -155,11 +157,11 @@ def objects(mtls: str = "DISABLE") -> list[dict[str, Any]]:
         ),
     ]
     for pod in PODS.values():
-        made += _service(pod)
+        made += _service(pod, mtls)
     return made
 
 
-def _service(pod: Pod) -> list[dict[str, Any]]:
+def _service(pod: Pod, mtls: str) -> list[dict[str, Any]]:
     entry = {
         "hosts": [pod.host],
         "addresses": [pod.service_ip],
@@ -168,10 +170,12 @@ def _service(pod: Pod) -> list[dict[str, Any]]:
         "ports": [{"number": PORT, "name": "http", "protocol": "HTTP"}],
         "workloadSelector": {"labels": {"app": pod.name}},
     }
+    # By which callers know that they may use TLS; the injector sets it.
+    tls = {} if mtls == "DISABLE" else {"security.istio.io/tlsMode": "istio"}
     workload = {
         "address": pod.ip,
-        "labels": dict(pod.labels),
-        "serviceAccount": f"bookinfo-{pod.name}",
+        "labels": {**dict(pod.labels), **tls},
+        "serviceAccount": pod.service_account,
     }
     return [
         _kind("networking", "ServiceEntry", pod.name, pod.namespace, entry),
@@ -180,4 +184,5 @@ def _service(pod: Pod) -> list[dict[str, Any]]:
 
 
 def dump(documents: list[dict[str, Any]]) -> str:
-    return yaml.safe_dump_all(documents, sort_keys=False)
+    text: str = yaml.safe_dump_all(documents, sort_keys=False)
+    return text

@@ -55,7 +55,9 @@ class Generated:
 
     def chains(self) -> list[Chain]:
         return [
-            _chain(listener, manager) for listener in self.listeners for manager in _managers(listener)
+            _chain(listener, manager)
+            for listener in self.listeners
+            for manager in _managers(listener)
         ]
 
     def inbound(self) -> list[Chain]:

@@ -23,7 +23,8 @@ def documents(text: str) -> list[Document]:
 
 
 def text_of(shipped: list[Document]) -> str:
-    return yaml.safe_dump_all(shipped, sort_keys=False)
+    text: str = yaml.safe_dump_all(shipped, sort_keys=False)
+    return text
 
 
 def load(name: str, directory: Path = SHIPPED) -> list[Document]:

@@ -131,9 +131,16 @@ class RunningPod:
         _run(*inside, "route", "add", "default", "via", cluster.NODE)
         if not self.pod.gateway:
             # What the istio-init container does.
-            rules = "-p 15001 -z 15006 -u 1337 -g 1337 -m REDIRECT -i * -x  -b * -d 15090,15021,15020"
+            rules = (
+                "-p 15001 -z 15006 -u 1337 -g 1337 -m REDIRECT -i * -x  -b * -d 15090,15021,15020"
+            )
             agent = self._processes.directory / "bin" / "pilot-agent"
-            words = [agent, "istio-iptables", *rules.split(" "), "--log_output_level=default:warn"]
+            words: list[str | Path] = [
+                agent,
+                "istio-iptables",
+                *rules.split(" "),
+                "--log_output_level=default:warn",
+            ]
             _run("ip", "netns", "exec", name, *words)
 
     def start_app(self, forward: str, **options: Any) -> None:
@@ -156,7 +163,7 @@ class RunningPod:
             "POD_NAME": f"{self.name}-1",
             "POD_NAMESPACE": self.pod.namespace,
             "INSTANCE_IP": self.pod.ip,
-            "SERVICE_ACCOUNT": f"bookinfo-{self.name}",
+            "SERVICE_ACCOUNT": self.pod.service_account,
             "TRUST_DOMAIN": "cluster.local",
             "ISTIO_META_CLUSTER_ID": "Kubernetes",
             "ISTIO_META_WORKLOAD_NAME": self.name,
@@ -197,7 +204,8 @@ class RunningPod:
             mount --bind {at}/hosts /etc/hosts
             mount -t tmpfs tmpfs {at}/scratch
             mkdir {at}/scratch/upper {at}/scratch/work
-            mount -t overlay overlay -o lowerdir=/etc,upperdir={at}/scratch/upper,workdir={at}/scratch/work /etc
+            layers=upperdir={at}/scratch/upper,workdir={at}/scratch/work
+            mount -t overlay overlay -o lowerdir=/etc,$layers /etc
             mkdir -p /etc/b3relay
             mount --bind {at}/volume /etc/b3relay
             mount --bind {at}/hosts /etc/hosts
@@ -210,7 +218,9 @@ class RunningPod:
         words = ["ip", "netns", "exec", self.name, "sh", "-c", mounts, "sh", *command]
         return self._processes.start(name, words, environment)
 
-    def get(self, port: int, path: str, method: str = "GET", timeout: float = 5.0) -> tuple[int, str]:
+    def get(
+        self, port: int, path: str, method: str = "GET", timeout: float = 5.0
+    ) -> tuple[int, str]:
         """A request inside the pod, to one of its own ports."""
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
         connection.sock = connect(self.name, "127.0.0.1", port, timeout)

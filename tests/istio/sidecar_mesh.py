@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from istio import cluster
 from istio.cluster import GATEWAY, PODS
@@ -20,7 +20,7 @@ from istio.pods import Node, RunningPod
 from istio.tools import CONTROL_PLANE, Istio, istio
 from mesh.apps import PATHS
 from mesh.collector import Collector, Span
-from mesh.mesh import Headers, Reply, wasm_path
+from mesh.mesh import Headers, Reply, request, wasm_path
 from mesh.procs import MeshError, Processes
 from mesh.tree import click_of
 
@@ -37,6 +37,7 @@ class SidecarMesh:
     mtls          Istio's mode: DISABLE or STRICT
     certificates  by pod, for STRICT
     environment   further variables of the agents
+    collect       whether to take the traces; else something else is to
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class SidecarMesh:
         mtls: str = "DISABLE",
         certificates: Callable[[Path, cluster.Pod], Path] | None = None,
         environment: Mapping[str, str] | None = None,
-        mesh: Mapping[str, Any] | None = None,
+        collect: bool = True,
     ) -> None:
         self._istio = program or istio()
         self._forward = forward
@@ -55,7 +56,7 @@ class SidecarMesh:
         self._mtls = mtls
         self._certificates = certificates
         self._environment = dict(environment or {})
-        self._mesh = mesh
+        self._collect = collect
         self._numbers = itertools.count(1)
         self.applied: set[str] = set()
         self.pods: dict[str, RunningPod] = {}
@@ -63,8 +64,10 @@ class SidecarMesh:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.enter_context(Node())
-            stack.callback(lambda: [pod.remove() for pod in self.pods.values()])
-            self.collector = stack.enter_context(Collector((cluster.NODE, cluster.ZIPKIN_PORT)))
+            stack.callback(self._remove_pods)
+            self.collector = Collector((cluster.NODE, cluster.ZIPKIN_PORT))
+            if self._collect:
+                stack.enter_context(self.collector)
             self.processes = stack.enter_context(Processes())
             try:
                 self._start()
@@ -84,6 +87,10 @@ class SidecarMesh:
             print(self.processes.tails(), file=sys.stderr)
         self._stack.__exit__(type_, error, traceback)
 
+    def _remove_pods(self) -> None:
+        for pod in self.pods.values():
+            pod.remove()
+
     def _start(self) -> None:
         # The proxies have a user of their own.
         self.processes.directory.chmod(0o711)
@@ -91,7 +98,7 @@ class SidecarMesh:
         self._configuration.mkdir()
         self._write("cluster", cluster.objects(self._mtls))
         mesh = self.processes.directory / "mesh.yaml"
-        mesh.write_text(json.dumps(self._mesh or cluster.mesh_config()))
+        mesh.write_text(json.dumps(cluster.mesh_config()))
         self.istiod = self.processes.start(
             "istiod",
             [
@@ -170,18 +177,9 @@ class SidecarMesh:
 
     def get(self, path: str, headers: Headers = (), timeout: float = 15.0) -> Reply:
         """A request to the gateway."""
-        connection = http.client.HTTPConnection(GATEWAY.ip, cluster.GATEWAY_PORT, timeout=timeout)
-        try:
-            connection.request("GET", path, headers=dict(headers))
-            response = connection.getresponse()
-            raw = response.read()
-        finally:
-            connection.close()
-        try:
-            body = json.loads(raw)
-        except ValueError:
-            body = raw.decode("latin-1")
-        return Reply(response.status, response.getheaders(), body)
+        return request(
+            cluster.GATEWAY_PORT, path, headers=headers, timeout=timeout, address=GATEWAY.ip
+        )
 
     def click(self, headers: Headers = ()) -> tuple[int, Reply]:
         """One click at the gateway, and its number."""
@@ -211,11 +209,7 @@ class SidecarMesh:
 
 
 def _control_plane_ready() -> bool:
-    connection = http.client.HTTPConnection(cluster.NODE, 8080, timeout=1)
     try:
-        connection.request("GET", "/ready")
-        return connection.getresponse().status == 200
-    except OSError:
+        return request(8080, "/ready", timeout=1, address=cluster.NODE).status == 200
+    except (OSError, http.client.HTTPException):
         return False
-    finally:
-        connection.close()

@@ -59,7 +59,11 @@ class Istio:
         return self.directory / "samples"
 
     def run(
-        self, name: str, *arguments: str | Path, stdin: str = "", env: Mapping[str, str] | None = None
+        self,
+        name: str,
+        *arguments: str | Path,
+        stdin: str = "",
+        env: Mapping[str, str] | None = None,
     ) -> Done:
         """Run one of the programs, whatever comes of it."""
         done = subprocess.run(

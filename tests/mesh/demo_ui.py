@@ -14,8 +14,9 @@ import sys
 import time
 from pathlib import Path
 
+from mesh.collector import Address, Span
 from mesh.demo import bold, say
-from mesh.mesh import EXPECTED_TREE, ROOT, Mesh, request, wasm_path
+from mesh.mesh import EXPECTED_TREE, ROOT, Mesh, Reply, request, wasm_path
 from mesh.ports import HOST, free_port
 from mesh.procs import MeshError, Processes
 
@@ -56,18 +57,18 @@ def fetch_zipkin() -> Path:
 
 
 class Zipkin:
-    """A Zipkin server with its store in memory."""
+    """A Zipkin server with its store in memory, on loopback if not told where."""
 
-    def __init__(self, processes: Processes, jar: Path) -> None:
-        self.address = (HOST, free_port())
-        self.url = f"http://{HOST}:{self.address[1]}/zipkin/"
+    def __init__(self, processes: Processes, jar: Path, address: Address | None = None) -> None:
+        self.address = address or (HOST, free_port())
+        self.url = f"http://{self.address[0]}:{self.address[1]}/zipkin/"
         process = processes.start(
             "zipkin",
             [
                 "java",
                 "-Xmx256m",
                 # Alone, QUERY_PORT would have it listen on all interfaces.
-                f"-Darmeria.ports[0].ip={HOST}",
+                f"-Darmeria.ports[0].ip={self.address[0]}",
                 f"-Darmeria.ports[0].port={self.address[1]}",
                 "-Darmeria.ports[0].protocols[0]=http",
                 "-jar",
@@ -79,18 +80,23 @@ class Zipkin:
 
     def _healthy(self) -> bool:
         try:
-            return request(self.address[1], "/health", timeout=2).status == 200
+            return self._get("/health", timeout=2).status == 200
         except (OSError, http.client.HTTPException):
             return False
 
-    def span_count(self, trace_id: str) -> int:
-        reply = request(self.address[1], f"/api/v2/trace/{trace_id}")
-        return len(reply.body) if reply.status == 200 else 0
+    def _get(self, path: str, timeout: float = 30.0) -> Reply:
+        return request(self.address[1], path, timeout=timeout, address=self.address[0])
+
+    def trace(self, trace_id: str) -> list[Span]:
+        """Its spans so far."""
+        reply = self._get(f"/api/v2/trace/{trace_id}")
+        spans: list[Span] = reply.body if reply.status == 200 else []
+        return spans
 
     def wait_for_trace(self, trace_id: str, spans: int, timeout: float = 30.0) -> None:
         """Wait until that many spans of the trace are there."""
         deadline = time.monotonic() + timeout
-        while self.span_count(trace_id) < spans:
+        while len(self.trace(trace_id)) < spans:
             if time.monotonic() > deadline:
                 raise MeshError(f"Zipkin has not got {spans} spans of trace {trace_id}")
             time.sleep(0.2)

@@ -9,41 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from istio.cluster import GATEWAY, NAMESPACE, NODE, PODS, ROOT_NAMESPACE
+from istio.clicks import CLICKS, FLAT, TREE, apply, joined, whole
+from istio.cluster import NAMESPACE, NODE, ROOT_NAMESPACE
 from istio.manifests import IMAGE, Document, documents, in_namespace, load, text_of
 from istio.sidecar_mesh import SidecarMesh
 from istio.tools import istio
 from mesh.apps import PATHS
 from mesh.mesh import wasm_path
-from mesh.tree import Node, Score, score
+from mesh.tree import score
 
-CLICKS = 5
 REGISTRY = f"{NODE}:5000"
 HERE = f"oci://{REGISTRY}/b3relay:0.1.0"
 MISSING = f"oci://{REGISTRY}/b3relay:missing"
 FORMS_OF_IMAGE = ("docker", "oci", "artifact")
-
-
-def server(service: str, *children: Node) -> Node:
-    return Node(f"{service}.{NAMESPACE}", "SERVER", PATHS[service], children)
-
-
-def at_gateway(*children: Node) -> Node:
-    """Istio's gateways report a server and a client span."""
-    name = f"{GATEWAY.name}.{ROOT_NAMESPACE}"
-    called = f"router outbound|9080||{PODS['productpage'].host}; egress"
-    client = Node(name, "CLIENT", called, children)
-    return Node(name, "SERVER", PATHS["productpage"], (client,))
-
-
-# What applications get that forward all seven headers, without client spans.
-TREE = at_gateway(
-    server("productpage", server("details"), server("reviews", server("ratings")))
-)
-# Each service hangs from the span that called its caller.
-FLAT = at_gateway(
-    server("productpage"), server("details"), server("reviews"), server("ratings")
-)
 
 
 def ours(name: str, image: str = HERE, namespace: str = NAMESPACE) -> list[Document]:
@@ -78,31 +56,6 @@ def push(form: str, tag: str) -> str | None:
     """The digest; None while there is no registry."""
     done = istio().run("registry", "push", form, wasm_path(), f"{REGISTRY}/b3relay:{tag}")
     return done.out.strip() if done.exit_code == 0 else None
-
-
-def joined(mesh: SidecarMesh) -> bool | None:
-    """Whether all four services get one trace ID; None if a click fails."""
-    _, reply = mesh.click()
-    if reply.status != 200:
-        return None
-    return len({reply.received(name)["x-b3-traceid"][0] for name in PATHS}) == 1
-
-
-def apply(mesh: SidecarMesh, shipped: list[Document]) -> None:
-    mesh.apply("b3relay", shipped)
-    # Of two connections, one may still be with the listener of before.
-    mesh.wait_until("the filter works", lambda: all(joined(mesh) for _ in range(3)))
-
-
-def judged(mesh: SidecarMesh, tree: Node) -> Score:
-    """Clicks from now on, and what they became."""
-    clicks = mesh.clicks(CLICKS)
-    return score(mesh.spans_of(clicks, CLICKS * tree.size), tree, clicks)
-
-
-def whole(mesh: SidecarMesh, tree: Node) -> bool:
-    found = judged(mesh, tree)
-    return found.whole == CLICKS and found.wrong_trace == 0
 
 
 def test_without_it_a_click_is_in_pieces(mesh: SidecarMesh) -> None:
@@ -155,9 +108,7 @@ def test_one_workload(mesh: SidecarMesh) -> None:
 
     mesh.wait_until("the calls of reviews are joined", calls_joined)
     assert reviews.stat("decision=.=copied") > 0
-    assert all(
-        pod.stat("requests_total") == 0 for pod in mesh.sidecars if pod.name != "reviews"
-    )
+    assert all(pod.stat("requests_total") == 0 for pod in mesh.sidecars if pod.name != "reviews")
 
 
 def test_the_trust_boundary(mesh: SidecarMesh) -> None:

@@ -31,30 +31,36 @@ MISTAKES = {
     "an operation that does not exist": Mistake(
         "sidecars", "INSERT_BEFORE", "INSERT_BEFOR", {"validate", "analyze", "generate"}
     ),
-    "another operation": Mistake(
-        "sidecars", "INSERT_BEFORE", "INSERT_AFTER", {"chains", "envoy"}
-    ),
+    "another operation": Mistake("sidecars", "INSERT_BEFORE", "INSERT_AFTER", {"chains", "envoy"}),
     "a context that does not exist": Mistake(
         "sidecars", "SIDECAR_INBOUND", "SIDECAR_INBOUN", {"validate", "analyze", "generate"}
     ),
     "the other context": Mistake("sidecars", "SIDECAR_INBOUND", "SIDECAR_OUTBOUND", {"chains"}),
     "a place that does not exist": Mistake(
-        "sidecars", "applyTo: HTTP_FILTER", "applyTo: HTTP_FILTERS",
+        "sidecars",
+        "applyTo: HTTP_FILTER",
+        "applyTo: HTTP_FILTERS",
         {"validate", "analyze", "generate"},
     ),
     "a misspelt field of a match": Mistake(
         "sidecars", "filterChain:", "filterchain:", {"validate", "chains"}
     ),
     "a misspelt filter": Mistake(
-        "sidecars", "network.http_connection_manager", "network.http_conection_manager",
+        "sidecars",
+        "network.http_connection_manager",
+        "network.http_conection_manager",
         {"validate", "analyze", "generate"},
     ),
     "a misspelt sub-filter": Mistake(
-        "sidecars", "subFilter:\n              name: envoy.filters.http.router",
-        "subFilter:\n              name: envoy.filters.http.ruoter", {"chains"},
+        "sidecars",
+        "subFilter:\n              name: envoy.filters.http.router",
+        "subFilter:\n              name: envoy.filters.http.ruoter",
+        {"chains"},
     ),
     "a misspelt field of a patch": Mistake(
-        "sidecars", "upstream_http_filters:", "upstream_http_filter:",
+        "sidecars",
+        "upstream_http_filters:",
+        "upstream_http_filter:",
         {"validate", "analyze", "chains"},
     ),
     "a misspelt field of the filter": Mistake(
@@ -114,7 +120,10 @@ MISTAKES = {
         "wasmplugin", "oci://", "ocl://", {"validate", "analyze", "generate"}
     ),
     "a digest that is too short": Mistake(
-        "wasmplugin", "pluginName:", "sha256: abc\n  pluginName:", {"validate", "analyze", "generate"}
+        "wasmplugin",
+        "pluginName:",
+        "sha256: abc\n  pluginName:",
+        {"validate", "analyze", "generate"},
     ),
     "a misspelt configuration in the WasmPlugin": Mistake(
         "wasmplugin", "mode: observe", "modus: observe", {"envoy"}
@@ -126,7 +135,9 @@ MISTAKES = {
         "trafficextension", "TrafficExtension", "TrafficExtensions", {"generate"}
     ),
     "a mutation that does not exist": Mistake(
-        "gateway-boundary.yaml", "remove: b3\n", "removes: b3\n",
+        "gateway-boundary.yaml",
+        "remove: b3\n",
+        "removes: b3\n",
         {"validate", "analyze", "chains", "envoy"},
     ),
     "a misspelt header": Mistake(

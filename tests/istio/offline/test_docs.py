@@ -112,7 +112,9 @@ def test_the_entry_of_the_whole_mesh() -> None:
 
 
 def test_unmounting_takes_away_what_mounting_has_added(tmp_path: Path) -> None:
-    (patch,) = re.findall(r"--type=json -p '(\[\n.*?\])'", (SHIPPED / "README.md").read_text(), re.DOTALL)
+    (patch,) = re.findall(
+        r"--type=json -p '(\[\n.*?\])'", (SHIPPED / "README.md").read_text(), re.DOTALL
+    )
     (front,) = (
         one
         for one in load("example/shop.yaml")

@@ -78,12 +78,14 @@ def test_the_application_forwards_what_it_is_told(forward: str) -> None:
 
         def answers() -> bool:
             try:
-                return urllib.request.urlopen(request, timeout=5).read() == b"orders stock"
+                with urllib.request.urlopen(request, timeout=5) as reply:
+                    answer: bytes = reply.read()
+                return answer == b"orders stock"
             except OSError:
                 return False
 
         processes.wait_ready({app: answers}, 30)
     callee.shutdown()
     callee.server_close()
-    assert got.get("x-request-id") == (forward and "r" or None)
+    assert got.get("x-request-id") == ("r" if forward else None)
     assert "x-b3-traceid" not in got

@@ -15,7 +15,7 @@ from mesh.mesh import wasm_path
 
 # What Istio's own Bookinfo has; the patches are for any deployment.
 BOOKINFO = "bookinfo/platform/kube/bookinfo.yaml"
-VOLUMES = {
+VOLUMES: dict[str, dict[str, Any]] = {
     "mount.yaml": {"configMap": {"name": "b3relay", "optional": True}},
     "mount-image.yaml": {
         "image": {
