@@ -87,7 +87,7 @@ test-istio: test-manifests test-sidecars ## Istio's own control plane, sidecars 
 # Needs no root.
 .PHONY: test-manifests
 test-manifests: $(WASM) $(TOOLS)/venv/.done istio-tools
-	$(call say,manifests: Istio's generator$(comma) istioctl and Envoy on every manifest$(comma) and on broken ones; 2 minutes)
+	$(call say,manifests: the generator of Istio$(comma) istioctl and Envoy on every manifest$(comma) and on broken ones; 2 minutes)
 	$(ISTIO_ENV) $(PYTHON) -m pytest -q -rs -n 2 tests/istio/offline
 
 # Pods are network namespaces, in a world of their own that ends with the command.
