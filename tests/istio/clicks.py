@@ -17,7 +17,7 @@ def at_gateway(*children: Node) -> Node:
     """Istio's gateways report a server and a client span."""
     name = f"{GATEWAY.name}.{ROOT_NAMESPACE}"
     called = f"router outbound|9080||{PODS['productpage'].host}; egress"
-    client = Node(name, "CLIENT", called, children)
+    client = Node(name, "CLIENT", called, tuple(sorted(children)))
     return Node(name, "SERVER", PATHS["productpage"], (client,))
 
 
