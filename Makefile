@@ -27,6 +27,10 @@ IMAGE_BUILD := BUILDX_NO_DEFAULT_ATTESTATIONS=1 docker build --platform linux/am
 IMAGE ?= b3relay:latest
 WASM_TYPE := application/vnd.module.wasm
 ORAS := $(or $(shell command -v oras),$(TOOLS)/go/bin/oras)
+istio_key = $(shell cat tests/istio/$(1).mod tests/istio/$(1).sum tests/istio/*/main.go | sha256sum | cut -c1-12)
+ISTIO_131 := $(TOOLS)/istio/1.31-$(call istio_key,go)
+ISTIO_130 := $(TOOLS)/istio/1.30-$(call istio_key,go-1.30)
+ISTIO_ENV := B3RELAY_ISTIO_1_31='$(ISTIO_131)' B3RELAY_ISTIO_1_30='$(ISTIO_130)'
 
 say = @printf '\n\033[1m%s\033[0m\n' '$(1)'
 
@@ -87,12 +91,9 @@ artifact-push: $(WASM) $(ORAS) ## The module as an OCI artifact, pushed to IMAGE
 	  b3relay.wasm:$(WASM_TYPE).content.layer.v1+wasm module.json:$(WASM_TYPE).config.v1+json
 
 .PHONY: test-mesh
-test-mesh: ## Tests with long builds (needs Go, Node, Java 17 and Maven, and for the last root; first time about 15 min)
+test-mesh: ## Tests with long builds (needs Go, Node, Java 17 and Maven; first time about 5 min); test-backends, test-docker and test-istio are called by themselves
 	$(call say,agreement: seven implementations of B3 before and after repair; 2 minutes$(comma) the first time about 5 more)
 	$(MAKE) --no-print-directory agreement AGREEMENT='--random 2000'
-	$(MAKE) --no-print-directory accuracy ACCURACY='--scale 0.1 --variants parallel-background --modes forwarded off exclusive inferred --no-clicks'
-	$(MAKE) --no-print-directory test-backends
-	$(MAKE) --no-print-directory test-docker
 
 .PHONY: test-backends
 test-backends: go $(WASM) $(TOOLS)/venv/.done ## The trees in a real Zipkin and a real Jaeger (Go, Java 17 and Maven)
@@ -109,6 +110,21 @@ AGREEMENT ?= --random 15000 --markdown docs/agreement.md
 .PHONY: agreement
 agreement: cargo $(TOOLS)/venv/.done ## What seven implementations of B3 read, before and after repair; writes docs/agreement.md
 	$(PYTHON) -m agreement.run $(AGREEMENT)
+
+.PHONY: test-istio
+test-istio: test-manifests test-sidecars ## Istio's own control plane, sidecars and istioctl on what envoyfilter/ ships
+
+# Needs no root.
+.PHONY: test-manifests
+test-manifests: $(WASM) $(TOOLS)/venv/.done istio-tools
+	$(call say,manifests: the generator of Istio$(comma) istioctl and Envoy on every manifest$(comma) and on broken ones; 2 minutes)
+	$(ISTIO_ENV) $(PYTHON) -m pytest -q -rs -n 2 tests/istio/offline
+
+# Pods are network namespaces, in a world of their own that ends with the command.
+.PHONY: test-sidecars
+test-sidecars: $(WASM) $(TOOLS)/venv/.done istio-tools zipkin
+	$(call say,sidecars: pilot-agents and Envoys in pods$(comma) under a real control plane; 5 minutes)
+	$(ISTIO_ENV) $(PYTHON) -m istio.world $(PYTHON) -m pytest -q -rs tests/istio/live
 
 RANDOM_SETS ?= 100000
 .PHONY: test-random
@@ -156,6 +172,33 @@ $(TOOLS)/go/bin/oras:
 	@command -v go >/dev/null || { echo 'b3relay: Go is missing'; exit 1; }
 	$(call say,tools: oras through the Go module proxy$(comma) about a minute)
 	GOBIN='$(TOOLS)/go/bin' go install oras.land/oras/cmd/oras@v1.3.6
+
+.PHONY: zipkin
+zipkin: $(TOOLS)/venv/.done
+	@$(PYTHON) -c 'from mesh.backends import check_java, fetch_zipkin; check_java(); fetch_zipkin()'
+
+# Istio's own programs, and kubectl, through the Go module proxy. What is built goes
+# by what it is built from. Versions: those that tests/istio/go*.mod name.
+.PHONY: istio-tools
+istio-tools: $(ISTIO_131)/.done $(ISTIO_130)/.done
+
+define build_istio
+	@command -v go >/dev/null || { echo 'b3relay: Go is missing: install Go 1.26 or newer (go.dev)'; exit 1; }
+	$(call say,tools: Istio $(1)$(comma) through the Go module proxy: about $(2) minutes the first time)
+	@mkdir -p '$(@D)/bin'
+	cd tests/istio && go build -mod=readonly -modfile=$(3) -ldflags='-s -w' -o '$(@D)/bin/' $(4)
+	@source="$$(cd tests/istio && go list -modfile=$(3) -m -f '{{.Dir}}' istio.io/istio)" && \
+	  install -m 0644 "$$source/tools/packaging/common/envoy_bootstrap.json" '$(@D)/' && \
+	  rm -rf '$(@D)/samples' && mkdir '$(@D)/samples' && \
+	  cp -r "$$source/samples/bookinfo" "$$source/samples/addons" '$(@D)/samples/' && chmod -R u+w '$(@D)/samples'
+	@touch '$@'
+endef
+
+$(ISTIO_131)/.done:
+	$(call build_istio,1.31,9,go.mod,./generate ./istiod ./kubectl ./registry istio.io/istio/pilot/cmd/pilot-agent istio.io/istio/istioctl/cmd/istioctl)
+
+$(ISTIO_130)/.done: | $(ISTIO_131)/.done
+	$(call build_istio,1.30,4,go-1.30.mod,./generate ./istiod istio.io/istio/pilot/cmd/pilot-agent)
 
 FUZZ_SECONDS ?= 600
 # The core has no unsafe code: a sanitizer would find nothing there.

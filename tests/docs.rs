@@ -161,14 +161,19 @@ fn the_number_of_rules_is_told_right() {
 
 #[test]
 fn shipped_configurations_are_good() {
-    let text = include_str!("../envoyfilter/sidecars.yaml");
-    let configurations = text
-        .lines()
+    let shipped = [
+        include_str!("../envoyfilter/sidecars/envoyfilter.yaml"),
+        include_str!("../envoyfilter/gateway-check.yaml"),
+        include_str!("../envoyfilter/README.md"),
+    ];
+    let configurations = shipped
+        .iter()
+        .flat_map(|text| text.lines())
         .filter_map(|line| line.trim().strip_prefix("value: '"));
     let configurations: Vec<_> = configurations
         .map(|line| line.trim_end_matches('\''))
         .collect();
-    assert_eq!(configurations.len(), 2);
+    assert_eq!(configurations.len(), 5);
     for configuration in configurations {
         Config::parse(configuration.as_bytes()).unwrap();
     }

@@ -12,13 +12,36 @@ from mesh.envoy import Common, Wasm
 from mesh.mesh import ROOT, wasm_path
 from mesh.ports import HOST, free_port
 
-MANIFEST = ROOT / "envoyfilter" / "sidecars.yaml"
-MODULE = "/etc/b3relay/b3relay.wasm"
+MANIFESTS = (
+    ROOT / "envoyfilter" / "sidecars" / "envoyfilter.yaml",
+    ROOT / "envoyfilter" / "no-client-spans" / "telemetry.yaml",
+)
+MODULE = "/etc/b3relay/plugin.wasm"
 CONTEXTS = {"SIDECAR_INBOUND": "INBOUND", "SIDECAR_OUTBOUND": "OUTBOUND"}
 
 
 def documents() -> dict[str, dict[str, Any]]:
-    return {doc["kind"]: doc for doc in yaml.safe_load_all(MANIFEST.read_text())}
+    return {doc["kind"]: doc for path in MANIFESTS for doc in yaml.safe_load_all(path.read_text())}
+
+
+def patches(kind: str) -> list[dict[str, Any]]:
+    all_of_them = documents()["EnvoyFilter"]["spec"]["configPatches"]
+    assert {patch["applyTo"] for patch in all_of_them} == {"HTTP_FILTER", "EXTENSION_CONFIG"}
+    return [copy.deepcopy(patch) for patch in all_of_them if patch["applyTo"] == kind]
+
+
+def filled(placed: dict[str, Any]) -> dict[str, Any]:
+    """A filter of the chain as Envoy runs it: with the extension that it asks for."""
+    if discovery := placed.get("config_discovery"):
+        (extension,) = (
+            patch["patch"]["value"]
+            for patch in patches("EXTENSION_CONFIG")
+            if patch["patch"]["value"]["name"] == placed["name"]
+        )
+        assert extension["typed_config"]["@type"] in discovery["type_urls"]
+        # The name of the place in the chain; the tests' own mesh has one for both.
+        return {"name": "b3relay", "typed_config": extension["typed_config"]}
+    return placed
 
 
 def bootstrap(wasm: Wasm | None) -> dict[str, Any]:
@@ -48,19 +71,20 @@ def managers(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def patched(module: Path) -> dict[str, Any]:
     """A sidecar without the filter, with the patches of the manifest."""
     config = bootstrap(wasm=None)
-    for patch in documents()["EnvoyFilter"]["spec"]["configPatches"]:
-        assert patch["applyTo"] == "HTTP_FILTER"
+    for patch in patches("HTTP_FILTER"):
         match = patch["match"]
         matched = match["listener"]["filterChain"]["filter"]
         assert matched["name"] == "envoy.filters.network.http_connection_manager"
         filters = managers(config)[CONTEXTS[match["context"]]]["http_filters"]
         (at,) = (i for i, f in enumerate(filters) if f["name"] == matched["subFilter"]["name"])
-        value = copy.deepcopy(patch["patch"]["value"])
+        value = patch["patch"]["value"]
         if patch["patch"]["operation"] == "INSERT_BEFORE":
-            filters.insert(at, value)
+            filters.insert(at, filled(value))
         else:
             assert patch["patch"]["operation"] == "MERGE"
-            filters[at]["typed_config"].update(value["typed_config"])
+            router = value["typed_config"]
+            router["upstream_http_filters"] = list(map(filled, router["upstream_http_filters"]))
+            filters[at]["typed_config"].update(router)
     return yaml.safe_load(yaml.safe_dump(config).replace(MODULE, str(module)))
 
 

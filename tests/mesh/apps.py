@@ -2,7 +2,8 @@
 
 ``productpage`` calls ``details`` and then ``reviews``; ``reviews`` calls
 ``ratings``. A call goes through the sidecar: plain HTTP to its outbound port
-with the callee's name as the Host. What an app copies from the request it
+with the callee's name as the Host, or to the callee's name, where iptables take it
+to the sidecar. What an app copies from the request it
 serves to the requests it makes is the subject of the tests: ``--forward``.
 """
 
@@ -60,15 +61,18 @@ Headers = list[tuple[bytes, bytes]]
 Call = Callable[[str, str, Headers], Awaitable[tuple[int, Any]]]
 
 
-def aiohttp_call(base: str, session: aiohttp.ClientSession) -> Call:
-    """Calls over HTTP/1.1, on pooled connections."""
+def aiohttp_call(base: str | None, callee_port: int, session: aiohttp.ClientSession) -> Call:
+    """Calls over HTTP/1.1, on pooled connections: to ``base``, the sidecar, or else
+    to that port of the callee's name."""
 
     async def call(host: str, path: str, headers: Headers) -> tuple[int, Any]:
         sent = CIMultiDict(
             (name.decode(), value.decode("utf-8", "surrogateescape")) for name, value in headers
         )
-        sent["Host"] = host
-        async with session.get(base + path, headers=sent) as response:
+        if base is not None:
+            sent["Host"] = host
+        url = (base or f"http://{host}:{callee_port}") + path
+        async with session.get(url, headers=sent) as response:
             body = await response.read()
         return response.status, _decoded(body)
 
@@ -107,13 +111,16 @@ class App:
         self._failed: set[int] = set()
         self._call: Call
 
-    async def run(self, port: int, outbound: int, http2: bool) -> None:
-        base = f"http://{HOST}:{outbound}"
+    async def run(self, options: argparse.Namespace) -> None:
+        base = None if options.outbound is None else f"http://{HOST}:{options.outbound}"
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=3600)
         async with aiohttp.ClientSession(
             connector=connector, timeout=aiohttp.ClientTimeout(total=30)
         ) as session:
-            self._call = httpx_call(base) if http2 else aiohttp_call(base, session)
+            if options.http2 and base is not None:
+                self._call = httpx_call(base)
+            else:
+                self._call = aiohttp_call(base, options.callee_port, session)
             app = web.Application()
             app.router.add_get("/ready", self._ready)
             app.router.add_get(PATHS[self._name], self._serve)
@@ -121,7 +128,7 @@ class App:
             # like a failing app.
             runner = web.AppRunner(app, access_log=None, keepalive_timeout=3600)
             await runner.setup()
-            await web.TCPSite(runner, HOST, port, backlog=1024).start()
+            await web.TCPSite(runner, options.listen, options.port, backlog=1024).start()
             await asyncio.Event().wait()
 
     async def _ready(self, _request: web.Request) -> web.Response:
@@ -171,9 +178,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", required=True, choices=PATHS)
     parser.add_argument("--port", required=True, type=int)
-    parser.add_argument("--outbound", required=True, type=int, help="port of the sidecar")
+    parser.add_argument("--listen", default=HOST, metavar="ADDRESS")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--outbound", type=int, help="port of the sidecar, for all calls")
+    where.add_argument(
+        "--callee-port", type=int, help="call callees by name; the mesh sees to the rest"
+    )
     parser.add_argument("--forward", default="none", choices=FORWARD)
-    parser.add_argument("--http2", action="store_true", help="call over HTTP/2")
+    parser.add_argument("--http2", action="store_true", help="call the sidecar over HTTP/2")
     parser.add_argument("--parallel", action="store_true", help="make the calls at the same time")
     parser.add_argument("--work-ms", type=float, default=2)
     parser.add_argument(
@@ -184,7 +196,7 @@ def main() -> None:
         help="answer 503 to the first request of so many of a hundred clicks",
     )
     options = parser.parse_args()
-    asyncio.run(App(options).run(options.port, options.outbound, options.http2))
+    asyncio.run(App(options).run(options))
 
 
 if __name__ == "__main__":

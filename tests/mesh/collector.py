@@ -12,13 +12,14 @@ from aiohttp import web
 from mesh.ports import HOST, free_port
 
 Span = dict[str, Any]
+Address = tuple[str, int]
 
 
 class Collector:
-    """Takes ``POST /api/v2/spans`` on loopback, in a thread of its own."""
+    """Takes ``POST /api/v2/spans`` in a thread of its own, on loopback if not told where."""
 
-    def __init__(self) -> None:
-        self.address = (HOST, free_port())
+    def __init__(self, address: Address | None = None) -> None:
+        self.address = address or (HOST, free_port())
         self._spans: list[Span] = []
         self._changed = threading.Condition()
         self._loop = asyncio.new_event_loop()

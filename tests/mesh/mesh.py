@@ -98,10 +98,11 @@ def request(
     headers: Headers = (),
     method: str = "GET",
     timeout: float = 30.0,
+    address: str = HOST,
 ) -> Reply:
     """One HTTP/1.1 request; header values are Latin-1, so any byte can be sent."""
     pairs = headers.items() if isinstance(headers, Mapping) else headers
-    connection = http.client.HTTPConnection(HOST, port, timeout=timeout)
+    connection = http.client.HTTPConnection(address, port, timeout=timeout)
     try:
         connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
         connection.putheader("Host", host)

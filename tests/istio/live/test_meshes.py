@@ -1,0 +1,59 @@
+"""The same tree in other meshes: with mutual TLS, with an older Istio, and as a real
+Zipkin has it."""
+
+import http.client
+
+import pytest
+
+from istio import certificates, cluster
+from istio.clicks import FLAT, TREE, apply, whole
+from istio.cluster import NAMESPACE, PODS
+from istio.manifests import IMAGE, documents, in_namespace, load, text_of
+from istio.sidecar_mesh import SidecarMesh
+from istio.tools import VERSIONS, istio
+from mesh.backends import Zipkin, fetch_zipkin
+from mesh.mesh import request, wasm_path
+from mesh.tree import normal_forms, traces
+
+
+def test_strict_mutual_tls() -> None:
+    with SidecarMesh(mtls="STRICT", certificates=certificates.issue) as mesh:
+        # It is strict: without TLS no one gets to an application.
+        with pytest.raises((OSError, http.client.HTTPException)):
+            request(cluster.PORT, "/reviews/0", timeout=5, address=PODS["reviews"].ip)
+        apply(mesh, in_namespace(NAMESPACE, load("sidecars")))
+        assert whole(mesh, TREE)
+        assert mesh.pods["reviews"].stat("inbound_0.0.0.0_9080;.ssl.handshake") > 0
+
+
+@pytest.mark.parametrize("version", VERSIONS[1:])
+def test_an_older_istio(version: str) -> None:
+    """Control plane and agents of that version."""
+    registry = f"{cluster.NODE}:5000"
+    environment = {"WASM_INSECURE_REGISTRIES": registry}
+    with SidecarMesh(program=istio(version), environment=environment) as mesh:
+        serving = mesh.processes.start("registry", [istio().binary("registry"), "serve", registry])
+        push = ("push", "oci", str(wasm_path()), f"{registry}/b3relay:0.1.0")
+        mesh.processes.wait_ready({serving: lambda: istio().run("registry", *push).exit_code == 0})
+        for form, tree in (
+            ("sidecars", TREE),
+            ("sidecars-image", TREE),
+            ("wasmplugin", FLAT),
+            ("trafficextension", FLAT),
+        ):
+            text = text_of(in_namespace(NAMESPACE, load(form)))
+            apply(mesh, documents(text.replace(IMAGE, f"oci://{registry}/b3relay:0.1.0")))
+            assert whole(mesh, tree), form
+
+
+def test_zipkin_shows_the_tree() -> None:
+    """What a person sees: the trace as a real Zipkin has stored it."""
+    with SidecarMesh(collect=False) as mesh:
+        zipkin = Zipkin(mesh.processes, fetch_zipkin(), (cluster.NODE, cluster.ZIPKIN_PORT))
+        apply(mesh, in_namespace(NAMESPACE, load("sidecars")))
+        _, reply = mesh.click()
+        (trace_id,) = reply.received("productpage")["x-b3-traceid"]
+        zipkin.wait_for_trace(trace_id, TREE.size)
+        (trace,) = traces(zipkin.trace(trace_id)).values()
+        # Zipkin has the names of services in lower case, as ours are.
+        assert normal_forms(trace) == (TREE,)

@@ -1,0 +1,169 @@
+"""The commands of the documentation. There is no cluster to run them on, so each is run
+with one that does not answer: kubectl and istioctl read their arguments and their files
+before they find that out, and complain of those first."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from istio.manifests import SHIPPED, documents, load
+from istio.tools import istio
+from mesh.mesh import ROOT
+from mesh.ports import HOST, free_port
+
+DOCS = ("README.md", "envoyfilter/README.md", "docs/istio-guide.md")
+# For these there is nothing to see without a cluster.
+_NOT_RUN = re.compile(r"^(make |curl |istioctl (install|uninstall|dashboard)|git )")
+
+
+def blocks(path: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
+
+
+def commands(path: str) -> Iterator[str]:
+    """One at a time; a loop is one."""
+    for block in blocks(path, "sh"):
+        pending = ""
+        for line in block.splitlines():
+            pending += line + "\n"
+            quoted = pending.count("'") % 2 or pending.count('"') % 2
+            if quoted or line.endswith("\\") or (pending.startswith("for ") and line != "done"):
+                continue
+            if pending.strip():
+                yield pending.strip()
+            pending = ""
+        assert not pending, f"{path}: a command without an end: {pending}"
+
+
+KUBECTL = [
+    (path, command)
+    for path in DOCS
+    for command in commands(path)
+    if "kubectl" in command and not _NOT_RUN.match(command)
+]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A cluster at a port on which nobody listens."""
+    directory = tmp_path_factory.mktemp("cluster")
+    settings = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "none", "cluster": {"server": f"http://{HOST}:{free_port()}"}}],
+        "contexts": [{"name": "none", "context": {"cluster": "none", "user": "none"}}],
+        "users": [{"name": "none", "user": {}}],
+        "current-context": "none",
+    }
+    (directory / "config").write_text(yaml.safe_dump(settings))
+    programs = istio().binary("kubectl").parent
+    samples = directory / "istio"
+    samples.mkdir()
+    (samples / "samples").symlink_to(istio().samples)
+    return {
+        **os.environ,
+        "KUBECONFIG": str(directory / "config"),
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "ISTIO": str(samples),
+    }
+
+
+@pytest.mark.parametrize("path, command", KUBECTL)
+def test_a_command_is_well_formed(environment: dict[str, str], path: str, command: str) -> None:
+    for named in re.findall(r"(?:envoyfilter|dist|samples)/[\w./-]+", command):
+        at = istio().directory if named.startswith("samples/") else ROOT
+        assert (at / named).exists(), f"{path} names {named}"
+    command = command.replace("$(kubectl -n shop get deployments -o name)", "deployment.apps/front")
+    command = command.removesuffix("&")
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    # What is left when the arguments and the files are right.
+    assert "refused" in done.stderr, done.stderr
+    for complaint in ("unknown", "error: ", "no such file", "Error: "):
+        told = [line for line in done.stderr.splitlines() if complaint in line]
+        assert all("refused" in line for line in told), done.stderr
+
+
+def test_there_are_commands() -> None:
+    assert {path for path, _ in KUBECTL} == set(DOCS)
+    assert len(KUBECTL) > 20
+
+
+def test_the_entry_of_the_whole_mesh() -> None:
+    """The patch of a Telemetry that is there adds what the shipped one says."""
+    (text,) = re.findall(r"-p '(\[.*\])'\n", (SHIPPED / "README.md").read_text())
+    (shipped,) = load("no-client-spans")
+    assert json.loads(text) == [
+        {"op": "add", "path": "/spec/tracing/-", "value": shipped["spec"]["tracing"][0]}
+    ]
+
+
+def test_unmounting_takes_away_what_mounting_has_added(tmp_path: Path) -> None:
+    (patch,) = re.findall(
+        r"--type=json -p '(\[\n.*?\])'", (SHIPPED / "README.md").read_text(), re.DOTALL
+    )
+    (front,) = (
+        one
+        for one in load("example/shop.yaml")
+        if one["kind"] == "Deployment" and one["metadata"]["name"] == "front"
+    )
+    path = tmp_path / "deployment.yaml"
+    path.write_text(yaml.safe_dump(front))
+    for arguments in (("--patch-file", SHIPPED / "mount.yaml"), ("--type=json", "-p", patch)):
+        done = istio().run("kubectl", "patch", "--local", "-f", path, *arguments, "-o", "yaml")
+        assert done.exit_code == 0, done.text
+        mounted = "sidecar.istio.io/userVolume" in done.out
+        assert mounted == (arguments[0] == "--patch-file")
+        path.write_text(done.out)
+    (after,) = documents(path.read_text())
+    after["spec"]["template"]["metadata"].pop("annotations", None)
+    assert after == front
+
+
+def test_an_overlay_of_ones_own(tmp_path: Path) -> None:
+    """The kustomization of the section Configure, in a folder beside ours."""
+    (text,) = blocks("envoyfilter/README.md", "yaml")
+    shutil.copytree(SHIPPED, tmp_path / "envoyfilter")
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "kustomization.yaml").write_text(text)
+    built = {one["kind"]: one for one in load("own", tmp_path)}
+    patches = built["EnvoyFilter"]["spec"]["configPatches"]
+    configured = {
+        one["patch"]["value"]["name"]: json.loads(
+            one["patch"]["value"]["typed_config"]["config"]["configuration"]["value"]
+        )
+        for one in patches
+        if one["applyTo"] == "EXTENSION_CONFIG"
+    }
+    assert configured == {
+        f"b3relay.{direction}": {"direction": direction, "mode": "repair"}
+        for direction in ("outbound", "inbound")
+    }
+    assert all(one["metadata"]["namespace"] == "shop" for one in built.values())
+
+
+def test_the_default_installation_has_a_gateway() -> None:
+    """With the labels and the service that the guide and the manifests go by."""
+    done = istio().run("istioctl", "manifest", "generate", "-f", SHIPPED / "example/istio.yaml")
+    gateway = {
+        one["kind"]: one
+        for one in documents(done.out)
+        if one["metadata"]["name"] == "istio-ingressgateway"
+    }
+    labels = gateway["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert labels["istio"] == "ingressgateway"
+    assert 80 in {port["port"] for port in gateway["Service"]["spec"]["ports"]}
