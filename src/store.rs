@@ -979,6 +979,36 @@ mod tests {
     }
 
     #[test]
+    fn new_workers_and_the_time_are_asked_for_where_it_matters() {
+        let data = InMemory::default();
+        let mut here = Worker::new(&data, 7, MANY);
+        let mut there = Worker::new(&data, 8, MANY);
+        let ticket = there.insert(0, "a", b"ctx").ticket;
+        let asked = std::cell::Cell::new(0);
+        let mut found = |all| {
+            asked.set(0);
+            let clock = || {
+                asked.set(asked.get() + 1);
+                1
+            };
+            let found = here.0.find(&data, MANY, clock, &key("a"), all).len();
+            (found, asked.get())
+        };
+        assert_eq!(found(false), (0, 0));
+        // The list of workers is new: who of them is alive?
+        assert_eq!(found(true), (1, 1));
+        assert_eq!(found(true), (1, 0));
+        assert_eq!(found(false), (1, 0));
+        there.end(1, ticket);
+        assert_eq!(found(false), (1, 1));
+        // Ten seconds later without anybody who asks.
+        let mut late = Worker::new(&data, 9, MANY);
+        late.tick(10_000);
+        let ended = late.0.find(&data, MANY, || 1, &key("a"), false);
+        assert!(ended[0].ended);
+    }
+
+    #[test]
     fn a_worker_that_is_gone_leaves_nothing() {
         let data = InMemory::default();
         let mut gone = Worker::new(&data, 1, MANY);
