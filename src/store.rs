@@ -44,6 +44,8 @@ const WORKERS_MOST: usize = 512;
 const BEAT_MS: u64 = 10_000;
 /// A worker that has not done so for so long is gone, with what it remembered.
 const DEAD_MS: u64 = 60_000;
+/// Bytes of a bucket that are not worth giving back.
+const SPARE: usize = 64;
 /// Keys that one request may be remembered under.
 pub const KEYS_MOST: usize = 4;
 
@@ -346,6 +348,7 @@ impl Store {
             for bucket in 0..BUCKETS {
                 let stale = self.stale.get(usize::from(bucket));
                 if stale == Some(&true) {
+                    self.trim(bucket);
                     let _ = self.publish(data, number, bucket);
                 }
             }
@@ -406,6 +409,17 @@ impl Store {
             evicted += usize::from(served);
         }
         evicted
+    }
+
+    /// Gives back what a bucket once needed. Or else each would keep room for the
+    /// most that it ever held, and memory would grow for hours.
+    fn trim(&mut self, bucket: u16) {
+        if let Some(bucket) = self.buckets.get_mut(usize::from(bucket)) {
+            let enough = 2 * bucket.len().max(SPARE);
+            if bucket.capacity() > 2 * enough {
+                bucket.shrink_to(enough);
+            }
+        }
     }
 
     fn mark(&mut self, bucket: u16) {
@@ -1133,6 +1147,35 @@ mod tests {
         assert!(worker.0.started.len() < 1100 && worker.0.ended.is_empty());
         assert_eq!(worker.0.size().0, 1);
         assert_eq!(worker.payloads(20_000, "stream"), [b"ctx"]);
+    }
+
+    #[test]
+    fn memory_does_not_creep_up() {
+        let data = InMemory::default();
+        let limits = Limits {
+            entries: 50_000,
+            bytes: 1 << 24,
+            bucket_bytes: 1 << 16,
+            grace_ms: 100,
+        };
+        let mut worker = Worker::new(&data, 7, limits);
+        let mut at_second = Vec::new();
+        let mut number = 0u64;
+        for second in 0..400u64 {
+            for ms in 0..1000 {
+                number += 1;
+                let now = second * 1000 + ms;
+                // Multiplied, so that neighbours do not take turns at the buckets.
+                let id = format!("{:x}", number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                let ticket = worker.insert(now, &id, &[0; 100]).ticket;
+                worker.end(now, ticket);
+            }
+            worker.tick((second + 1) * 1000);
+            at_second.push(worker.0.buckets.iter().map(Vec::capacity).sum::<usize>());
+        }
+        let mean = |seconds: &[usize]| seconds.iter().sum::<usize>() / seconds.len();
+        let (early, late) = (mean(&at_second[20..60]), mean(&at_second[360..]));
+        assert!(late < early + early / 50, "{early} {late}");
     }
 
     #[derive(Clone, Debug)]
