@@ -19,7 +19,7 @@ BUILT := target/$(TARGET)/release/b3relay.wasm
 SOURCES := $(shell find src -name '*.rs') Cargo.toml Cargo.lock
 BINARYEN := 132.0.0
 # What rustc uses for this target by itself, and no more.
-WASM_OPT := -Os --strip-debug --strip-producers --enable-bulk-memory --enable-sign-ext \
+WASM_OPT := -Oz --strip-debug --strip-producers --enable-bulk-memory --enable-sign-ext \
   --enable-nontrapping-float-to-int --enable-mutable-globals --enable-reference-types --enable-multivalue
 
 # Istio asks for this platform, wherever it runs, and for no index of several.
@@ -152,21 +152,16 @@ soak: go $(WASM) $(TOOLS)/venv/.done ## Full speed for SOAK_MINUTES (30): memory
 	$(PYTHON) -m load.soak --minutes $(SOAK_MINUTES) --markdown docs/soak.md
 
 BENCH ?= --rounds 20 --markdown docs/benchmarks.md
-VEGETA := $(TOOLS)/go/bin/vegeta
 EMPTY := target/$(TARGET)/release/b3relay_bench_empty.wasm
 .PHONY: bench
-bench: $(WASM) $(EMPTY) $(VEGETA) $(TOOLS)/venv/.done ## What the filter costs, beside none, an empty one and Lua (needs Go, about 10 min); writes docs/benchmarks.md
-	$(call say,bench: real Envoys$(comma) interleaved; about 10 minutes; leave the machine alone meanwhile)
+bench: $(WASM) $(EMPTY) $(TOOLS)/venv/.done ## What the filter costs, beside none, an empty one and Lua (needs wrk, about 7 min); writes docs/benchmarks.md
+	@command -v wrk >/dev/null || { echo 'b3relay: wrk is missing (Debian: wrk)'; exit 1; }
+	$(call say,bench: real Envoys$(comma) interleaved; about 7 minutes; leave the machine alone meanwhile)
 	$(PYTHON) -m bench.run $(BENCH)
 
 $(EMPTY): $(wildcard tests/bench/empty/Cargo.* tests/bench/empty/src/*.rs) | cargo
 	cargo build --release --target $(TARGET) --target-dir target --locked --manifest-path tests/bench/empty/Cargo.toml
 	@touch '$@'
-
-$(VEGETA):
-	@command -v go >/dev/null || { echo 'b3relay: Go is missing'; exit 1; }
-	$(call say,tools: vegeta through the Go module proxy$(comma) about a minute)
-	GOBIN='$(TOOLS)/go/bin' go install github.com/tsenart/vegeta/v12@v12.12.0
 
 $(TOOLS)/go/bin/oras:
 	@command -v go >/dev/null || { echo 'b3relay: Go is missing'; exit 1; }

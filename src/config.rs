@@ -92,12 +92,12 @@ pub enum Outside {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AttributionMode {
     /// Not at all.
+    #[default]
     Off,
     /// Where only one request is in flight.
     Exclusive,
     /// By what they have in common with one, and by what the application is known
     /// to do.
-    #[default]
     Inferred,
 }
 
@@ -183,7 +183,7 @@ impl Default for Config {
             span_ids: SpanIds::Forward,
             outside: Outside::Leave,
             mesh_hosts: Vec::new(),
-            attribution: AttributionMode::Inferred,
+            attribution: AttributionMode::Off,
             confidence: 995_000,
             capacity: 4096,
             grace_ms: 1000,
@@ -412,7 +412,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "attribution",
-        default: "\"inferred\"",
+        default: "\"off\"",
         allowed: "\"off\", \"exclusive\" or \"inferred\"",
         meaning: docs(
             "What to do with calls that carry none of `keys`: leave them alone; copy the context of the only request in flight; or also judge by identifiers that a call shares with one request, and by what requests of each route were seen to do. Inbound and outbound filters of a pod must say the same. See [docs/attribution.md](docs/attribution.md).",
@@ -721,7 +721,7 @@ mod tests {
             ("span_ids", "\"child\""),
             ("outside", "\"strip\""),
             ("mesh_hosts", "[\"*.example.com\"]"),
-            ("attribution", "\"exclusive\""),
+            ("attribution", "\"inferred\""),
             ("confidence", "0.99"),
             ("token_headers", "[\"x-user\"]"),
             ("capacity", "64"),

@@ -44,6 +44,8 @@ const WORKERS_MOST: usize = 512;
 const BEAT_MS: u64 = 10_000;
 /// A worker that has not done so for so long is gone, with what it remembered.
 const DEAD_MS: u64 = 60_000;
+/// Bytes of a bucket that are not worth giving back.
+const SPARE: usize = 64;
 /// Keys that one request may be remembered under.
 pub const KEYS_MOST: usize = 4;
 
@@ -406,6 +408,7 @@ impl Store {
             for bucket in 0..BUCKETS {
                 let stale = self.stale.get(usize::from(bucket));
                 if stale == Some(&true) {
+                    self.trim(bucket);
                     let _ = self.publish(data, number, bucket);
                 }
             }
@@ -466,6 +469,17 @@ impl Store {
             evicted += usize::from(served);
         }
         evicted
+    }
+
+    /// Gives back what a bucket once needed. Or else each would keep room for the
+    /// most that it ever held, and memory would grow for hours.
+    fn trim(&mut self, bucket: u16) {
+        if let Some(bucket) = self.buckets.get_mut(usize::from(bucket)) {
+            let enough = 2 * bucket.len().max(SPARE);
+            if bucket.capacity() > 2 * enough {
+                bucket.shrink_to(enough);
+            }
+        }
     }
 
     fn mark(&mut self, bucket: u16) {
@@ -1039,6 +1053,36 @@ mod tests {
     }
 
     #[test]
+    fn new_workers_and_the_time_are_asked_for_where_it_matters() {
+        let data = InMemory::default();
+        let mut here = Worker::new(&data, 7, MANY);
+        let mut there = Worker::new(&data, 8, MANY);
+        let ticket = there.insert(0, "a", b"ctx").ticket;
+        let asked = std::cell::Cell::new(0);
+        let mut found = |all| {
+            asked.set(0);
+            let clock = || {
+                asked.set(asked.get() + 1);
+                1
+            };
+            let found = here.0.find(&data, MANY, clock, &key("a"), all).len();
+            (found, asked.get())
+        };
+        assert_eq!(found(false), (0, 0));
+        // The list of workers is new: who of them is alive?
+        assert_eq!(found(true), (1, 1));
+        assert_eq!(found(true), (1, 0));
+        assert_eq!(found(false), (1, 0));
+        there.end(1, ticket);
+        assert_eq!(found(false), (1, 1));
+        // Ten seconds later without anybody who asks.
+        let mut late = Worker::new(&data, 9, MANY);
+        late.tick(10_000);
+        let ended = late.0.find(&data, MANY, || 1, &key("a"), false);
+        assert!(ended[0].ended);
+    }
+
+    #[test]
     fn a_worker_that_is_gone_leaves_nothing() {
         let data = InMemory::default();
         let mut gone = Worker::new(&data, 1, MANY);
@@ -1163,6 +1207,35 @@ mod tests {
         assert!(worker.0.started.len() < 1100 && worker.0.ended.is_empty());
         assert_eq!(worker.0.size().0, 1);
         assert_eq!(worker.payloads(20_000, "stream"), [b"ctx"]);
+    }
+
+    #[test]
+    fn memory_does_not_creep_up() {
+        let data = InMemory::default();
+        let limits = Limits {
+            entries: 50_000,
+            bytes: 1 << 24,
+            bucket_bytes: 1 << 16,
+            grace_ms: 100,
+        };
+        let mut worker = Worker::new(&data, 7, limits);
+        let mut at_second = Vec::new();
+        let mut number = 0u64;
+        for second in 0..400u64 {
+            for ms in 0..1000 {
+                number += 1;
+                let now = second * 1000 + ms;
+                // Multiplied, so that neighbours do not take turns at the buckets.
+                let id = format!("{:x}", number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                let ticket = worker.insert(now, &id, &[0; 100]).ticket;
+                worker.end(now, ticket);
+            }
+            worker.tick((second + 1) * 1000);
+            at_second.push(worker.0.buckets.iter().map(Vec::capacity).sum::<usize>());
+        }
+        let mean = |seconds: &[usize]| seconds.iter().sum::<usize>() / seconds.len();
+        let (early, late) = (mean(&at_second[20..60]), mean(&at_second[360..]));
+        assert!(late < early + early / 50, "{early} {late}");
     }
 
     #[derive(Clone, Debug)]

@@ -292,7 +292,9 @@ fn off_is_off() {
 /// It is of a request that is not known here.
 #[test]
 fn what_names_something_unknown_is_not_attributed() {
-    let app = App::new(r#"{"keys": ["x-request-id", "x-id", "traceparent", "b3"]}"#);
+    let app = App::new(
+        r#"{"attribution": "inferred", "keys": ["x-request-id", "x-id", "traceparent", "b3"]}"#,
+    );
     let _request = app.begin("/a");
     for line in [
         "x-request-id: 17",

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from urllib.parse import urlencode
 
 from mesh import golang
-from mesh.collector import Span
+from mesh.collector import Address, Span
 from mesh.golang import TOOLS
 from mesh.mesh import ROOT, request
 from mesh.ports import HOST, free_port
@@ -86,18 +86,18 @@ def fetch_zipkin() -> Path:
 
 
 class Zipkin:
-    """A Zipkin server with its store in memory."""
+    """A Zipkin server with its store in memory, on loopback if not told where."""
 
-    def __init__(self, processes: Processes, jar: Path) -> None:
-        self.address = (HOST, free_port())
-        self.url = f"http://{HOST}:{self.address[1]}/zipkin/"
+    def __init__(self, processes: Processes, jar: Path, address: Address | None = None) -> None:
+        self.address = address or (HOST, free_port())
+        self.url = f"http://{self.address[0]}:{self.address[1]}/zipkin/"
         process = processes.start(
             "zipkin",
             [
                 "java",
                 "-Xmx256m",
                 # Alone, QUERY_PORT would have it listen on all interfaces.
-                f"-Darmeria.ports[0].ip={HOST}",
+                f"-Darmeria.ports[0].ip={self.address[0]}",
                 f"-Darmeria.ports[0].port={self.address[1]}",
                 "-Darmeria.ports[0].protocols[0]=http",
                 "-jar",
@@ -108,10 +108,12 @@ class Zipkin:
         processes.wait_ready({process: self._healthy}, timeout=120)
 
     def _healthy(self) -> bool:
-        return _ok(lambda: request(self.address[1], "/health", timeout=2).status == 200)
+        return _ok(lambda: request(self.address[1], "/health", timeout=2, address=self.address[0]).status == 200)
 
     def trace(self, trace_id: str) -> list[Span]:
-        reply = request(self.address[1], f"/api/v2/trace/{trace_id}")
+        reply = request(
+            self.address[1], f"/api/v2/trace/{trace_id}", address=self.address[0]
+        )
         return reply.body if reply.status == 200 else []
 
     def traces(self, service: str) -> list[list[Span]]:

@@ -11,7 +11,7 @@ from istio.cluster import NAMESPACE, PODS
 from istio.manifests import IMAGE, documents, in_namespace, load, text_of
 from istio.sidecar_mesh import SidecarMesh
 from istio.tools import VERSIONS, istio
-from mesh.backends import Zipkin, fetch_zipkin
+from mesh.backends import Zipkin, fetch_zipkin, wait_for_trace
 from mesh.mesh import request, wasm_path
 from mesh.tree import normal_forms, traces
 
@@ -53,7 +53,7 @@ def test_zipkin_shows_the_tree() -> None:
         apply(mesh, in_namespace(NAMESPACE, load("sidecars")))
         _, reply = mesh.click()
         (trace_id,) = reply.received("productpage")["x-b3-traceid"]
-        zipkin.wait_for_trace(trace_id, TREE.size)
+        wait_for_trace(zipkin, trace_id, TREE.size)
         (trace,) = traces(zipkin.trace(trace_id)).values()
         # Zipkin has the names of services in lower case, as ours are.
         assert normal_forms(trace) == (TREE,)
