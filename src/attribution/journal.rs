@@ -3,9 +3,9 @@
 //! A request may come in on one worker and its calls go out on another. So each
 //! worker writes what it sees into shared data, and one that has to judge a call
 //! reads what the others wrote. A worker's journal is a ring of segments under a
-//! fixed set of keys ([`SEGMENTS`]), which that worker alone writes:
+//! fixed set of keys (`SEGMENTS`), which that worker alone writes:
 //!
-//! - To write an event is one write of the segment (up to [`SEGMENT`] bytes), and no
+//! - To write an event is one write of the segment (up to `SEGMENT` bytes), and no
 //!   read.
 //! - To read on is one read for each worker, if not much has happened.
 //! - Who reads on too rarely finds a segment overwritten, and is told so.

@@ -1,6 +1,6 @@
 //! What is learned of an application: which call a request makes next, and when.
 //!
-//! A request is a walk through [`Node`]s: its route, the calls that it has made,
+//! A request is a walk through `Node`s: its route, the calls that it has made,
 //! those that it waits for, and the last one's kind. From each node the next step
 //! is a call, the return of one, or the end of the request. Per node the model
 //! counts calls and ends by the time since the node was entered, and the time
@@ -31,7 +31,7 @@ const DOUBTED: f32 = 0.05;
 const COUNTED: u8 = 15;
 
 /// A small number for a route or a kind of call. 0 stands for all those that
-/// came after [`NAMES_MOST`] others.
+/// came after `NAMES_MOST` others.
 pub type Name = u8;
 
 /// Gives small numbers to hashes, in the order in which they come.

@@ -10,12 +10,12 @@
 //! answered waits for nothing, is not a rule here: it is learned.
 //!
 //! Requests of which every hypothesis says the same are kept apart from the others,
-//! so that the work grows with the doubt and not with the load: a [`Cluster`] is a
+//! so that the work grows with the doubt and not with the load: a `Cluster` is a
 //! set of requests that doubts have entangled.
 //!
 //! What the belief is worth is watched too. A request that ends where requests of
 //! its route do not end was misjudged; where that happens often, as in a pod
-//! without CPU time to spare, nothing is believed any more ([`MISLED`]).
+//! without CPU time to spare, nothing is believed any more (`MISLED`).
 
 use super::belief::{Cluster, Owner};
 use super::model::{Model, Name, Place};
