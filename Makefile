@@ -141,7 +141,7 @@ accuracy-keyed: go $(WASM) $(TOOLS)/venv/.done ## A million calls: does each get
 ACCURACY ?= --markdown docs/accuracy.md
 .PHONY: accuracy
 accuracy: go node java $(WASM) $(TOOLS)/venv/.accuracy-done ## An application that forwards nothing, in Go, Node, Python and Java: which calls are attributed, and how well; writes docs/accuracy.md
-	$(call say,accuracy: four stacks on real Envoys$(comma) about 30 minutes in all (the short run of test-mesh: 3); leave the machine alone meanwhile)
+	$(call say,accuracy: four stacks on real Envoys$(comma) about 30 minutes in all; leave the machine alone meanwhile)
 	$(PYTHON) -m pytest -q tests/accuracy
 	$(PYTHON) -m accuracy.run $(ACCURACY)
 
