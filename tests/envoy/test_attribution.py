@@ -39,7 +39,7 @@ def test_several_at_once_are_left_alone_rather_than_given_to_a_wrong_click() -> 
     """How many are whole is not promised; afterwards all are, one after the other."""
     with attribution("inferred") as mesh:
         click(mesh, 3 * CLICKS, 1)
-        found = judge(click(mesh, 5 * USERS, USERS))
+        found = judge(click(mesh, 5 * USERS, USERS, pause_seconds=0.2))
         after = judge(click(mesh, CLICKS, 1))
     print(f"{USERS} users at once: {found}")
     assert found.clicks == 5 * USERS and found.wrong == 0, found
