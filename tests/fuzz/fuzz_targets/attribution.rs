@@ -67,7 +67,7 @@ fn step(script: &mut Script<'_>, world: &mut World) -> Option<()> {
         tampered,
     } = world;
     let data = &sidecar.host.data;
-    match script.byte()? % 8 {
+    match script.byte()? % 9 {
         0 => {
             let worker = script.index(WORKERS as usize)?;
             let mut given = headers(script)?;
@@ -117,6 +117,15 @@ fn step(script: &mut Script<'_>, world: &mut World) -> Option<()> {
             let at = script.index(value.len().min(256))?;
             value[at] ^= script.byte()?;
             let _ = data.set(&keys[index], &value, 0);
+            *tampered = true;
+        }
+        // The beginning of what it was.
+        7 => {
+            let keys = data.keys();
+            let index = script.index(keys.len())?;
+            let (value, _) = data.get(&keys[index])?;
+            let end = script.index(value.len().min(256))?;
+            let _ = data.set(&keys[index], &value[..end], 0);
             *tampered = true;
         }
         // A journal that nobody may have begun.
