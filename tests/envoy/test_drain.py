@@ -245,9 +245,9 @@ def judge(load: Load, counted: Counter[str]) -> None:
     assert load.calls["wrong"] == 0
     assert load.calls["right"] > load.requests, "most of them"
     assert sum(load.calls.values()) == 2 * load.requests
-    assert counted["copied"] == load.calls["right"]
-    assert counted["unknown"] == load.calls["missed"]
-    assert set(counted) <= {"copied", "unknown"}
+    assert counted["copied"] + counted["exclusive"] == load.calls["right"]
+    assert counted["unknown"] + counted["unsure"] == load.calls["missed"]
+    assert set(counted) <= {"copied", "exclusive", "unknown", "unsure"}
 
 
 def test_pushed_configurations() -> None:

@@ -30,7 +30,7 @@ def test_apps_that_carry_on_a_traceparent_by_themselves(emit: list[str]) -> None
 
 
 def test_without_it_there_is_nothing_to_carry_on() -> None:
-    with Mesh(forward="traceparent") as mesh:
+    with Mesh(forward="traceparent", config='{"attribution": "off"}') as mesh:
         assert len(clicked(mesh)) == 4 * CLICKS
 
 
