@@ -300,8 +300,10 @@ def test_hot_restart() -> None:
     with Processes() as processes:
         pod = Pod(processes.directory)
         base_id = processes.directory / "base-id"
-        times = ("--drain-time-s", str(RESTART_DRAIN_SECONDS), *AT_ONCE)
-        times += ("--parent-shutdown-time-s", str(RESTART_DRAIN_SECONDS + 1))
+        times = (
+            *("--drain-time-s", str(RESTART_DRAIN_SECONDS), *AT_ONCE),
+            *("--parent-shutdown-time-s", str(RESTART_DRAIN_SECONDS + 1)),
+        )
         # What the earlier Envoy has counted since its last flush the later one adds
         # to its own numbers, whenever it flushes: so that it gets all of it.
         flush = ("60s", "0.2s")
@@ -324,7 +326,7 @@ def test_hot_restart() -> None:
             except (OSError, ValueError):
                 return False
             options: dict[str, Any] = info["command_line_options"]
-            return info["state"] == "LIVE" and options["restart_epoch"] == number
+            return bool(info["state"] == "LIVE" and options["restart_epoch"] == number)
 
         parent = epoch(0, "--use-dynamic-base-id", "--base-id-path", str(base_id))
         processes.wait_ready({parent.process: lambda: serves(parent, 0)})
