@@ -104,6 +104,20 @@ fn apps() -> Vec<App> {
             ..plain()
         },
         App {
+            name: "slow-calls",
+            says: "the same, 100 ms a call",
+            io_ms: 100.0,
+            ..plain()
+        },
+        App {
+            name: "slow-background",
+            says: "100 ms a call, two at once, 5 background calls a second",
+            routes: parallel.clone(),
+            io_ms: 100.0,
+            background: vec![(1, 5.0)],
+            ..plain()
+        },
+        App {
             name: "background",
             says: "5 background calls a second",
             background: vec![(1, 5.0)],
