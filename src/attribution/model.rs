@@ -556,7 +556,6 @@ impl Model {
 
     /// Calls of this kind that were of the background: while nothing was in flight,
     /// and while something was.
-    #[inline(never)]
     fn of_nobody(&self, kind: Name) -> [f32; 2] {
         let counts = self.background.get(usize::from(kind));
         counts.copied().unwrap_or_default()
