@@ -40,6 +40,9 @@ const BUDGET: f64 = 0.6;
 /// The part of the belief about a request that is taken for wrong at any time,
 /// and how much more for each surprise.
 const DOUBT: (f64, f64) = (0.02, 3.0);
+/// Requests that are not where they are believed to be, for each surprise: of two
+/// that were taken for each other, the one that ends last surprises nobody, often.
+const ASTRAY: f64 = 1.5;
 /// A request of which nothing was heard for so long does not count where others
 /// are said to be alone: a stream that stays open, say.
 const DORMANT_US: u64 = 10_000_000;
@@ -153,7 +156,7 @@ impl Surprises {
     /// nothing speaks against it: two that have been taken for each other go on
     /// doing what is expected, until they end.
     fn astray(self) -> f64 {
-        (self.late - 2.0 * self.alone).clamp(0.0, 1.0)
+        (ASTRAY * (self.late - 2.0 * self.alone)).clamp(0.0, 1.0)
     }
 }
 
