@@ -9,7 +9,11 @@ use crate::header::{self, Pattern, Wanted};
 use crate::json::Value;
 use crate::rules::{Rule, Severity};
 use crate::store::KEYS_MOST;
-use std::fmt;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+use core::fmt;
 
 /// Which way the requests of a listener go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -601,7 +605,7 @@ impl fmt::Display for ConfigError {
     }
 }
 
-impl std::error::Error for ConfigError {}
+impl core::error::Error for ConfigError {}
 
 impl Config {
     /// Reads the plugin configuration, a JSON object. Nothing, or white space,

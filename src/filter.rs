@@ -14,6 +14,9 @@ use crate::relay::{self, Decision, Relayed, Remembered};
 use crate::request_id;
 use crate::rules::{Rule, Severity};
 use crate::store::{Limits, RequestOf, SharedData, Store, Ticket};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 
 /// What the filter asks of the proxy while it looks at a request.
 pub trait Host: SharedData {
@@ -123,7 +126,10 @@ struct Found {
 
 impl Filter {
     /// A filter with this configuration.
-    pub fn new(config: Config) -> Self {
+    pub fn new(mut config: Config) -> Self {
+        if config.attribution != AttributionMode::Inferred {
+            config.wanted.tokens.clear();
+        }
         let limits = Limits::for_capacity(config.capacity, config.keys.len(), config.grace_ms);
         Self { config, limits }
     }
@@ -150,7 +156,7 @@ impl Filter {
             headers = self.distrust(headers, &mut outcome);
         }
         let mut checked = check(&headers);
-        outcome.findings = std::mem::take(&mut checked.findings);
+        outcome.findings = core::mem::take(&mut checked.findings);
         let mut request = Request {
             request_id: headers.request_id.value().unwrap_or_default().to_vec(),
             headers,
@@ -457,7 +463,7 @@ impl Filter {
                 let names = request.headers.present();
                 let names = names
                     .iter()
-                    .filter_map(|name| std::str::from_utf8(name).ok());
+                    .filter_map(|name| core::str::from_utf8(name).ok());
                 let removed = names.map(|name| Edit::remove(name.to_string()));
                 outcome.edits.extend(removed);
             }
@@ -578,9 +584,9 @@ impl Filter {
             return Err(Decision::Unsure);
         }
         let remembered = Remembered::decode(&payload).ok_or(Decision::Unsure)?;
-        let doubt = (1e6 * (1.0 - f64::from(verdict.share))).ceil() as u32;
+        let doubt = (1e6 * (1.0 - f64::from(verdict.share))) as u32 + 1;
         if by != Decision::Exclusive {
-            outcome.counters.push(Counter::Doubt(doubt.max(1)));
+            outcome.counters.push(Counter::Doubt(doubt));
         }
         Ok(Found {
             remembered,

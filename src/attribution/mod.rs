@@ -22,6 +22,7 @@ pub mod text;
 pub mod tracker;
 
 use crate::store::{RequestOf, SharedData, Store, Ticket};
+use alloc::vec::Vec;
 use journal::{Event, Read, Reader, Writer};
 use text::Token;
 use tracker::{Basis, Tracker, Verdict};

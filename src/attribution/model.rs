@@ -12,6 +12,8 @@
 //! its probability. All is bounded, and forgotten by halves.
 
 use super::text::Token;
+use alloc::vec;
+use alloc::vec::Vec;
 
 /// Half-octave buckets of the time in a node: the first ends at 32 µs, the last
 /// is everything beyond half a second.
@@ -264,7 +266,7 @@ fn begin_ms(bucket: usize) -> f32 {
             if n % 2 == 0 {
                 octave
             } else {
-                octave * std::f32::consts::SQRT_2
+                octave * core::f32::consts::SQRT_2
             }
         }
     }
@@ -521,7 +523,7 @@ impl Model {
             let rates = self.rates(id, at);
             sum += (rates.call + rates.end) * (end - begin).max(0.0);
         }
-        (-sum).exp()
+        crate::math::exp(-sum)
     }
 
     /// Calls of this kind per millisecond by a request of this route of which

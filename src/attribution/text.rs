@@ -1,6 +1,8 @@
 //! What is read off the text of a request: which route or kind of call it is, and
 //! the identifiers in it. Nothing of the text is kept, only hashes.
 
+use alloc::vec::Vec;
+
 /// Parts of one request that are looked at for identifiers.
 const TOKENS_MOST: usize = 16;
 /// Parts of a path that tell a kind; what follows does not.

@@ -21,6 +21,7 @@ use super::belief::{Cluster, Owner};
 use super::model::{Model, Name, Place};
 use super::order::descending;
 use super::text::Token;
+use alloc::vec::Vec;
 
 /// Requests in flight that are tracked at most.
 pub const TRACKED: usize = 128;
@@ -496,7 +497,7 @@ impl Tracker {
     ) -> Vec<f64> {
         let mut merged: Option<Cluster> = None;
         let mut others = Vec::with_capacity(self.clusters.len());
-        for (at, cluster) in std::mem::take(&mut self.clusters).into_iter().enumerate() {
+        for (at, cluster) in core::mem::take(&mut self.clusters).into_iter().enumerate() {
             if !owners.iter().any(|owner| owner.cluster == at) {
                 others.push(cluster);
                 continue;
