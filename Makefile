@@ -18,6 +18,7 @@ WASM := dist/b3relay.wasm
 BUILT := target/$(TARGET)/release/b3relay.wasm
 SOURCES := $(shell find src -name '*.rs') Cargo.toml Cargo.lock
 BINARYEN := 132.0.0
+MYPY := 2.4.1
 # What rustc uses for this target by itself, and no more.
 WASM_OPT := -Oz --strip-debug --strip-producers --enable-bulk-memory --enable-sign-ext \
   --enable-nontrapping-float-to-int --enable-mutable-globals --enable-reference-types --enable-multivalue
@@ -80,6 +81,18 @@ test-module: $(WASM) $(TOOLS)/venv/.done ## The first half of it
 test-envoy: $(WASM) $(TOOLS)/venv/.done ## The second half
 	$(call say,envoy: the mesh$(comma) bad input$(comma) load$(comma) about 2 minutes)
 	$(PYTHON) -m pytest -q tests/envoy
+
+# tests/istio and tests/docker have requirements of their own.
+.PHONY: test-types
+test-types: $(TOOLS)/venv/.accuracy-done $(TOOLS)/mypy/.done-$(MYPY) ## The types of the Python in tests/, by mypy --strict
+	$(call say,types: mypy$(comma) half a minute the first time)
+	cd tests && '$(TOOLS)/mypy/bin/mypy' --config-file mypy.ini --python-executable '$(PYTHON)' \
+	  accuracy agreement bench envoy load mesh module
+
+$(TOOLS)/mypy/.done-$(MYPY):
+	python3 -m venv '$(TOOLS)/mypy'
+	'$(TOOLS)/mypy/bin/python' -m pip install --quiet --disable-pip-version-check mypy==$(MYPY)
+	@touch '$@'
 
 .PHONY: image
 image: $(WASM) ## The module as an image for Istio's WasmPlugin, IMAGE=registry/name:tag (needs docker)

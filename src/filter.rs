@@ -530,6 +530,9 @@ impl Filter {
         let Memory { store, attribution } = memory;
         let found = match self.look_up(store, host, request, all) {
             Ok((owner, remembered)) => {
+                if self.attributes() && before.is_ok() {
+                    attribution.carries_key(host_of(&request.headers));
+                }
                 if self.attributes() && attribution.is_awake() {
                     let tokens = self.tokens(store, &request.headers);
                     let call = describe(&request.headers, tokens);
@@ -541,8 +544,12 @@ impl Filter {
                     by: None,
                 })
             }
+            // An ID that Envoy has made up, since the application forwarded none.
             Err(Decision::Unknown | Decision::NoKey)
-                if before.is_ok() && self.attributes() && names_nothing(request) =>
+                if before.is_ok()
+                    && self.attributes()
+                    && names_nothing(request)
+                    && !attribution.is_named(host_of(&request.headers)) =>
             {
                 self.attribute(memory, host, request, outcome)
             }
@@ -658,6 +665,11 @@ fn names_nothing(request: &Request<'_>) -> bool {
         && headers.keys.is_empty()
         && checked.fragments.is_none()
         && checked.w3c.is_none()
+}
+
+/// Where a call goes, for attribution.
+fn host_of(headers: &TraceHeaders<'_>) -> u32 {
+    text::host(headers.authority.value().unwrap_or_default())
 }
 
 /// What kind of call it is, for attribution.

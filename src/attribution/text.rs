@@ -96,6 +96,11 @@ pub fn kind(method: &[u8], authority: &[u8], path: &[u8]) -> [u32; 2] {
     ]
 }
 
+/// The host of a call.
+pub fn host(authority: &[u8]) -> u32 {
+    hash(2, [authority])
+}
+
 /// What requests of one route have in common: the method, and the path without its
 /// identifiers.
 pub fn route(method: &[u8], path: &[u8]) -> u32 {

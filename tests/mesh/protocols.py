@@ -190,7 +190,7 @@ class Protocols:
     async def _start_grpc(self, stack: AsyncExitStack) -> int:
         handlers = self.grpc
 
-        class Handler(grpc.GenericRpcHandler):
+        class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]  # it has no types
             def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
                 return handlers.get(details.method)
 
