@@ -191,6 +191,12 @@ class RunningPod:
         command += ["--log_output_level=default:info"]
         self.agent = self._inside(f"agent-{self.name}", command, variables)
 
+    def annotate(self, name: str, value: str) -> None:
+        """An annotation of the pod, which the agent reads when it starts."""
+        path = self._directory / "etc" / "istio" / "pod" / "annotations"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{name}={json.dumps(value)}\n")
+
     def stop_agent(self) -> None:
         self._processes.stop(self.agent)
 
