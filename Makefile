@@ -18,6 +18,7 @@ WASM := dist/b3relay.wasm
 BUILT := target/$(TARGET)/release/b3relay.wasm
 SOURCES := $(shell find src -name '*.rs') Cargo.toml Cargo.lock
 BINARYEN := 132.0.0
+MYPY := 2.4.1
 # What rustc uses for this target by itself, and no more.
 WASM_OPT := -Oz --strip-debug --strip-producers --enable-bulk-memory --enable-sign-ext \
   --enable-nontrapping-float-to-int --enable-mutable-globals --enable-reference-types --enable-multivalue
@@ -37,7 +38,7 @@ say = @printf '\n\033[1m%s\033[0m\n' '$(1)'
 ##@ The two commands
 .PHONY: demo
 demo: $(WASM) $(TOOLS)/venv/.done ## One click as a trace, without the filter and with it, on real Envoy (first time 3 min, then 1 min)
-	$(call say,demo: five Envoys and four services$(comma) about half a minute)
+	$(call say,demo: five Envoys and four services$(comma) four times$(comma) about half a minute)
 	$(PYTHON) -m mesh.demo
 
 .PHONY: test
@@ -59,6 +60,8 @@ test-core: cargo ## The core, natively, with lints for both targets
 	cargo clippy --target $(TARGET) --locked -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --locked
 	cargo test --locked
+	cargo fmt --check --manifest-path tests/fuzz/Cargo.toml
+	cargo clippy --locked --manifest-path tests/fuzz/Cargo.toml --target-dir target --no-default-features -- -D warnings
 
 .PHONY: test-wasm
 test-wasm: $(WASM) $(TOOLS)/venv/.done ## The compiled module, in a small proxy-wasm host and in real Envoys
@@ -74,6 +77,18 @@ test-module: $(WASM) $(TOOLS)/venv/.done ## The first half of it
 test-envoy: $(WASM) $(TOOLS)/venv/.done ## The second half
 	$(call say,envoy: the mesh$(comma) bad input$(comma) load$(comma) about 2 minutes)
 	$(PYTHON) -m pytest -q tests/envoy
+
+# tests/istio and tests/docker have requirements of their own.
+.PHONY: test-types
+test-types: $(TOOLS)/venv/.accuracy-done $(TOOLS)/mypy/.done-$(MYPY) ## The types of the Python in tests/, by mypy --strict
+	$(call say,types: mypy$(comma) half a minute the first time)
+	cd tests && '$(TOOLS)/mypy/bin/mypy' --config-file mypy.ini --python-executable '$(PYTHON)' \
+	  accuracy agreement bench envoy load mesh module
+
+$(TOOLS)/mypy/.done-$(MYPY):
+	python3 -m venv '$(TOOLS)/mypy'
+	'$(TOOLS)/mypy/bin/python' -m pip install --quiet --disable-pip-version-check mypy==$(MYPY)
+	@touch '$@'
 
 .PHONY: image
 image: $(WASM) ## The module as an image for Istio's WasmPlugin, IMAGE=registry/name:tag (needs docker)
@@ -197,21 +212,22 @@ $(ISTIO_130)/.done: | $(ISTIO_131)/.done
 	$(call build_istio,1.30,4,go-1.30.mod,./generate ./istiod istio.io/istio/pilot/cmd/pilot-agent)
 
 FUZZ_SECONDS ?= 600
+FUZZ_TARGETS := request bytes attribution
 # The core has no unsafe code: a sanitizer would find nothing there.
 FUZZ := $(TOOLS)/cargo/bin/cargo-fuzz
 .PHONY: fuzz
 fuzz: cargo $(FUZZ) ## Coverage-guided fuzzing, FUZZ_SECONDS (600) in all; needs a nightly toolchain
 	@rustup toolchain list | grep -q ^nightly || { echo 'b3relay: a nightly toolchain is missing: rustup toolchain install nightly'; exit 1; }
-	$(call say,fuzz: $(FUZZ_SECONDS) s: requests$(comma) then raw bytes)
-	cd tests/fuzz && mkdir -p corpus/request corpus/bytes && for target in request bytes; do \
+	$(call say,fuzz: $(FUZZ_SECONDS) s: $(FUZZ_TARGETS))
+	cd tests/fuzz && for target in $(FUZZ_TARGETS); do mkdir -p corpus/$$target && \
 	  RUSTUP_TOOLCHAIN=nightly '$(FUZZ)' run --fuzz-dir . --sanitizer none $$target corpus/$$target -- -dict=request.dict \
-	    -max_len=1024 -print_final_stats=1 -max_total_time=$$(( $(FUZZ_SECONDS) / 2 )); \
+	    -max_len=1024 -print_final_stats=1 -max_total_time=$$(( $(FUZZ_SECONDS) / $(words $(FUZZ_TARGETS)) )); \
 	done
 
 # Of the corpus, keeps the few inputs that reach all the code which it reaches.
 .PHONY: fuzz-shrink
 fuzz-shrink: cargo $(FUZZ)
-	cd tests/fuzz && for target in request bytes; do \
+	cd tests/fuzz && for target in $(FUZZ_TARGETS); do \
 	  rm -rf corpus/$$target.new && mkdir corpus/$$target.new && \
 	  RUSTUP_TOOLCHAIN=nightly '$(FUZZ)' run --fuzz-dir . --sanitizer none $$target corpus/$$target.new \
 	    corpus/$$target -- -set_cover_merge=1 -max_len=256 && \

@@ -9,7 +9,11 @@ use crate::header::{self, Pattern, Wanted};
 use crate::json::Value;
 use crate::rules::{Rule, Severity};
 use crate::store::KEYS_MOST;
-use std::fmt;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+use core::fmt;
 
 /// Which way the requests of a listener go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,7 +187,7 @@ impl Default for Config {
             span_ids: SpanIds::Forward,
             outside: Outside::Leave,
             mesh_hosts: Vec::new(),
-            attribution: AttributionMode::Off,
+            attribution: AttributionMode::Exclusive,
             confidence: 995_000,
             capacity: 4096,
             grace_ms: 1000,
@@ -412,7 +416,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "attribution",
-        default: "\"off\"",
+        default: "\"exclusive\"",
         allowed: "\"off\", \"exclusive\" or \"inferred\"",
         meaning: docs(
             "What to do with calls that carry none of `keys`: leave them alone; copy the context of the only request in flight; or also judge by identifiers that a call shares with one request, and by what requests of each route were seen to do. Inbound and outbound filters of a pod must say the same. See [docs/attribution.md](docs/attribution.md).",
@@ -601,7 +605,7 @@ impl fmt::Display for ConfigError {
     }
 }
 
-impl std::error::Error for ConfigError {}
+impl core::error::Error for ConfigError {}
 
 impl Config {
     /// Reads the plugin configuration, a JSON object. Nothing, or white space,

@@ -14,6 +14,9 @@ use crate::relay::{self, Decision, Relayed, Remembered};
 use crate::request_id;
 use crate::rules::{Rule, Severity};
 use crate::store::{Limits, RequestOf, SharedData, Store, Ticket};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 
 /// What the filter asks of the proxy while it looks at a request.
 pub trait Host: SharedData {
@@ -123,7 +126,10 @@ struct Found {
 
 impl Filter {
     /// A filter with this configuration.
-    pub fn new(config: Config) -> Self {
+    pub fn new(mut config: Config) -> Self {
+        if config.attribution != AttributionMode::Inferred {
+            config.wanted.tokens.clear();
+        }
         let limits = Limits::for_capacity(config.capacity, config.keys.len(), config.grace_ms);
         Self { config, limits }
     }
@@ -150,7 +156,7 @@ impl Filter {
             headers = self.distrust(headers, &mut outcome);
         }
         let mut checked = check(&headers);
-        outcome.findings = std::mem::take(&mut checked.findings);
+        outcome.findings = core::mem::take(&mut checked.findings);
         let mut request = Request {
             request_id: headers.request_id.value().unwrap_or_default().to_vec(),
             headers,
@@ -457,7 +463,7 @@ impl Filter {
                 let names = request.headers.present();
                 let names = names
                     .iter()
-                    .filter_map(|name| std::str::from_utf8(name).ok());
+                    .filter_map(|name| core::str::from_utf8(name).ok());
                 let removed = names.map(|name| Edit::remove(name.to_string()));
                 outcome.edits.extend(removed);
             }
@@ -524,6 +530,9 @@ impl Filter {
         let Memory { store, attribution } = memory;
         let found = match self.look_up(store, host, request, all) {
             Ok((owner, remembered)) => {
+                if self.attributes() && before.is_ok() {
+                    attribution.carries_key(host_of(&request.headers));
+                }
                 if self.attributes() && attribution.is_awake() {
                     let tokens = self.tokens(store, &request.headers);
                     let call = describe(&request.headers, tokens);
@@ -535,8 +544,12 @@ impl Filter {
                     by: None,
                 })
             }
+            // An ID that Envoy has made up, since the application forwarded none.
             Err(Decision::Unknown | Decision::NoKey)
-                if before.is_ok() && self.attributes() && names_nothing(request) =>
+                if before.is_ok()
+                    && self.attributes()
+                    && names_nothing(request)
+                    && !attribution.is_named(host_of(&request.headers)) =>
             {
                 self.attribute(memory, host, request, outcome)
             }
@@ -578,9 +591,9 @@ impl Filter {
             return Err(Decision::Unsure);
         }
         let remembered = Remembered::decode(&payload).ok_or(Decision::Unsure)?;
-        let doubt = (1e6 * (1.0 - f64::from(verdict.share))).ceil() as u32;
+        let doubt = (1e6 * (1.0 - f64::from(verdict.share))) as u32 + 1;
         if by != Decision::Exclusive {
-            outcome.counters.push(Counter::Doubt(doubt.max(1)));
+            outcome.counters.push(Counter::Doubt(doubt));
         }
         Ok(Found {
             remembered,
@@ -652,6 +665,11 @@ fn names_nothing(request: &Request<'_>) -> bool {
         && headers.keys.is_empty()
         && checked.fragments.is_none()
         && checked.w3c.is_none()
+}
+
+/// Where a call goes, for attribution.
+fn host_of(headers: &TraceHeaders<'_>) -> u32 {
+    text::host(headers.authority.value().unwrap_or_default())
 }
 
 /// What kind of call it is, for attribution.

@@ -3,7 +3,9 @@
 //! Names arrive in lower case (Envoy lower-cases them on every protocol);
 //! values are bytes, since HTTP/1.1 and Envoy allow `obs-text` in them.
 
-use std::borrow::Cow;
+use alloc::borrow::Cow;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 
 /// `x-request-id`: Envoy's request ID.
 pub const REQUEST_ID: &str = "x-request-id";

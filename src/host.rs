@@ -12,10 +12,13 @@ use crate::relay::Decision;
 use crate::report::{self, RateLimit};
 use crate::rules::Severity;
 use crate::store::{NotSet, SharedData, Ticket};
-use std::cell::RefCell;
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
-use std::rc::Rc;
+use alloc::collections::VecDeque;
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use core::panic::PanicInfo;
 
 /// How often Envoy is to call [`tick`], in milliseconds.
 const TICK_MS: u32 = 1000;
@@ -47,54 +50,81 @@ impl log::Log for Logger {
 
 /// What the module remembers: one for each VM, and Envoy has a VM on each
 /// worker thread.
-#[derive(Default)]
-struct Module {
-    /// By root context: one for each plugin configuration. `None` until it is
-    /// configured, and if its configuration is bad.
-    plugins: HashMap<u32, Option<Rc<Plugin>>, BuildHasherDefault<ContextId>>,
-    /// By context.
-    streams: HashMap<u32, Stream, BuildHasherDefault<ContextId>>,
+pub(crate) struct Module {
+    /// By ID. Envoy numbers contexts one after the other: a new one goes to the
+    /// end, and most of those that go are near it.
+    contexts: VecDeque<(u32, Context)>,
     /// Shared by the plugins: inbound and outbound meet here.
     memory: Option<Memory>,
 }
 
+enum Context {
+    /// A root context: one for each plugin configuration. `None` until it is
+    /// configured, and if its configuration is bad.
+    Plugin(Option<Rc<Plugin>>),
+    Stream(Stream),
+}
+
 impl Module {
+    pub(crate) const fn new() -> Self {
+        Self {
+            contexts: VecDeque::new(),
+            memory: None,
+        }
+    }
+
     fn memory(&mut self) -> &mut Memory {
         self.memory
             .get_or_insert_with(|| Memory::open(&Envoy, first_half(abi::random())))
     }
-}
 
-thread_local! {
-    static MODULE: RefCell<Module> = RefCell::default();
+    /// Where a context is, or would be.
+    fn place(&self, id: u32) -> Result<usize, usize> {
+        // The latest is asked for most.
+        match self.contexts.back() {
+            Some((last, _)) if *last == id => Ok(self.contexts.len() - 1),
+            _ => self.contexts.binary_search_by_key(&id, |(id, _)| *id),
+        }
+    }
+
+    fn put(&mut self, id: u32, context: Context) {
+        match self.place(id) {
+            Ok(at) => {
+                if let Some(place) = self.contexts.get_mut(at) {
+                    place.1 = context;
+                }
+            }
+            Err(at) => self.contexts.insert(at, (id, context)),
+        }
+    }
+
+    fn plugin(&self, id: u32) -> Option<Rc<Plugin>> {
+        match self.contexts.get(self.place(id).ok()?)? {
+            (_, Context::Plugin(plugin)) => plugin.clone(),
+            (_, Context::Stream(_)) => None,
+        }
+    }
+
+    fn stream(&mut self, id: u32) -> Option<&mut Stream> {
+        let at = self.place(id).ok()?;
+        match self.contexts.get_mut(at)? {
+            (_, Context::Plugin(_)) => None,
+            (_, Context::Stream(stream)) => Some(stream),
+        }
+    }
+
+    fn take(&mut self, id: u32) -> Option<Context> {
+        let at = self.place(id).ok()?;
+        self.contexts.remove(at).map(|(_, context)| context)
+    }
 }
 
 /// Envoy does not call in while the module calls out; should it ever, the inner
 /// call does nothing rather than panic.
 fn with<T: Default>(act: impl FnOnce(&mut Module) -> T) -> T {
-    MODULE.with(|module| match module.try_borrow_mut() {
+    match abi::module().try_borrow_mut() {
         Ok(mut module) => act(&mut module),
         Err(_) => T::default(),
-    })
-}
-
-/// Envoy numbers contexts one after the other: one multiplication spreads them.
-#[derive(Default)]
-struct ContextId(u64);
-
-impl Hasher for ContextId {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u32(u32::from(*byte));
-        }
-    }
-
-    fn write_u32(&mut self, id: u32) {
-        self.0 = (self.0 ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
     }
 }
 
@@ -103,23 +133,26 @@ pub(crate) fn start() {
     // There is no other logger that it could clash with.
     let _ = log::set_logger(&Logger);
     log::set_max_level(log::LevelFilter::Info);
-    std::panic::set_hook(Box::new(|panic| abi::log(CRITICAL, &panic.to_string())));
+}
+
+/// Says what happened, before the VM goes.
+pub(crate) fn panicked(panic: &PanicInfo<'_>) {
+    abi::log(CRITICAL, &panic.to_string());
 }
 
 /// A new context: a root context if it has no `parent` (0), or else a stream.
 pub(crate) fn create(context: u32, parent: u32) {
     with(|module| {
-        if parent == 0 {
-            module.plugins.insert(context, None);
-            return;
-        }
-        let stream = Stream {
-            plugin: module.plugins.get(&parent).cloned().flatten(),
-            ticket: None,
-            call: None,
-            response_report: None,
+        let new = match parent {
+            0 => Context::Plugin(None),
+            _ => Context::Stream(Stream {
+                plugin: module.plugin(parent),
+                ticket: None,
+                call: None,
+                response_report: None,
+            }),
         };
-        module.streams.insert(context, stream);
+        module.put(context, new);
     });
 }
 
@@ -140,7 +173,7 @@ pub(crate) fn configure(context: u32) -> bool {
             plugin.tried(abi::set_tick_period(TICK_MS));
             with(|module| {
                 module.memory();
-                module.plugins.insert(context, Some(plugin));
+                module.put(context, Context::Plugin(Some(plugin)));
             });
             true
         }
@@ -161,7 +194,7 @@ pub(crate) fn tick() {
 pub(crate) fn request_headers(context: u32) -> bool {
     // As an `Option`, so that the default is to go on.
     let answered: Option<()> = with(|module| {
-        let plugin = module.streams.get(&context)?.plugin.clone()?;
+        let plugin = module.stream(context)?.plugin.clone()?;
         let direction = plugin.direction();
         let map = plugin.tried(Map::Request.pairs())?;
         let memory = module.memory();
@@ -173,7 +206,7 @@ pub(crate) fn request_headers(context: u32) -> bool {
         if answered.is_none() {
             plugin.edit(&outcome);
         }
-        if let Some(stream) = module.streams.get_mut(&context) {
+        if let Some(stream) = module.stream(context) {
             stream.ticket = outcome.ticket;
             stream.call = outcome.call;
             if answered.is_none() {
@@ -188,7 +221,7 @@ pub(crate) fn request_headers(context: u32) -> bool {
 /// The headers of the response.
 pub(crate) fn response_headers(context: u32) {
     with(|module| {
-        let stream = module.streams.get_mut(&context);
+        let stream = module.stream(context);
         if let Some(Stream {
             plugin: Some(plugin),
             response_report,
@@ -206,8 +239,7 @@ pub(crate) fn response_headers(context: u32) {
 /// `on_log`, and a stream that is reset gets no response callbacks.
 pub(crate) fn delete(context: u32) {
     with(|module| {
-        let Some(stream) = module.streams.remove(&context) else {
-            module.plugins.remove(&context);
+        let Some(Context::Stream(stream)) = module.take(context) else {
             return;
         };
         let Some(plugin) = stream.plugin else { return };

@@ -1,8 +1,11 @@
 //! A JSON value, as far as the configuration needs one: numbers are whole, or
 //! between 0 and 1. To write others would bring the module 30 KB of code.
 
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use std::fmt;
 
 /// A JSON value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,7 +129,7 @@ impl<'de> Deserialize<'de> for Value {
 
             fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
                 Ok(match value {
-                    0.000_001..1.0 => Value::Fraction((value * 1e6).round() as u32),
+                    0.000_001..1.0 => Value::Fraction((value * 1e6 + 0.5) as u32),
                     _ => Value::OtherNumber,
                 })
             }

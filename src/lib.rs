@@ -25,6 +25,10 @@
 //! | [`filter`] | the above, put together for one request |
 #![cfg_attr(not(target_arch = "wasm32"), forbid(unsafe_code))]
 #![cfg_attr(target_arch = "wasm32", deny(unsafe_code))]
+// What the standard library has for panics and files is 15 KB of the module.
+#![cfg_attr(target_arch = "wasm32", no_std)]
+
+extern crate alloc;
 
 pub mod attribution;
 pub mod b3;
@@ -34,6 +38,7 @@ pub mod filter;
 pub mod header;
 mod json;
 pub mod key;
+mod math;
 pub mod metrics;
 pub mod relay;
 pub mod report;

@@ -9,6 +9,9 @@ use crate::config::Direction;
 use crate::docs;
 use crate::relay::Decision;
 use crate::rules::Rule;
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
 
 /// Every name begins with this.
 pub const PREFIX: &str = "b3relay_";

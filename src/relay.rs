@@ -13,6 +13,8 @@ use crate::request_id;
 use crate::rules::Rule;
 use crate::store::{Found, RequestOf};
 use crate::w3c;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 
 /// Bytes of copied headers (names and values) that are remembered of one
 /// request, the context not counted. Memory is bounded.
@@ -60,7 +62,7 @@ impl Remembered {
         let mut copied = Vec::new();
         for (name, value) in w3c.chain(headers.copied.iter().copied()) {
             let rest = room.checked_sub(name.len() + value.len());
-            match (rest, std::str::from_utf8(name)) {
+            match (rest, core::str::from_utf8(name)) {
                 (Some(rest), Ok(name)) if !name.is_empty() && name.len() < 256 => {
                     room = rest;
                     copied.push((name.to_string(), value.to_vec()));

@@ -5,7 +5,9 @@ use crate::check::Finding;
 use crate::config::Direction;
 use crate::metrics::direction_label;
 use crate::rules::Severity;
-use std::fmt::Write;
+use alloc::format;
+use alloc::string::String;
+use core::fmt::Write;
 
 /// Bytes of a header value that a log line shows, before escaping.
 const SHOWN: usize = 64;
@@ -73,7 +75,7 @@ impl RateLimit {
         match self.tokens.checked_sub(Self::LINE) {
             Some(rest) => {
                 self.tokens = rest;
-                Some(std::mem::take(&mut self.suppressed))
+                Some(core::mem::take(&mut self.suppressed))
             }
             None => {
                 self.suppressed += 1;

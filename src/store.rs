@@ -21,7 +21,9 @@
 //! A worker is a VM here: of one `vm_id`, Envoy has one on each worker thread.
 
 use crate::key::Key;
-use std::collections::VecDeque;
+use alloc::collections::VecDeque;
+use alloc::vec;
+use alloc::vec::Vec;
 
 /// Buckets of each worker's table.
 pub const BUCKETS: u16 = 1024;
@@ -248,7 +250,7 @@ impl Store {
             return None;
         }
         if self.started.len() > 2 * self.entries + 1024 {
-            let mut started = std::mem::take(&mut self.started);
+            let mut started = core::mem::take(&mut self.started);
             started.retain(|(bucket, id)| self.is_served(*bucket, *id));
             self.started = started;
         }
@@ -620,7 +622,7 @@ impl Worker {
     }
 
     fn read(mut list: &[u8]) -> impl Iterator<Item = Self> + '_ {
-        std::iter::from_fn(move || {
+        core::iter::from_fn(move || {
             Some(Self {
                 number: u16::from_le_bytes(take(&mut list)?),
                 nonce: u64::from_le_bytes(take(&mut list)?),

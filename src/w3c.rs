@@ -2,6 +2,7 @@
 //! (w3.org/TR/trace-context, section 3.2).
 
 use crate::b3::{B3, Ids, Sampling, SpanId, TraceId};
+use alloc::vec::Vec;
 
 /// A `traceparent`, read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -243,6 +243,7 @@ fn calls_of_the_background() {
         app.sidecar.returned(&call);
         app.serve("/a", &["h2"]);
     }
+    app.sidecar.wait(10_000);
     // While the only request waits for h2, and before it makes that call.
     let request = app.begin("/a");
     assert_left_alone(&app.call("h1", "/health"), Decision::Unsure);
@@ -306,6 +307,59 @@ fn what_names_something_unknown_is_not_attributed() {
         let call = app.sidecar.on(1, Some(Outbound), &headers);
         assert_eq!(call.decision, Some(Decision::Unknown), "{line}");
     }
+}
+
+/// Where the application forwards request IDs, one that is not known is of a request
+/// that has gone, although Envoy may have made it up.
+#[test]
+fn hosts_that_are_told_the_request_id() {
+    let app = App::new(INFERRED);
+    let forwarding = app.begin("/a");
+    let id = |seen: &Seen| {
+        let mut headers = seen.headers.iter();
+        headers.find(|(name, _)| name == "x-request-id").cloned()
+    };
+    let headers = vec![header(":authority: h1"), id(&forwarding.seen).unwrap()];
+    let call = app.sidecar.on(1, Some(Outbound), &headers);
+    assert_copied(&call, &forwarding, Decision::Copied);
+    app.sidecar.returned(&call);
+    app.end(forwarding);
+    app.sidecar.wait(2000);
+
+    let request = app.begin("/a");
+    app.sidecar.wait(1);
+    // Made for the first one, which has been answered.
+    let late = app.sidecar.on(1, Some(Outbound), &headers);
+    assert_left_alone(&late, Decision::Unknown);
+    // The application may forward nothing to others.
+    let call = app.call("h2", "/items/7");
+    assert_copied(&call, &request, Decision::Exclusive);
+    app.sidecar.returned(&call);
+    app.end(request);
+
+    // It has stopped doing so.
+    for _ in 0..600 {
+        app.sidecar.wait(1000);
+        app.sidecar.tick();
+    }
+    let request = app.begin("/a");
+    app.sidecar.wait(1);
+    assert_copied(&app.call("h1", "/items/7"), &request, Decision::Exclusive);
+}
+
+/// A sidecar that takes over while requests are in flight does not know of them.
+#[test]
+fn calls_for_requests_from_before_the_start() {
+    let app = App::new(INFERRED);
+    assert_left_alone(&app.call("h1", "/items/7"), Decision::Unsure);
+    let request = app.begin("/a");
+    app.sidecar.wait(1);
+    assert_left_alone(&app.call("h1", "/items/7"), Decision::Unsure);
+    app.end(request);
+    app.sidecar.wait(10_000);
+    let request = app.begin("/a");
+    app.sidecar.wait(1);
+    assert_copied(&app.call("h2", "/items/7"), &request, Decision::Exclusive);
 }
 
 #[test]

@@ -193,3 +193,17 @@ fn the_log_line_in_the_readme_is_a_real_one() {
     );
     assert!(include_str!("../README.md").contains(&line), "{line}");
 }
+
+#[test]
+fn the_report_in_the_readme_is_a_real_one() {
+    let sidecar = support::Sidecar::new(r#"{"report_header": "request"}"#);
+    let seen = sidecar.inbound(&[
+        "x-request-id: 0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f",
+        "x-b3-traceid: xyz",
+        "x-b3-spanid: a2fb4a1d1a96d312",
+    ]);
+    let report = support::only(&seen.headers, &["x-b3relay"]);
+    let text = String::from_utf8(report[0].1.clone()).unwrap();
+    let line = format!("\nx-b3relay: {text}\n");
+    assert!(include_str!("../README.md").contains(&line), "{line}");
+}

@@ -3,7 +3,9 @@
 
 use super::model::{Model, Name, NodeId, Place, Step, Turn};
 use super::order::descending;
-use std::rc::Rc;
+use alloc::rc::Rc;
+use alloc::vec;
+use alloc::vec::Vec;
 
 /// Hypotheses of a cluster at most.
 const HYPOTHESES: usize = 32;
@@ -148,7 +150,7 @@ impl Cluster {
 
     /// Weighs what has not happened since.
     pub(super) fn advance(&mut self, model: &Model, now_us: u64) {
-        let from_us = std::mem::replace(&mut self.at_us, now_us);
+        let from_us = core::mem::replace(&mut self.at_us, now_us);
         if self.hypotheses.len() < 2 || now_us <= from_us {
             return;
         }
@@ -205,7 +207,7 @@ impl Cluster {
     /// Joins hypotheses that say the same now.
     fn join(&mut self) {
         let mut kept: Vec<Hypothesis> = Vec::with_capacity(self.hypotheses.len());
-        let hypotheses = std::mem::take(&mut self.hypotheses);
+        let hypotheses = core::mem::take(&mut self.hypotheses);
         for hypothesis in descending(hypotheses, |h| h.weight) {
             let same = kept.iter_mut().find(|other| {
                 other.owners == hypothesis.owners
@@ -408,7 +410,7 @@ impl Cluster {
         next.truncate(HYPOTHESES);
         let most = next.first().map_or(0.0, |first| first.weight);
         next.retain(|branch| branch.weight >= most * NEGLIGIBLE);
-        let before = std::mem::take(&mut self.hypotheses);
+        let before = core::mem::take(&mut self.hypotheses);
         for branch in next {
             let Some(mut hypothesis) = before.get(branch.hypothesis).cloned() else {
                 continue;

@@ -16,6 +16,7 @@
 
 use super::text::Token;
 use crate::store::{RequestOf, SharedData};
+use alloc::vec::Vec;
 
 /// Segments of a journal.
 const SEGMENTS: u32 = 64;

@@ -22,6 +22,7 @@ pub mod text;
 pub mod tracker;
 
 use crate::store::{RequestOf, SharedData, Store, Ticket};
+use alloc::vec::Vec;
 use journal::{Event, Read, Reader, Writer};
 use text::Token;
 use tracker::{Basis, Tracker, Verdict};
@@ -33,6 +34,10 @@ const BLIND_US: u64 = 10_000_000;
 const FOLLOWS_US: u64 = 300_000_000;
 /// For so long after a call that had to be judged, others are written down too.
 const AWAKE_MS: u64 = 60_000;
+/// Calls to a host are expected to carry a key for so many ticks after one did.
+const NAMED_TICKS: u16 = 600;
+/// Hosts that this is known of.
+const NAMED_MOST: usize = 64;
 /// When, in milliseconds, a call had to be judged in any worker.
 const AWAKE: &[u8] = b"b3relay/2/awake";
 
@@ -54,8 +59,12 @@ pub struct Attribution {
     next_call: u64,
     judged_us: u64,
     blind_until_us: u64,
+    /// When the first call came that had to be judged.
+    first_us: Option<u64>,
     awake_ms: u64,
     awake: bool,
+    /// [`text::host`] of calls that carried a key, and ticks since.
+    named: Vec<(u32, u16)>,
 }
 
 /// The request or call of a worker, as one number.
@@ -102,6 +111,31 @@ impl Attribution {
         self.awake
     }
 
+    /// A call to this host carried the key of a request.
+    pub fn carries_key(&mut self, host: u32) {
+        if let Some(known) = self.named.iter_mut().find(|(known, _)| *known == host) {
+            known.1 = 0;
+            return;
+        }
+        if self.named.len() >= NAMED_MOST {
+            let oldest = self
+                .named
+                .iter()
+                .enumerate()
+                .max_by_key(|(_, known)| known.1);
+            if let Some((at, _)) = oldest {
+                self.named.swap_remove(at);
+            }
+        }
+        self.named.push((host, 0));
+    }
+
+    /// The application forwards keys to this host: a key that is not known, such as a
+    /// request ID, is of a request that has gone.
+    pub fn is_named(&self, host: u32) -> bool {
+        self.named.iter().any(|(known, _)| *known == host)
+    }
+
     /// A call of which `owner` is known, or which says itself whose it is. Returns
     /// its number, for [`Attribution::returned`].
     pub fn called(
@@ -141,6 +175,11 @@ impl Attribution {
             return (None, None);
         };
         self.follow(store, data, now_us);
+        let first_us = *self.first_us.get_or_insert(now_us);
+        if self.tracker.in_flight() == 0 && now_us.saturating_sub(first_us) < BLIND_US {
+            // Of a request that was in flight when this Envoy, or this module, took over.
+            self.blind_until_us = now_us.saturating_add(BLIND_US);
+        }
         let id = self.number_call();
         let Call { kind, tokens } = call;
         let verdict = self
@@ -175,6 +214,10 @@ impl Attribution {
 
     /// To be called every second or so.
     pub fn tick(&mut self, store: &mut Store, data: &impl SharedData, now_us: u64) {
+        self.named.retain_mut(|(_, ticks)| {
+            *ticks += 1;
+            *ticks < NAMED_TICKS
+        });
         if self.writer.is_none() && self.readers.is_empty() {
             return;
         }

@@ -12,6 +12,8 @@
 //! its probability. All is bounded, and forgotten by halves.
 
 use super::text::Token;
+use alloc::vec;
+use alloc::vec::Vec;
 
 /// Half-octave buckets of the time in a node: the first ends at 32 µs, the last
 /// is everything beyond half a second.
@@ -166,6 +168,34 @@ pub enum Step {
     Ended,
 }
 
+/// A weight for each kind of call.
+#[derive(Clone, Debug, Default)]
+struct Kinds(Vec<(Name, f32)>);
+
+impl Kinds {
+    #[inline(never)]
+    fn of(&self, kind: Name) -> f32 {
+        let found = self.0.iter().find(|(of, _)| *of == kind);
+        found.map_or(0.0, |(_, count)| *count)
+    }
+
+    #[inline(never)]
+    fn add(&mut self, kind: Name, weight: f32) {
+        match self.0.iter_mut().find(|(of, _)| *of == kind) {
+            Some((_, count)) => *count += weight,
+            None => self.0.push((kind, weight)),
+        }
+    }
+
+    #[inline(never)]
+    fn halve(&mut self) {
+        self.0.retain_mut(|(_, count)| {
+            *count *= 0.5;
+            *count > 1e-3
+        });
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Node {
     place: Place,
@@ -175,7 +205,7 @@ struct Node {
     at_risk: [f32; BUCKETS],
     calls: [f32; BUCKETS],
     ends: [f32; BUCKETS],
-    kinds: Vec<(Name, f32)>,
+    kinds: Kinds,
     /// Of requests of which every step was certain: times that they left, and
     /// how many of them ended.
     sure: [f32; 2],
@@ -193,7 +223,7 @@ impl Node {
             at_risk: [0.0; BUCKETS],
             calls: [0.0; BUCKETS],
             ends: [0.0; BUCKETS],
-            kinds: Vec::new(),
+            kinds: Kinds::default(),
             sure: [0.0; 2],
             left: 0.0,
             sums: [0.0; 3],
@@ -206,10 +236,7 @@ impl Node {
                 *value *= 0.5;
             }
         }
-        self.kinds.retain_mut(|(_, count)| {
-            *count *= 0.5;
-            *count > 1e-3
-        });
+        self.kinds.halve();
         self.left *= 0.5;
         for sum in &mut self.sums {
             *sum *= 0.5;
@@ -239,7 +266,7 @@ fn begin_ms(bucket: usize) -> f32 {
             if n % 2 == 0 {
                 octave
             } else {
-                octave * std::f32::consts::SQRT_2
+                octave * core::f32::consts::SQRT_2
             }
         }
     }
@@ -267,7 +294,7 @@ struct Rates {
 struct Habit {
     /// Milliseconds in flight.
     ms: f32,
-    kinds: Vec<(Name, f32)>,
+    kinds: Kinds,
 }
 
 /// How common tokens are: counters that several tokens share, so that each is
@@ -460,8 +487,7 @@ impl Model {
         let Some(node) = self.at(id) else { return 0.0 };
         let part = |node: &Node| {
             let [_, calls, _] = node.sums;
-            let count = node.kinds.iter().find(|(of, _)| *of == kind);
-            (count.map_or(0.0, |(_, count)| *count) + 0.002) / (calls + 0.02)
+            (node.kinds.of(kind) + 0.002) / (calls + 0.02)
         };
         let mut share = part(node);
         if node.left < 50.0 {
@@ -497,7 +523,7 @@ impl Model {
             let rates = self.rates(id, at);
             sum += (rates.call + rates.end) * (end - begin).max(0.0);
         }
-        (-sum).exp()
+        crate::math::exp(-sum)
     }
 
     /// Calls of this kind per millisecond by a request of this route of which
@@ -506,8 +532,7 @@ impl Model {
         let Some(habit) = self.habits.get(usize::from(route)) else {
             return 0.0;
         };
-        let count = habit.kinds.iter().find(|(of, _)| *of == kind);
-        (count.map_or(0.0, |(_, count)| *count) + 0.002) / (habit.ms + 1.0)
+        (habit.kinds.of(kind) + 0.002) / (habit.ms + 1.0)
     }
 
     /// A request of this route was in flight for so long.
@@ -517,9 +542,7 @@ impl Model {
                 habit.ms += ms(us);
                 if habit.ms > 200_000.0 {
                     habit.ms *= 0.5;
-                    for (_, count) in &mut habit.kinds {
-                        *count *= 0.5;
-                    }
+                    habit.kinds.halve();
                 }
             }
         }
@@ -528,22 +551,22 @@ impl Model {
     fn learn_habit(&mut self, route: Name, kind: Name, weight: f32) {
         for route in [route, 0] {
             if let Some(habit) = self.habits.get_mut(usize::from(route)) {
-                match habit.kinds.iter_mut().find(|(of, _)| *of == kind) {
-                    Some((_, count)) => *count += weight,
-                    None => habit.kinds.push((kind, weight)),
-                }
+                habit.kinds.add(kind, weight);
             }
         }
+    }
+
+    /// Calls of this kind that were of the background: while nothing was in flight,
+    /// and while something was.
+    fn of_nobody(&self, kind: Name) -> [f32; 2] {
+        let counts = self.background.get(usize::from(kind));
+        counts.copied().unwrap_or_default()
     }
 
     /// Calls of this kind per millisecond that no request makes. What happens while
     /// nothing is in flight is certain, and counts for more.
     pub fn background_rate(&self, kind: Name) -> f32 {
-        let [idle, busy] = self
-            .background
-            .get(usize::from(kind))
-            .copied()
-            .unwrap_or_default();
+        let [idle, busy] = self.of_nobody(kind);
         let [idle_ms, busy_ms] = self.watched;
         (idle + DOUBTED * busy + 0.01) / (idle_ms + DOUBTED * busy_ms + 10.0)
     }
@@ -553,10 +576,7 @@ impl Model {
     /// happens while nothing is in flight must be of the background, and no more
     /// than that is while one request is.
     pub fn alone_rates(&self, kind: Name) -> (f32, f32) {
-        let idle = self
-            .background
-            .get(usize::from(kind))
-            .map_or(0.0, |counts| counts[0]);
+        let [idle, _] = self.of_nobody(kind);
         let background = (idle + 0.1) / (self.watched[0] + 100.0);
         let alone = self.alone.get(usize::from(kind)).copied().unwrap_or(0.0);
         let calls = alone / (self.alone_ms + 100.0);
@@ -597,10 +617,7 @@ impl Model {
     /// So far there were few calls of this kind, and none while nothing was in
     /// flight.
     pub fn is_new(&self, kind: Name) -> bool {
-        let idle = self
-            .background
-            .get(usize::from(kind))
-            .map_or(0.0, |counts| counts[0]);
+        let [idle, _] = self.of_nobody(kind);
         self.seen(kind) < 20.0 && idle == 0.0
     }
 
@@ -729,10 +746,7 @@ impl Model {
         let values = match step {
             Step::Called(kind) => {
                 *calls += weight;
-                match node.kinds.iter_mut().find(|(of, _)| *of == kind) {
-                    Some((_, count)) => *count += weight,
-                    None => node.kinds.push((kind, weight)),
-                }
+                node.kinds.add(kind, weight);
                 Some(&mut node.calls)
             }
             Step::Ended => {

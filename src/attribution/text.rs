@@ -1,6 +1,8 @@
 //! What is read off the text of a request: which route or kind of call it is, and
 //! the identifiers in it. Nothing of the text is kept, only hashes.
 
+use alloc::vec::Vec;
+
 /// Parts of one request that are looked at for identifiers.
 const TOKENS_MOST: usize = 16;
 /// Parts of a path that tell a kind; what follows does not.
@@ -92,6 +94,11 @@ pub fn kind(method: &[u8], authority: &[u8], path: &[u8]) -> [u32; 2] {
         hash(0, fine),
         hash(1, [method, host.as_slice(), depth.as_slice()]),
     ]
+}
+
+/// The host of a call.
+pub fn host(authority: &[u8]) -> u32 {
+    hash(2, [authority])
 }
 
 /// What requests of one route have in common: the method, and the path without its

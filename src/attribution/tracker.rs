@@ -21,6 +21,7 @@ use super::belief::{Cluster, Owner};
 use super::model::{Model, Name, Place};
 use super::order::descending;
 use super::text::Token;
+use alloc::vec::Vec;
 
 /// Requests in flight that are tracked at most.
 pub const TRACKED: usize = 128;
@@ -40,6 +41,9 @@ const BUDGET: f64 = 0.6;
 /// The part of the belief about a request that is taken for wrong at any time,
 /// and how much more for each surprise.
 const DOUBT: (f64, f64) = (0.02, 3.0);
+/// Requests that are not where they are believed to be, for each surprise: of two
+/// that were taken for each other, the one that ends last surprises nobody, often.
+const ASTRAY: f64 = 1.5;
 /// A request of which nothing was heard for so long does not count where others
 /// are said to be alone: a stream that stays open, say.
 const DORMANT_US: u64 = 10_000_000;
@@ -131,12 +135,15 @@ struct Surprises {
     /// Of requests that were alone, where there is nothing to be wrong about but
     /// what the route does.
     alone: f64,
+    /// Of the last few.
+    late: f64,
 }
 
 impl Surprises {
     fn add(&mut self, surprise: bool, alone: bool) {
         let surprise = f64::from(u8::from(surprise));
         self.all += (surprise - self.all) / 128.0;
+        self.late += (surprise - self.late) / 32.0;
         if alone {
             self.alone += (surprise - self.alone) / 128.0;
         }
@@ -144,6 +151,13 @@ impl Surprises {
 
     fn excess(self) -> f64 {
         (self.all - 2.0 * self.alone).max(0.0)
+    }
+
+    /// The probability that a request is not where it is believed to be, although
+    /// nothing speaks against it: two that have been taken for each other go on
+    /// doing what is expected, until they end.
+    fn astray(self) -> f64 {
+        (ASTRAY * (self.late - 2.0 * self.alone)).clamp(0.0, 1.0)
     }
 }
 
@@ -361,6 +375,11 @@ impl Tracker {
         // What the belief may be wrong about.
         let others = candidates.iter().skip(1);
         let doubt: f64 = others.map(|c| (c.habit - c.rate).max(0.0)).sum();
+        // It is another one's that is astray, as likely as others make such calls.
+        let habit = |c: &Candidate| c.habit * c.tokens;
+        let habits: f64 = candidates.iter().map(habit).sum();
+        let best = candidates.first().map_or(0.0, habit);
+        let astray = self.surprises.astray() * (1.0 - best / habits);
         let carried = |token: &Token| self.requests.iter().any(|r| r.tokens.contains(token));
         let foreign: Vec<Token> = tokens.iter().copied().filter(|t| !carried(t)).collect();
         candidates.retain(|candidate| candidate.weight() / total > 1e-3);
@@ -377,8 +396,9 @@ impl Tracker {
         let shares = self.branch(now_us, (call, kind), &candidates, of_nobody);
         let nobody = shares.last().copied().unwrap_or(1.0);
         let mut judged: Vec<(Candidate, f64)> = candidates.into_iter().zip(shares).collect();
+        let found = total / (total + doubt) * (1.0 - astray);
         for (_, share) in &mut judged {
-            *share *= total / (total + doubt);
+            *share *= found;
         }
         let judged = descending(judged, |(_, share)| *share);
         for (candidate, share) in &judged {
@@ -477,7 +497,7 @@ impl Tracker {
     ) -> Vec<f64> {
         let mut merged: Option<Cluster> = None;
         let mut others = Vec::with_capacity(self.clusters.len());
-        for (at, cluster) in std::mem::take(&mut self.clusters).into_iter().enumerate() {
+        for (at, cluster) in core::mem::take(&mut self.clusters).into_iter().enumerate() {
             if !owners.iter().any(|owner| owner.cluster == at) {
                 others.push(cluster);
                 continue;

@@ -1,8 +1,6 @@
 """One Envoy between the load program and an application."""
 
 import json
-import re
-import shutil
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -10,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accuracy.stacks import HERE, Forward, Stack, Variant, go_program
-from mesh import envoy
-from mesh.envoy import Config, Envoy, Wasm
-from mesh.mesh import wasm_path
-from mesh.ports import HOST, free_port
+from accuracy.stacks import BUILT, HERE, Forward, Stack, Variant
+from load.program import PREFIX, by_labels, go_program, pod_bootstrap, pod_ports
+from mesh.envoy import Config, Envoy
+from mesh.ports import HOST
 from mesh.procs import MeshError, Processes
 
 # Requests in flight, and how many of them in all.
@@ -22,7 +19,6 @@ Stages = Sequence[tuple[int, int]]
 # Between a client's requests, and until the sink answers.
 PAUSE_MS, CALL_MS = 5.0, 10.0
 WORKERS = 2
-PREFIX = "b3relay_"
 
 
 @dataclass(frozen=True)
@@ -57,15 +53,9 @@ class Result:
 
 
 def counters(lines: Sequence[str]) -> dict[str, float]:
-    """Metrics in Prometheus' form, by ``family label label``."""
-    found: dict[str, float] = {}
-    for line in lines:
-        name, _, value = line.rpartition(" ")
-        family, _, rest = name.partition("{")
-        labels = re.findall(r'(?:rule|direction|decision|reason|action)="([^"]*)"', rest)
-        key = " ".join([family.removeprefix(PREFIX), *labels])
-        found[key] = found.get(key, 0) + float(value)
-    return found
+    """Metrics as Envoy prints them for Prometheus, by ``family label label``."""
+    split = (line.rpartition(" ") for line in lines)
+    return by_labels((name, float(value)) for name, _, value in split)
 
 
 class Pod:
@@ -85,27 +75,8 @@ class Pod:
         self._variant = variant
         self._forward = forward
         self._runs = 0
-        self.ports = {side: free_port() for side in ("inbound", "outbound", "app", "sink")}
-
-        def wasm(direction: str) -> Wasm | None:
-            if config is None:
-                return None
-            text = json.dumps({**config, "direction": direction})
-            return Wasm(processes.directory / "b3relay.wasm", text)
-
-        if config is not None:
-            # A copy, so that a build that goes on meanwhile does not matter.
-            shutil.copy(wasm_path(), processes.directory / "b3relay.wasm")
-        bootstrap = envoy.pod(
-            admin_port=free_port(),
-            inbound_port=self.ports["inbound"],
-            outbound_port=self.ports["outbound"],
-            app=(HOST, self.ports["app"]),
-            callee=(HOST, self.ports["sink"]),
-            inbound=wasm("inbound"),
-            outbound=wasm("outbound"),
-            extra_stat_tags=("rule", "direction", "decision", "reason", "action"),
-        )
+        self.ports = pod_ports()
+        bootstrap = pod_bootstrap(processes.directory, self.ports, config)
         if access_log is not None:
             log_access(bootstrap, access_log)
         self.envoy = Envoy(processes, f"pod-{stack.name}-{variant}", bootstrap, WORKERS)
@@ -138,7 +109,9 @@ class Pod:
             "prefix": PREFIX,
         }
         plan.write_text(json.dumps(whole))
-        load = self._processes.start(name, [go_program(HERE / "load", "load"), plan, result])
+        load = self._processes.start(
+            name, [go_program(HERE / "load", BUILT / "load"), plan, result]
+        )
         deadline = time.monotonic() + 600
         while not load.wait(1):
             if time.monotonic() > deadline:

@@ -9,10 +9,10 @@ from typing import Any
 import matplotlib
 from scipy.stats import binomtest
 
-from accuracy.clicks import Clicks
 from accuracy.pod import Result
 from accuracy.stacks import STACKS, VARIANTS, Variant
 from load.keyed import table
+from mesh.clicks import Clicks
 
 matplotlib.use("svg")
 from matplotlib import pyplot  # noqa: E402  (it wants to know first)

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import report
-from accuracy.clicks import Clicks, click, judge
 from accuracy.pod import CALL_MS, Pod, Result, Stages
 from accuracy.stacks import BUILT, STACKS, VARIANTS, Forward, Variant
 from load.keyed import write_block
 from load.program import versions
+from mesh.clicks import Clicks, click, judge
 from mesh.mesh import Mesh, wasm_path
 from mesh.procs import MeshError, Processes
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from load.program import go_program
 from mesh.mesh import ROOT
 
 HERE = Path(__file__).resolve().parent
@@ -52,15 +53,6 @@ class Stack:
         return [*self.build(), str(port), str(outbound), shape, forward]
 
 
-def go_program(source: Path, name: str) -> Path:
-    """Compile it; the name is that of the executable."""
-    if shutil.which("go") is None:
-        raise SystemExit("accuracy: go is missing: install Go 1.22 or newer")
-    BUILT.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["go", "build", "-o", BUILT / name, "."], cwd=source, check=True)
-    return BUILT / name
-
-
 def _java() -> Sequence[str | Path]:
     classes = BUILT / "java"
     subprocess.run(["javac", "-d", classes, APPS / "java" / "App.java"], check=True)
@@ -77,7 +69,7 @@ STACKS = {
             "go",
             "net/http, a goroutine a request",
             ("go",),
-            lambda: (go_program(APPS / "go", "app"),),
+            lambda: (go_program(APPS / "go", BUILT / "app"),),
         ),
         Stack(
             "node",

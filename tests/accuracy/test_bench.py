@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from accuracy import report
-from accuracy.clicks import Clicks, Visit, judge
 from accuracy.pod import Result, counters
 from accuracy.record import events
+from mesh.clicks import Clicks, Visit, judge
 from mesh.procs import MeshError
 
 STAGE = Result(

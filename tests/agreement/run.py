@@ -236,8 +236,8 @@ def main() -> int:
         "|---|---|---|",
     ]
     for name in readers.READERS:
-        before, after = (100 * joined(which).contexts(name) for which in (0, 1))
-        report.append(f"| {name} | {before:.1f} | {after:.1f} |")
+        cells = (f"{100 * joined(which).contexts(name):.1f}" for which in (0, 1))
+        report.append(f"| {name} | {' | '.join(cells)} |")
     report += ["", f"Of all {len(everything)}, pair by pair, before / after, in per cent:", ""]
     report += matrix(joined(0), joined(1))
     print("\n".join(report))

@@ -10,8 +10,10 @@ from mesh.ports import HOST, free_port
 
 def validate(config: str | None) -> envoy.Validation:
     wasm = Wasm(wasm_path(), config)
-    ports = {free_port(): ("INBOUND", wasm)}
-    return envoy.validate(envoy.plain(ports, admin_port=free_port(), upstream=(HOST, free_port())))
+    plain = envoy.plain(
+        {free_port(): ("INBOUND", wasm)}, admin_port=free_port(), upstream=(HOST, free_port())
+    )
+    return envoy.validate(plain)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from mesh.envoy import Direction
 from mesh.mesh import ROOT, Mesh, request
-from mesh.plain import Connection, Plain
+from mesh.plain import Connection, Plain, RawHeaders
 from mesh.ports import HOST
 
 GOOD = [("x-request-id", b"0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f")]
@@ -18,9 +19,13 @@ BODY = (
 )
 
 
+def encoded(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value) for name, value in headers]
+
+
 @pytest.fixture(scope="module")
 def plain() -> Iterator[Plain]:
-    listeners = {
+    listeners: dict[str, tuple[Direction, str | None]] = {
         "enforce": ("INBOUND", '{"mode": "enforce"}'),
         "422": ("OUTBOUND", '{"mode": "enforce", "enforce_status": 422}'),
         "reported": ("INBOUND", '{"mode": "enforce", "report_header": "response"}'),
@@ -49,9 +54,9 @@ def test_http2_keeps_the_connection_after_a_400_too(plain: Plain) -> None:
     connections = f"http.plain_{port}.downstream_cx_http2_total"
     with httpx.Client(http1=False, http2=True, base_url=f"http://{HOST}:{port}") as client:
         for _ in range(3):
-            bad = client.get("/", headers=BAD)
+            bad = client.get("/", headers=encoded(BAD))
             assert (bad.status_code, bad.content) == (400, BODY)
-            assert client.get("/", headers=GOOD).status_code == 200
+            assert client.get("/", headers=encoded(GOOD)).status_code == 200
         stats = plain.envoy.stats(f"http.plain_{port}.")
         assert stats.get(connections) == 1
 
@@ -73,7 +78,7 @@ def test_the_metrics_add_up(plain: Plain) -> None:
 
 def test_the_response_says_what_was_found(plain: Plain) -> None:
     url = f"http://{HOST}:{plain.ports['reported']}/"
-    bad = httpx.get(url, headers=BAD)
+    bad = httpx.get(url, headers=encoded(BAD))
     assert bad.headers["x-b3relay"] == "inbound; L01 x-b3-traceid; rejected"
     good = httpx.get(url)
     expected = "inbound; R01 x-request-id; generated x-request-id; remembered"

@@ -4,13 +4,14 @@ import json
 
 import pytest
 
+from mesh.collector import Span
 from mesh.mesh import EXPECTED_TREE, Mesh
-from mesh.tree import normal_forms, traces
+from mesh.tree import Node, normal_forms, traces
 
 CLICKS = 10
 
 
-def clicked(mesh: Mesh) -> list:
+def clicked(mesh: Mesh) -> list[tuple[Node, ...]]:
     """The tree of each trace, after some clicks."""
     assert [click.status for click in mesh.clicks(CLICKS, 4)] == [200] * CLICKS
     spans = mesh.wait_spans(CLICKS * EXPECTED_TREE.size)
@@ -30,7 +31,7 @@ def test_apps_that_carry_on_a_traceparent_by_themselves(emit: list[str]) -> None
 
 
 def test_without_it_there_is_nothing_to_carry_on() -> None:
-    with Mesh(forward="traceparent") as mesh:
+    with Mesh(forward="traceparent", config='{"attribution": "off"}') as mesh:
         assert len(clicked(mesh)) == 4 * CLICKS
 
 
@@ -56,7 +57,7 @@ def test_a_form_alone(form: str) -> None:
     assert ("traceparent" in received, "b3" in received) == (form == "w3c", form == "b3")
 
 
-def servers(mesh: Mesh) -> dict[str, dict]:
+def servers(mesh: Mesh) -> dict[str, Span]:
     """The server span of each service, after one click."""
     assert mesh.click().status == 200
     spans = mesh.wait_spans(EXPECTED_TREE.size)

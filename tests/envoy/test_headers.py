@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from mesh.envoy import Direction
 from mesh.plain import Plain, RawHeaders
 from mesh.vectors import GOOD_REQUEST_ID, Vector, b3_of, load
 
@@ -18,7 +19,7 @@ SETS_A_TEST = 500
 
 @pytest.fixture(scope="module")
 def plain() -> Iterator[Plain]:
-    listeners = {
+    listeners: dict[str, tuple[Direction, str | None]] = {
         "without": ("OUTBOUND", None),
         "inbound": ("INBOUND", "{}"),
         "outbound": ("OUTBOUND", ""),
@@ -121,7 +122,8 @@ def test_odd_bytes_change_nothing(plain: Plain, seed: int) -> None:
             (given,) = [value for name, value in inbound.received or () if name == "x-request-id"]
             assert len(given) == 36
             for both in (inbound, without):
-                both.received[:] = [h for h in both.received or () if h[0] != "x-request-id"]
+                assert both.received is not None
+                both.received[:] = [h for h in both.received if h[0] != "x-request-id"]
             assert unnamed(inbound.received) == unnamed(without.received), headers
     assert refused < SETS_A_TEST / 10, "most of them got through"
     log = plain.envoy.log()

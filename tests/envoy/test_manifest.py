@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from mesh import envoy
-from mesh.envoy import Common, Wasm
+from mesh.envoy import Common, Config, Wasm
 from mesh.mesh import ROOT, wasm_path
 from mesh.ports import HOST, free_port
 
@@ -85,7 +85,8 @@ def patched(module: Path) -> dict[str, Any]:
             router = value["typed_config"]
             router["upstream_http_filters"] = list(map(filled, router["upstream_http_filters"]))
             filters[at]["typed_config"].update(router)
-    return yaml.safe_load(yaml.safe_dump(config).replace(MODULE, str(module)))
+    loaded: Config = yaml.safe_load(yaml.safe_dump(config).replace(MODULE, str(module)))
+    return loaded
 
 
 def test_envoy_takes_the_manifest() -> None:

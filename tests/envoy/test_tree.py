@@ -3,12 +3,14 @@
 import pytest
 
 from mesh.mesh import EXPECTED_TREE, Mesh, expected_tree
-from mesh.tree import normal_forms, score, traces
+from mesh.tree import Node, normal_forms, score, traces
 
 CLICKS = 20
+# Of each trace.
+Trees = list[tuple[Node, ...]]
 
 
-def trees(mesh: Mesh, tree_size: int, clicks: int = CLICKS, in_flight: int = 4):
+def trees(mesh: Mesh, tree_size: int, clicks: int = CLICKS, in_flight: int = 4) -> Trees:
     """The normal form of every trace, after that many clicks."""
     sent = mesh.clicks(clicks, in_flight)
     assert [click.status for click in sent] == [200] * clicks
@@ -17,7 +19,7 @@ def trees(mesh: Mesh, tree_size: int, clicks: int = CLICKS, in_flight: int = 4):
 
 
 @pytest.fixture(scope="module")
-def reference() -> list:
+def reference() -> Trees:
     """Without the filter, apps that forward everything."""
     with Mesh(forward="all7", filter=False) as mesh:
         return trees(mesh, EXPECTED_TREE.size)
@@ -30,7 +32,7 @@ def calls(mesh: Mesh, service: str) -> dict[str, float]:
     return {name.removeprefix(prefix).removesuffix('"}'): n for name, n in stats.items() if n}
 
 
-def test_the_reference_is_one_trace_a_click(reference: list) -> None:
+def test_the_reference_is_one_trace_a_click(reference: Trees) -> None:
     assert reference == [(EXPECTED_TREE,)] * CLICKS
 
 
@@ -43,7 +45,7 @@ def test_without_the_filter_the_trace_is_in_pieces() -> None:
 @pytest.mark.parametrize("concurrency", [1, 4])
 @pytest.mark.parametrize("http2", [False, True], ids=["http1", "http2"])
 def test_with_the_filter_the_tree_is_the_references(
-    reference: list, http2: bool, concurrency: int
+    reference: Trees, http2: bool, concurrency: int
 ) -> None:
     tags = ["decision", "rule", "direction"]
     with Mesh(
@@ -60,18 +62,18 @@ def test_with_the_filter_the_tree_is_the_references(
     assert "panic" not in log and "b3relay: " not in log, log
 
 
-def test_apps_that_forward_everything_are_left_alone(reference: list) -> None:
+def test_apps_that_forward_everything_are_left_alone(reference: Trees) -> None:
     with Mesh(forward="all7", extra_stat_tags=["decision"]) as mesh:
         assert trees(mesh, EXPECTED_TREE.size) == reference
         assert calls(mesh, "productpage") == {"present": 2 * CLICKS}
 
 
-def test_calls_at_the_same_time(reference: list) -> None:
+def test_calls_at_the_same_time(reference: Trees) -> None:
     with Mesh(parallel=True) as mesh:
         assert trees(mesh, EXPECTED_TREE.size) == reference
 
 
-def test_one_service_forgets(reference: list) -> None:
+def test_one_service_forgets(reference: Trees) -> None:
     forward = {"productpage": "all7", "details": "all7", "reviews": "request-id", "ratings": "none"}
     with Mesh(forward=forward) as mesh:
         assert trees(mesh, EXPECTED_TREE.size) == reference
@@ -91,10 +93,9 @@ def test_the_single_header_is_relayed_too() -> None:
 
 def test_retries_of_the_router_are_siblings() -> None:
     """For the first 9 clicks, ratings fails once, and the sidecar of reviews tries again."""
-    options = {"retries": True, "fail_first": 10}
-    with Mesh(forward="all7", filter=False, **options) as mesh:
+    with Mesh(forward="all7", filter=False, retries=True, fail_first=10) as mesh:
         instrumented = trees(mesh, EXPECTED_TREE.size)
-    with Mesh(**options) as mesh:
+    with Mesh(retries=True, fail_first=10) as mesh:
         relayed = trees(mesh, EXPECTED_TREE.size)
     assert sorted(relayed) == sorted(instrumented)
     kinds = {(expected_tree(ratings=1),), (expected_tree(ratings=2),)}
@@ -117,7 +118,7 @@ def test_as_an_http_filter_the_trace_is_whole_and_flat() -> None:
     ]
 
 
-def test_a_restarted_envoy_begins_again(reference: list) -> None:
+def test_a_restarted_envoy_begins_again(reference: Trees) -> None:
     with Mesh() as mesh:
         assert trees(mesh, EXPECTED_TREE.size, clicks=5) == reference[:5]
         mesh.envoys["productpage"].restart()

@@ -8,7 +8,7 @@ import yaml
 
 from mesh import envoy
 from mesh.collector import Collector
-from mesh.envoy import Common, Envoy
+from mesh.envoy import Common, Config, Envoy
 from mesh.mesh import ROOT, request
 from mesh.plain import Echo
 from mesh.ports import free_port
@@ -21,7 +21,8 @@ SINGLE = {"b3": f"{TRACE}-a2fb4a1d1a96d312-1"}
 
 def snippet() -> dict[str, Any]:
     (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/trust.md").read_text(), re.DOTALL)
-    return yaml.safe_load(text)
+    loaded: Config = yaml.safe_load(text)
+    return loaded
 
 
 def trace_of_a_click(headers: dict[str, str], early: dict[str, Any]) -> str:
@@ -43,10 +44,12 @@ def trace_of_a_click(headers: dict[str, str], early: dict[str, Any]) -> str:
         assert request(port, "/", headers=headers).status == 200
         assert collector.wait_for(lambda spans: len(spans) == 1, 15)
         (span,) = collector.spans()
-        return span["traceId"]
+        return str(span["traceId"])
 
 
 @pytest.mark.parametrize("forged", [FORGED, SINGLE], ids=["multi", "single"])
-def test_a_client_joins_a_trace_unless_its_headers_are_removed_early(forged: dict) -> None:
+def test_a_client_joins_a_trace_unless_its_headers_are_removed_early(
+    forged: dict[str, str],
+) -> None:
     assert trace_of_a_click(forged, early={}) == TRACE, "else the test shows nothing"
     assert trace_of_a_click(forged, early=snippet()) != TRACE

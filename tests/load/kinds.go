@@ -6,6 +6,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"load/shared"
 )
 
 // What a worker does again and again. Some have calls of several kinds.
@@ -131,7 +133,7 @@ func randomText(n int) string {
 }
 
 func plain(w *world, k kind, _ int) {
-	id := uuid()
+	id := shared.UUID()
 	if rand.Float64() < w.stage.Odd {
 		id = randomText(12 + rand.IntN(244))
 	}
@@ -170,7 +172,7 @@ func twoCalls(w *world, k kind) func(*visit) {
 func withReason(id string, reason byte) string { return id[:14] + string(reason) + id[15:] }
 
 func otherReason(w *world, k kind, _ int) {
-	id := uuid()
+	id := shared.UUID()
 	w.send(id, randomB3(), func(v *visit) {
 		for _, reason := range []byte("9ab4") {
 			v.callWith(k, withReason(id, reason), nil)
@@ -209,7 +211,7 @@ func long(w *world, k kind, _ int) {
 
 func cases(w *world, k kind, _ int) {
 	// At least one letter, or both would be the same.
-	id := "a" + uuid()[1:]
+	id := "a" + shared.UUID()[1:]
 	atOnce(w, k, id, strings.ToUpper(id))
 }
 
@@ -232,7 +234,7 @@ func short(w *world, k kind, worker int) {
 }
 
 func usedAgain(w *world, k kind, _ int) {
-	id := uuid()
+	id := shared.UUID()
 	for range 3 {
 		w.send(id, randomB3(), twoCalls(w, k))
 		time.Sleep(w.grace() + 300*time.Millisecond)
@@ -240,14 +242,14 @@ func usedAgain(w *world, k kind, _ int) {
 }
 
 func usedAgainTooSoon(w *world, k kind, _ int) {
-	id := uuid()
+	id := shared.UUID()
 	w.send(id, randomB3(), func(*visit) {})
 	w.send(id, randomB3(), twoCalls(w, k))
 }
 
 func callAfter(w *world, k kind, wait time.Duration) {
 	done := make(chan struct{})
-	w.send(uuid(), randomB3(), func(v *visit) {
+	w.send(shared.UUID(), randomB3(), func(v *visit) {
 		go func() {
 			defer close(done)
 			time.Sleep(wait)
@@ -269,19 +271,19 @@ func tooLateCall(w *world, k kind, _ int) { callAfter(w, k, w.grace()+300*time.M
 func tooLong(w *world, k kind, _ int) { w.send(randomText(256), randomB3(), twoCalls(w, k)) }
 
 func sharedID(w *world, k kind, _ int) {
-	id := uuid()
+	id := shared.UUID()
 	atOnce(w, k, []string{id, id, id}[:2+rand.IntN(2)]...)
 }
 
 func twins(w *world, k kind, _ int) {
-	id := uuid()
+	id := shared.UUID()
 	atOnce(w, k, id, withReason(id, '9'))
 }
 
 // The pod's callee calls the pod again, in the same trace, before it answers.
 func loop(w *world, k kind, _ int) {
 	into, inner, after := k+1, k+2, k+3
-	id := uuid()
+	id := shared.UUID()
 	w.send(id, randomB3(), func(v *visit) {
 		w.pause()
 		v.call(into)
@@ -302,7 +304,7 @@ func loop(w *world, k kind, _ int) {
 
 // Two requests with one ID and one trace that are in flight at the same time.
 func pair(w *world, second func(b3) b3, first, other func(*visit)) {
-	id, context := uuid(), randomB3()
+	id, context := shared.UUID(), randomB3()
 	begin, end := meet(2), meet(2)
 	serve := func(calls func(*visit)) func(*visit) {
 		return func(v *visit) {
@@ -356,7 +358,7 @@ func diamondInTurns(w *world, k kind, _ int) {
 
 // Without any order: they need not even overlap from the first call on.
 func diamondAtRandom(w *world, k kind, _ int) {
-	id, context := uuid(), randomB3()
+	id, context := shared.UUID(), randomB3()
 	serve := func(v *visit) {
 		for range 1 + rand.IntN(4) {
 			w.pause()
@@ -393,7 +395,7 @@ func retryOtherSpan(w *world, k kind, _ int) {
 // The client closes the connection and sends the request again; the
 // application goes on with the first one all the same.
 func retryGivenUp(w *world, k kind, _ int) {
-	id, sent := uuid(), randomB3()
+	id, sent := shared.UUID(), randomB3()
 	ctx, giveUp := context.WithCancel(context.Background())
 	defer giveUp()
 	begun, done := make(chan struct{}), make(chan struct{})

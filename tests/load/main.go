@@ -8,11 +8,11 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
-	"os"
 	"sync"
 	"time"
+
+	"load/shared"
 )
 
 // A stage, as the drivers give it.
@@ -37,28 +37,12 @@ type stage struct {
 	GraceMs int `json:"grace_ms"`
 }
 
-func main() {
-	if err := run(); err != nil {
-		fmt.Fprintln(os.Stderr, "load:", err)
-		os.Exit(1)
-	}
-}
+func main() { shared.Main(run) }
 
-func run() error {
-	if len(os.Args) != 3 {
-		return fmt.Errorf("usage: load STAGE RESULT")
-	}
-	text, err := os.ReadFile(os.Args[1])
-	if err != nil {
-		return err
-	}
-	var s stage
-	if err := json.Unmarshal(text, &s); err != nil {
-		return err
-	}
+func run(s stage) (report, error) {
 	w, err := newWorld(s)
 	if err != nil {
-		return err
+		return report{}, err
 	}
 	defer w.close()
 	began := time.Now()
@@ -66,7 +50,7 @@ func run() error {
 	for name, workers := range s.Workers {
 		k, known := kindNamed(name)
 		if !known {
-			return fmt.Errorf("no kind %q", name)
+			return report{}, fmt.Errorf("no kind %q", name)
 		}
 		for n := range workers {
 			working.Add(1)
@@ -79,11 +63,7 @@ func run() error {
 		}
 	}
 	working.Wait()
-	text, err = json.Marshal(w.report(time.Since(began)))
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(os.Args[2], text, 0o644)
+	return w.report(time.Since(began)), nil
 }
 
 func (w *world) over(began time.Time) bool {

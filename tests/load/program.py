@@ -1,17 +1,20 @@
-"""The load program, and the Envoy that its load goes through."""
+"""The load program, and the Envoy that its load goes through.
+
+`tests/accuracy` has a load program and applications of its own around the same Envoy.
+"""
 
 import json
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mesh import envoy
-from mesh.envoy import Envoy, Wasm
+from mesh.envoy import Config, Envoy, Wasm
 from mesh.mesh import ROOT, wasm_path
 from mesh.ports import HOST, free_port
 from mesh.procs import MeshError, Processes
@@ -21,14 +24,65 @@ PROGRAM = ROOT / "target" / "load" / "load"
 # Of Envoy, where a stage does not say otherwise.
 CONCURRENCY = 4
 DEFAULT_GRACE_MS = 1000
+# What the filter's metrics begin with, and the labels that tell them apart.
+PREFIX = "b3relay_"
+LABELS = ("rule", "direction", "decision", "reason", "action")
+
+
+def go_program(source: Path, built: Path) -> Path:
+    """Compile it; says so if there is no Go."""
+    if shutil.which("go") is None:
+        raise SystemExit("load: go is missing: install Go 1.22 or newer")
+    built.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["go", "build", "-o", built, "."], cwd=source, check=True)
+    return built
 
 
 def build() -> None:
-    """Compile the program; says so if there is no Go."""
-    if shutil.which("go") is None:
-        raise SystemExit("load: go is missing: install Go 1.22 or newer")
-    PROGRAM.parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["go", "build", "-o", PROGRAM, "."], cwd=HERE, check=True)
+    """Compile the load program."""
+    go_program(HERE, PROGRAM)
+
+
+def pod_ports() -> dict[str, int]:
+    """Of an Envoy's two listeners, and of who is on its two sides."""
+    return {side: free_port() for side in ("inbound", "outbound", "app", "sink")}
+
+
+def pod_bootstrap(
+    directory: Path, ports: Mapping[str, int], config: Mapping[str, object] | None
+) -> Config:
+    """An Envoy between those ports. ``config``: the filter's; None for no filter."""
+
+    def wasm(direction: str) -> Wasm | None:
+        if config is None:
+            return None
+        text = json.dumps({**config, "direction": direction})
+        return Wasm(directory / "b3relay.wasm", text)
+
+    if config is not None:
+        # A copy, so that a build that goes on meanwhile does not matter.
+        shutil.copy(wasm_path(), directory / "b3relay.wasm")
+    return envoy.pod(
+        admin_port=free_port(),
+        inbound_port=ports["inbound"],
+        outbound_port=ports["outbound"],
+        app=(HOST, ports["app"]),
+        callee=(HOST, ports["sink"]),
+        inbound=wasm("inbound"),
+        outbound=wasm("outbound"),
+        extra_stat_tags=LABELS,
+    )
+
+
+def by_labels(metrics: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """The filter's metrics, in Prometheus' form, by ``family label label``."""
+    found: dict[str, float] = {}
+    for name, value in metrics:
+        family, _, rest = name.partition("{")
+        labels = re.findall(rf'(?:{"|".join(LABELS)})="([^"]*)"', rest)
+        key = " ".join([family.removeprefix(PREFIX), *labels])
+        found[key] = found.get(key, 0) + value
+    return found
 
 
 def versions() -> str:
@@ -99,30 +153,9 @@ class Pod:
         self._processes = processes
         self._stages = 0
         self._grace_ms = int(str((config or {}).get("grace_ms", DEFAULT_GRACE_MS)))
-        self._addresses = {
-            side: f"{HOST}:{free_port()}" for side in ("inbound", "outbound", "app", "sink")
-        }
-        ports = {side: int(address.split(":")[1]) for side, address in self._addresses.items()}
-
-        def wasm(direction: str) -> Wasm | None:
-            if config is None:
-                return None
-            text = json.dumps({**config, "direction": direction})
-            return Wasm(processes.directory / "b3relay.wasm", text)
-
-        if config is not None:
-            # A copy, so that a build that goes on meanwhile does not matter.
-            shutil.copy(wasm_path(), processes.directory / "b3relay.wasm")
-        bootstrap = envoy.pod(
-            admin_port=free_port(),
-            inbound_port=ports["inbound"],
-            outbound_port=ports["outbound"],
-            app=(HOST, ports["app"]),
-            callee=(HOST, ports["sink"]),
-            inbound=wasm("inbound"),
-            outbound=wasm("outbound"),
-            extra_stat_tags=("rule", "direction", "decision", "reason"),
-        )
+        ports = pod_ports()
+        self._addresses = {side: f"{HOST}:{port}" for side, port in ports.items()}
+        bootstrap = pod_bootstrap(processes.directory, ports, config)
         self.envoy = Envoy(processes, name, bootstrap, concurrency)
         self.envoy.start()
         processes.wait_ready({self.envoy.process: self.envoy.ready})
@@ -139,20 +172,14 @@ class Pod:
         name = f"{self.envoy.name}-stage-{self._stages}"
         path = self._processes.directory / f"{name}.json"
         result = self._processes.directory / f"{name}-result.json"
-        whole = {"calls_most": 6, "wait_ms": 1, "grace_ms": self._grace_ms}
+        whole: dict[str, object] = {"calls_most": 6, "wait_ms": 1, "grace_ms": self._grace_ms}
         whole |= {**self._addresses, "workers": dict(workers), **stage}
         path.write_text(json.dumps(whole))
         return Running(self._processes, name, path, result, (stage.get("seconds") or 3600) + 120)
 
     def counters(self) -> dict[str, float]:
         """The filter's metrics by name, with the labels that tell them apart."""
-        found: dict[str, float] = {}
-        for name, value in self.envoy.stats("b3relay_").items():
-            family, _, rest = name.partition("{")
-            labels = re.findall(r'(rule|direction|decision|reason)="([^"]*)"', rest)
-            key = " ".join([family.removeprefix("b3relay_"), *(value for _, value in labels)])
-            found[key] = found.get(key, 0) + value
-        return found
+        return by_labels(self.envoy.stats(PREFIX).items())
 
 
 class Running:

@@ -174,7 +174,7 @@ def markdown(minutes: float, sides: Sequence[Side], counters: dict[str, float]) 
                 first, last = side.samples[0][1][what], points[-1][1]
                 values = [f"{mib:.1f}" for mib in (first, points[0][1], last)]
                 rows.append(
-                    [side.name, meaning, *values, f"{hourly:+.2f} ± {error:.2f}", len(points)]
+                    [side.name, meaning, *values, f"{hourly:+.2f} ± {error:.2f}", str(len(points))]
                 )
     lines += ["", "Memory under load, in MiB, and its slope after the warm-up:", ""]
     heads = ["", "what", "first", "after warm-up", "last", "slope, MiB/h (± standard error)"]

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/hex"
 	"fmt"
 	"io"
 	"log"
@@ -16,6 +15,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"load/shared"
 )
 
 const (
@@ -45,27 +46,12 @@ const (
 type b3 struct{ trace, span, sampled string }
 
 func randomB3() b3 {
-	return b3{randomHex(16), randomHex(8), strconv.Itoa(rand.IntN(2))}
+	return b3{shared.RandomHex(16), shared.RandomHex(8), strconv.Itoa(rand.IntN(2))}
 }
 
 func (c b3) newSpan() b3 {
-	c.span = randomHex(8)
+	c.span = shared.RandomHex(8)
 	return c
-}
-
-func randomHex(n int) string {
-	bytes := make([]byte, n)
-	for i := range bytes {
-		bytes[i] = byte(rand.Uint32())
-	}
-	bytes[0] |= 1 // never all zeros
-	return hex.EncodeToString(bytes)
-}
-
-// A UUIDv4, as Envoy makes them.
-func uuid() string {
-	h := randomHex(16)
-	return h[:8] + "-" + h[8:12] + "-4" + h[13:16] + "-" + string("89ab"[rand.IntN(4)]) + h[17:20] + "-" + h[20:]
 }
 
 // The client, the application, the sink, and what they count.
@@ -242,12 +228,7 @@ func (w *world) serveSink(answer http.ResponseWriter, r *http.Request) {
 }
 
 func classify(h http.Header, truth b3) class {
-	brought := 0
-	for name, values := range h {
-		if strings.HasPrefix(name, "X-B3-") || name == "B3" || name == "Traceparent" {
-			brought += len(values)
-		}
-	}
+	brought := shared.Context(h)
 	switch got := (b3{h.Get(headerTrace), h.Get(headerSpan), h.Get(headerSampled)}); {
 	case brought == 0:
 		return missed

@@ -36,7 +36,7 @@ from mesh.tree import Node, normal_forms
 Headers = dict[str, str]
 H1Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 H2Handler = Callable[[h2c.Stream, Headers], Awaitable[None]]
-GrpcHandler = Callable[[Any, "grpc.aio.ServicerContext[Any, Any]"], Any]
+GrpcHandler = Callable[[Any, grpc.aio.ServicerContext], Any]
 
 GRACE_MS = 200
 MIB = 2**20
@@ -91,7 +91,7 @@ class Protocols:
     def __init__(self) -> None:
         self.h1: dict[str, H1Handler] = {}
         self.h2: dict[str, H2Handler] = {}
-        self.grpc: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self.grpc: dict[str, grpc.RpcMethodHandler] = {}
         self.inbound, self.outbound = free_port(), free_port()
         # What reached the server that CONNECT is passed on to.
         self.connects: list[bytes] = []
@@ -190,10 +190,8 @@ class Protocols:
     async def _start_grpc(self, stack: AsyncExitStack) -> int:
         handlers = self.grpc
 
-        class Handler(grpc.GenericRpcHandler):
-            def service(
-                self, details: grpc.HandlerCallDetails
-            ) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]  # it has no types
+            def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
                 return handlers.get(details.method)
 
         server = grpc.aio.server()

@@ -10,8 +10,6 @@ package main
 
 import (
 	"bytes"
-	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"io"
 	"log"
@@ -24,6 +22,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"load/shared"
 )
 
 type stage struct {
@@ -107,25 +107,10 @@ type world struct {
 	odd atomic.Int64
 }
 
-func main() {
-	if err := run(); err != nil {
-		fmt.Fprintln(os.Stderr, "load:", err)
-		os.Exit(1)
-	}
-}
+func main() { shared.Main(run) }
 
-func run() error {
-	if len(os.Args) != 3 {
-		return fmt.Errorf("usage: load PLAN RESULT")
-	}
-	text, err := os.ReadFile(os.Args[1])
-	if err != nil {
-		return err
-	}
-	var w world
-	if err := json.Unmarshal(text, &w.plan); err != nil {
-		return err
-	}
+func run(p plan) (report, error) {
+	w := world{plan: p}
 	all := 0
 	for _, s := range w.plan.Stages {
 		all += s.Requests
@@ -139,25 +124,22 @@ func run() error {
 	sink := &http.Server{Addr: w.plan.Sink, Handler: http.HandlerFunc(w.serve), ErrorLog: log.New(os.Stderr, "", 0)}
 	go func() { log.Print(sink.ListenAndServe()) }()
 	var found report
+	var err error
 	if found.Before, err = w.metrics(); err != nil {
-		return err
+		return found, err
 	}
 	for _, s := range w.plan.Stages {
 		r := w.run(s)
 		if r.Metrics, err = w.metrics(); err != nil {
-			return err
+			return found, err
 		}
 		found.Stages = append(found.Stages, r)
 	}
 	sink.Close()
 	if odd := w.odd.Load(); odd > 0 {
-		return fmt.Errorf("%d calls with a body that no request has", odd)
+		return found, fmt.Errorf("%d calls with a body that no request has", odd)
 	}
-	text, err = json.Marshal(found)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(os.Args[2], text, 0o644)
+	return found, nil
 }
 
 // A closed loop: each client sends its next request when the last is answered.
@@ -231,28 +213,12 @@ func exponential(ms float64) time.Duration {
 	return time.Duration(rand.ExpFloat64() * ms * float64(time.Millisecond))
 }
 
-// Random lower-case hex digits for n bytes.
-func randomHex(n int) string {
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(rand.Uint32())
-	}
-	b[0] |= 1 // never all zeros
-	return hex.EncodeToString(b)
-}
-
-// A UUIDv4.
-func uuid() string {
-	h := randomHex(16)
-	return h[:8] + "-" + h[8:12] + "-4" + h[13:16] + "-" + string("89ab"[rand.IntN(4)]) + h[17:20] + "-" + h[20:]
-}
-
 func (w *world) send(number int, t *tally) {
 	one := &w.requests[number]
-	one.trace, one.span, one.stage = randomHex(16), randomHex(8), t
+	one.trace, one.span, one.stage = shared.RandomHex(16), shared.RandomHex(8), t
 	path := "/" + string("abcd"[rand.IntN(4)])
 	if w.plan.Token {
-		path = "/users/" + uuid() + path
+		path = "/users/" + shared.UUID() + path
 	}
 	// All bodies are of one length, the background's too: what a header filter can
 	// see of them, their length, tells nothing.
@@ -262,7 +228,7 @@ func (w *world) send(number int, t *tally) {
 	// Any name here: Go writes them as they are, and HTTP/1 does not care.
 	request.Header = http.Header{
 		"X-B3-Traceid": {one.trace}, "X-B3-Spanid": {one.span}, "X-B3-Sampled": {"1"},
-		"X-Request-Id": {uuid()},
+		"X-Request-Id": {shared.UUID()},
 	}
 	if w.plan.Truth {
 		request.Header["X-Truth"] = []string{fmt.Sprintf("%08d", number)}
@@ -304,15 +270,10 @@ func (w *world) serve(answer http.ResponseWriter, r *http.Request) {
 
 // Compares the headers of a call with the body that tells what they should be.
 func (w *world) count(h http.Header, truth [][]byte) {
-	given := ""
-	for name := range h {
-		if strings.HasPrefix(name, "X-B3-") || name == "B3" || name == "Traceparent" {
-			given = name
-		}
-	}
+	alone := shared.Context(h) == 0
 	if len(truth) == 1 && string(truth[0]) == "background" {
 		t := w.current.Load()
-		if given == "" {
+		if alone {
 			t.alone.Add(1)
 		} else {
 			t.taken.Add(1)
@@ -332,7 +293,7 @@ func (w *world) count(h http.Header, truth [][]byte) {
 	one := &w.requests[number]
 	one.calls.Add(1)
 	switch {
-	case given == "":
+	case alone:
 		one.stage.abstained.Add(1)
 	case h.Get("X-B3-Traceid") == one.trace && h.Get("X-B3-Spanid") == one.span:
 		one.stage.right.Add(1)

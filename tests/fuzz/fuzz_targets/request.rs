@@ -93,7 +93,10 @@ fuzz_target!(|input: &[u8]| {
             let broken = check(&again).findings;
             let rewritten = |f: &b3relay::check::Finding<'_>| f.rule.repair().rewrites();
             let about_b3 = |f: &b3relay::check::Finding<'_>| f.header != "x-request-id";
-            assert!(!broken.iter().any(|f| rewritten(f) && about_b3(f)), "{broken:?}");
+            assert!(
+                !broken.iter().any(|f| rewritten(f) && about_b3(f)),
+                "{broken:?}"
+            );
         }
         if inbound.ticket.is_some() {
             sidecar.end(&inbound);
@@ -105,7 +108,10 @@ fuzz_target!(|input: &[u8]| {
         let seen = sidecar.request(None, &given);
         if let Some((status, body)) = seen.reply {
             assert!(status == 400 && seen.rules.iter().any(|rule| body.contains(rule)));
-            assert!(body.bytes().all(|byte| byte == b'\n' || (b' '..=b'~').contains(&byte)));
+            assert!(
+                body.bytes()
+                    .all(|byte| byte == b'\n' || (b' '..=b'~').contains(&byte))
+            );
         }
     });
 

@@ -4,11 +4,66 @@
 //! ```text
 //! b3relay-accuracy                     a table of all simulated applications
 //! b3relay-accuracy --cold NAME...      of some; the load begins at once
+//! b3relay-accuracy --markdown=FILE     the tables of docs/accuracy-simulated.md, into it
 //! b3relay-accuracy FILE.jsonl...       recorded events (tests/accuracy/record.py)
+//! b3relay-accuracy --stages=1x250,8x1000 FILE.jsonl...    that were recorded so
 //! ```
 
 mod replay;
 mod simulate;
+
+/// The default of `confidence`.
+const WRONG: f64 = 0.005;
+const REQUESTS: u64 = 6000;
+const SEEDS: std::ops::Range<u64> = 0..8;
+
+fn measured(names: &[String], quiet: u64) -> Vec<simulate::Measured> {
+    let size = simulate::Size {
+        requests: REQUESTS,
+        quiet,
+    };
+    simulate::measure_all(names, size, SEEDS, WRONG)
+}
+
+fn tables(names: &[String], quiet: u64) -> String {
+    let found = measured(names, quiet);
+    let parts = [
+        simulate::table(&found),
+        simulate::calibration(&found),
+        simulate::exclusive(&found),
+    ];
+    parts.join("\n")
+}
+
+/// What docs/accuracy-simulated.md has.
+fn document() -> String {
+    let (warm, cold) = (measured(&[], 1000), measured(&[], 1));
+    let parts = [
+        "After 1,000 requests one after the other:".to_string(),
+        simulate::table(&warm),
+        "Under load from the first request, those included in which nothing is known yet:"
+            .to_string(),
+        simulate::table(&cold),
+        "Of the calls that were given a context, those that the filter itself expects to be \
+         wrong, and those that are; all applications of the first table together:"
+            .to_string(),
+        simulate::calibration(&warm),
+        "The rules that do without a belief, after the same start, right / wrong:".to_string(),
+        simulate::exclusive(&warm),
+    ];
+    parts.join("\n\n").replace("|\n\n\n", "|\n\n")
+}
+
+/// Replaces what stands between the marks of a document.
+fn write_block(file: &str, text: &str) -> Result<(), Box<dyn std::error::Error>> {
+    const BEGIN: &str = "<!-- generated: accuracy-simulated -->\n";
+    let old = std::fs::read_to_string(file)?;
+    let (before, rest) = old.split_once(BEGIN).ok_or("no mark to write after")?;
+    let (_, after) = rest.split_once("<!-- end -->").ok_or("no end mark")?;
+    let text = text.trim_end();
+    std::fs::write(file, format!("{before}{BEGIN}{text}\n<!-- end -->{after}"))?;
+    Ok(())
+}
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -17,17 +72,28 @@ fn main() {
         .partition(|word| word.ends_with(".jsonl"));
     let (flags, names): (Vec<String>, Vec<String>) =
         words.into_iter().partition(|word| word.starts_with("--"));
-    const WRONG: f64 = 0.005;
+    /// What record.py does unless it is told otherwise.
+    const STAGES: &str = "1x1000,1x1500,2x1500,4x1500,8x1500,16x1500,32x1500,64x1500";
+    let given = |name: &str| flags.iter().find_map(|flag| flag.strip_prefix(name));
     if files.is_empty() {
-        let quiet = if flags.iter().any(|flag| flag == "--cold") {
-            1
-        } else {
-            1000
+        let cold = given("--cold").is_some();
+        let markdown = given("--markdown=");
+        let text = match markdown {
+            None => tables(&names, if cold { 1 } else { 1000 }),
+            Some(_) => document(),
         };
-        print!("{}", simulate::table(&names, 6000, quiet, WRONG));
+        print!("{text}");
+        if let Some(Err(error)) = markdown.map(|file| write_block(file, &text)) {
+            eprintln!("{error}");
+            std::process::exit(1);
+        }
     }
+    let Some(stages) = replay::stages(given("--stages=").unwrap_or(STAGES)) else {
+        eprintln!("stages: clients x requests, as in {STAGES}");
+        std::process::exit(2);
+    };
     for file in files {
-        match replay::replay(&file, WRONG) {
+        match replay::replay(&file, &stages, WRONG) {
             Ok(line) => println!("{line}"),
             Err(error) => {
                 eprintln!("{file}: {error}");

@@ -5,17 +5,18 @@ use b3relay::attribution::tracker::Tracker;
 use serde::Deserialize;
 use std::collections::HashMap;
 
-/// Requests in flight of each stage of a recording, and how many requests it has.
-const STAGES: [(u32, usize); 8] = [
-    (1, 1000),
-    (1, 1500),
-    (2, 1500),
-    (4, 1500),
-    (8, 1500),
-    (16, 1500),
-    (32, 1500),
-    (64, 1500),
-];
+/// Clients of each stage of a recording, and how many requests it has. The first
+/// is there to learn from.
+pub type Stages = Vec<(u32, usize)>;
+
+/// Stages as they are given on the command line: `1x1000,8x1500`.
+pub fn stages(text: &str) -> Option<Stages> {
+    let stage = |stage: &str| {
+        let (clients, requests) = stage.split_once('x')?;
+        Some((clients.parse().ok()?, requests.parse().ok()?))
+    };
+    text.split(',').map(stage).collect()
+}
 
 /// A line of a recording: see tests/accuracy/record.py.
 #[derive(Deserialize)]
@@ -32,7 +33,11 @@ struct Row {
 }
 
 /// The share of calls that are right, and wrong, by stage.
-pub fn replay(file: &str, wrong: f64) -> Result<String, Box<dyn std::error::Error>> {
+pub fn replay(
+    file: &str,
+    stages: &Stages,
+    wrong: f64,
+) -> Result<String, Box<dyn std::error::Error>> {
     let text = std::fs::read_to_string(file)?;
     let rows: Result<Vec<Row>, _> = text.lines().map(serde_json::from_str).collect();
     let rows = rows?;
@@ -47,7 +52,8 @@ pub fn replay(file: &str, wrong: f64) -> Result<String, Box<dyn std::error::Erro
     let mut requests: HashMap<u64, u64> = HashMap::new();
     let mut seen = 0;
     // Right, left alone, wrong.
-    let mut tally = [[0u32; 3]; STAGES.len()];
+    let mut tally = vec![[0u32; 3]; stages.len()];
+    let mut expected = vec![0.0; stages.len()];
     for (us, ended, n) in events {
         let (row, id) = (&rows[n], n as u64);
         let inbound = row.side == "inbound";
@@ -65,27 +71,33 @@ pub fn replay(file: &str, wrong: f64) -> Result<String, Box<dyn std::error::Erro
                 let kind = text::kind(b"POST", row.host.as_bytes(), row.path.as_bytes());
                 let verdict = tracker.call(us, id, kind, &tokens(), None, wrong);
                 let truth = row.request.and_then(|request| requests.get(&request));
+                let mut before = 0;
+                let stage = stages.iter().position(|(_, size)| {
+                    before += size;
+                    seen <= before
+                });
+                let stage = stage.unwrap_or(stages.len() - 1);
+                expected[stage] += verdict.map_or(0.0, |v| 1.0 - f64::from(v.share));
                 let class = match (verdict, truth) {
                     (None, None) => continue,
                     (Some(verdict), Some(truth)) if verdict.request == *truth => 0,
                     (None, Some(_)) => 1,
                     (Some(_), _) => 2,
                 };
-                let mut before = 0;
-                let stage = STAGES.iter().position(|(_, size)| {
-                    before += size;
-                    seen <= before
-                });
-                tally[stage.unwrap_or(STAGES.len() - 1)][class] += 1;
+                tally[stage][class] += 1;
             }
         }
     }
     let mut line = file.to_string();
-    for ((level, _), [right, unsure, wrong]) in STAGES.iter().zip(tally).skip(1) {
-        let percent = |count: u32| 100.0 * f64::from(count) / f64::from(right + unsure + wrong);
-        let (right, wrong) = (percent(right), percent(wrong));
+    for (((clients, _), [right, unsure, wrong]), expected) in
+        stages.iter().zip(tally).zip(expected).skip(1)
+    {
+        let percent = |count: f64| 100.0 * count / f64::from(right + unsure + wrong);
         line.push_str(&format!(
-            " | {level}: {right:.1} % right, {wrong:.2} % wrong"
+            " | {clients}: {:.1} % right, {:.2} % wrong ({:.2} expected)",
+            percent(f64::from(right)),
+            percent(f64::from(wrong)),
+            percent(expected),
         ));
     }
     Ok(line)

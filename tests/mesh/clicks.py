@@ -43,6 +43,11 @@ class Visit:
         calls = tuple(cls.read(call["body"]) for call in answer.get("calls", ()))
         return cls(answer["service"], trace, span, header("x-b3-parentspanid"), calls)
 
+    def all(self) -> Iterable["Visit"]:
+        yield self
+        for call in self.calls:
+            yield from call.all()
+
     def links(self) -> Iterable[tuple["Visit", "Visit"]]:
         """Caller and callee of each call."""
         for call in self.calls:

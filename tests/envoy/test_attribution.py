@@ -1,0 +1,46 @@
+"""Apps that forward nothing at all: what `attribution` makes of their calls."""
+
+import json
+
+import pytest
+
+from mesh.clicks import click, judge
+from mesh.mesh import EXPECTED_TREE, Mesh
+from mesh.tree import normal_forms, traces
+
+CLICKS, USERS = 20, 8
+
+
+def attribution(mode: str) -> Mesh:
+    config = json.dumps({"attribution": mode})
+    return Mesh(forward="none", config=config, extra_stat_tags=["decision"])
+
+
+@pytest.mark.parametrize("mode", ["exclusive", "inferred"])
+def test_one_click_after_the_other_is_whole_from_the_first(mode: str) -> None:
+    with attribution(mode) as mesh:
+        found = judge(click(mesh, CLICKS, 1))
+        spans = mesh.wait_spans(CLICKS * EXPECTED_TREE.size)
+        calls = mesh.envoys["productpage"].stats("b3relay_calls_total")
+    assert (found.whole, found.wrong) == (CLICKS, 0)
+    assert [normal_forms(trace) for trace in traces(spans).values()] == [(EXPECTED_TREE,)] * CLICKS
+    assert {name: n for name, n in calls.items() if n} == {
+        'b3relay_calls_total{decision="exclusive"}': 2 * CLICKS
+    }
+
+
+def test_without_it_each_call_is_a_trace_of_its_own() -> None:
+    with attribution("off") as mesh:
+        found = judge(click(mesh, CLICKS, 1))
+    assert (found.calls_right, found.wrong) == (0, 0)
+
+
+def test_several_at_once_are_left_alone_rather_than_given_to_a_wrong_click() -> None:
+    """How many are whole is not promised; afterwards all are, one after the other."""
+    with attribution("inferred") as mesh:
+        click(mesh, 3 * CLICKS, 1)
+        found = judge(click(mesh, 5 * USERS, USERS, pause_seconds=0.2))
+        after = judge(click(mesh, CLICKS, 1))
+    print(f"{USERS} users at once: {found}")
+    assert found.clicks == 5 * USERS and found.wrong == 0, found
+    assert (after.whole, after.wrong) == (CLICKS, 0), after
