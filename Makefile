@@ -60,6 +60,10 @@ test-core: cargo ## The core, natively, with lints for both targets
 	cargo clippy --target $(TARGET) --locked -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --locked
 	cargo test --locked
+	$(call say,attribution: simulated applications; half a minute$(comma) the first time a minute)
+	cargo fmt --check --manifest-path $(SIMULATOR)
+	cargo clippy --release --all-targets --locked --target-dir target --manifest-path $(SIMULATOR) -- -D warnings
+	cargo test --release --locked --target-dir target --manifest-path $(SIMULATOR)
 	cargo fmt --check --manifest-path tests/fuzz/Cargo.toml
 	cargo clippy --locked --manifest-path tests/fuzz/Cargo.toml --target-dir target --no-default-features -- -D warnings
 
@@ -154,9 +158,16 @@ accuracy-keyed: go $(WASM) $(TOOLS)/venv/.done ## A million calls: does each get
 	$(call say,accuracy: a million calls through a real Envoy$(comma) 15 to 20 minutes)
 	$(PYTHON) -m load.keyed $(KEYED)
 
+SIMULATOR := tests/accuracy/sim/Cargo.toml
+SIMULATED ?= --markdown=docs/accuracy-simulated.md
+.PHONY: accuracy-simulated
+accuracy-simulated: cargo ## The same of simulated applications, without an Envoy; writes docs/accuracy-simulated.md
+	$(call say,accuracy: simulated applications; about 3 minutes)
+	cargo run --quiet --release --locked --target-dir target --manifest-path $(SIMULATOR) -- $(SIMULATED)
+
 ACCURACY ?= --markdown docs/accuracy.md
 .PHONY: accuracy
-accuracy: go node java $(WASM) $(TOOLS)/venv/.accuracy-done ## An application that forwards nothing, in Go, Node, Python and Java: which calls are attributed, and how well; writes docs/accuracy.md
+accuracy: accuracy-simulated go node java $(WASM) $(TOOLS)/venv/.accuracy-done ## An application that forwards nothing, in Go, Node, Python and Java: which calls are attributed, and how well; writes docs/accuracy.md
 	$(call say,accuracy: four stacks on real Envoys$(comma) about 30 minutes in all; leave the machine alone meanwhile)
 	$(PYTHON) -m pytest -q tests/accuracy
 	$(PYTHON) -m accuracy.run $(ACCURACY)
