@@ -84,10 +84,10 @@ test-envoy: $(WASM) $(TOOLS)/venv/.done ## The second half
 
 # tests/istio and tests/docker have requirements of their own.
 .PHONY: test-types
-test-types: $(TOOLS)/venv/.accuracy-done $(TOOLS)/mypy/.done-$(MYPY) ## The types of the Python in tests/, by mypy --strict
+test-types: $(TOOLS)/venv/.accuracy-done $(TOOLS)/venv/.docker $(TOOLS)/mypy/.done-$(MYPY) ## The types of the Python in tests/, by mypy --strict
 	$(call say,types: mypy$(comma) half a minute the first time)
 	cd tests && '$(TOOLS)/mypy/bin/mypy' --config-file mypy.ini --python-executable '$(PYTHON)' \
-	  accuracy agreement bench envoy load mesh module
+	  accuracy agreement backends bench docker envoy istio load mesh module
 
 $(TOOLS)/mypy/.done-$(MYPY):
 	python3 -m venv '$(TOOLS)/mypy'

@@ -179,6 +179,8 @@ class RunningPod:
                     "binaryPath": str(self._processes.directory / "bin" / "envoy"),
                     "concurrency": 1,
                     "terminationDrainDuration": "0.1s",
+                    # Listeners that are gone keep what was refused until they are drained.
+                    "drainDuration": "2s",
                     # Istio leaves out most statistics.
                     "proxyStatsMatcher": {"inclusionSuffixes": ["ssl.handshake"]},
                 }

@@ -53,6 +53,7 @@ def nothing_applied(mesh: SidecarMesh) -> Iterator[None]:
         mesh.wait_until(
             "the filter is gone", lambda: all(joined(mesh) is False for _ in range(5))
         )
+        time.sleep(3)  # until the listeners are drained
 
 
 def push(form: str, tag: str) -> str | None:
