@@ -25,11 +25,13 @@ from mesh import golang
 from mesh.backends import build_jaeger
 from mesh.mesh import ROOT
 from mesh.procs import MeshError, Process, Processes
+from mesh.unrun import not_run
 
 # The host of the examples in the docs.
 REGISTRY = "registry.example.com"
 FETCH = ROOT / "tests" / "docker" / "fetch"
 INSIDE = "B3RELAY_DOCKER_WORLD"
+WHAT = "the tests on Docker"
 _UNSHARE = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
@@ -48,12 +50,12 @@ def missing() -> str | None:
 def outside(command: list[str]) -> int:
     """Prepare the world, and run this program in it."""
     if (why := missing()) is not None:
-        return not_run(why)
+        return not_run(WHAT, [why])
     # All that is fetched or built; in the world there is no network.
     try:
         root = debian.unpack()
     except MeshError as error:
-        return not_run(f"Debian's packages cannot be had: {error}")
+        return not_run(WHAT, [f"Debian's packages cannot be had: {error}"])
     build_jaeger()
     golang.build("istio-fetch", FETCH, takes="5 minutes")
     directory = tempfile.mkdtemp(prefix="b3relay-docker-")
@@ -73,12 +75,6 @@ def outside(command: list[str]) -> int:
         deadline = time.monotonic() + 10
         while Path(directory).exists():
             shutil.rmtree(directory, ignore_errors=time.monotonic() < deadline)
-
-
-def not_run(why: str) -> int:
-    """Say so. Where everything has to be run, it is an error."""
-    print(f"b3relay: NOT RUN: the tests on Docker: {why}", flush=True)
-    return 1 if os.environ.get("CI") == "true" else 0
 
 
 def inside(directory: Path, command: list[str]) -> int:

@@ -36,7 +36,8 @@ def joined(mesh: SidecarMesh) -> bool | None:
 
 
 def apply(mesh: SidecarMesh, shipped: list[Document]) -> None:
-    mesh.apply("b3relay", shipped)
+    """And wait until it works: what was there before may have worked as well."""
+    mesh.apply_and_push("b3relay", shipped)
     # Of two connections, one may still be with the listener of before.
     mesh.wait_until("the filter works", lambda: all(joined(mesh) for _ in range(3)))
 

@@ -179,6 +179,10 @@ class RunningPod:
                     "binaryPath": str(self._processes.directory / "bin" / "envoy"),
                     "concurrency": 1,
                     "terminationDrainDuration": "0.1s",
+                    # Listeners that are gone keep what was refused until they are drained.
+                    "drainDuration": "2s",
+                    # Istio leaves out most statistics.
+                    "proxyStatsMatcher": {"inclusionSuffixes": ["ssl.handshake"]},
                 }
             ),
             **(environment or {}),
@@ -190,6 +194,12 @@ class RunningPod:
         command += ["--proxyLogLevel=warning", "--proxyComponentLogLevel=wasm:info,misc:error"]
         command += ["--log_output_level=default:info"]
         self.agent = self._inside(f"agent-{self.name}", command, variables)
+
+    def annotate(self, name: str, value: str) -> None:
+        """An annotation of the pod, which the agent reads when it starts."""
+        path = self._directory / "etc" / "istio" / "pod" / "annotations"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{name}={json.dumps(value)}\n")
 
     def stop_agent(self) -> None:
         self._processes.stop(self.agent)

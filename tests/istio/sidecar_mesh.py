@@ -144,6 +144,22 @@ class SidecarMesh:
         self.applied.add(name)
         self._write(name, shipped)
 
+    def apply_and_push(self, name: str, shipped: Iterable[Document]) -> None:
+        """The same, and wait until every sidecar was told. Each push has all listeners,
+        taken or refused; the filters that they ask for follow within the second."""
+
+        def pushes() -> list[int]:
+            answers = ("listener_manager.lds.update_success", "listener_manager.lds.update_rejected")
+            return [sum(pod.stat(answer) for answer in answers) for pod in self.sidecars]
+
+        before = pushes()
+        self.apply(name, shipped)
+        self.wait_until(
+            f"{name} is pushed",
+            lambda: all(now > then for now, then in zip(pushes(), before, strict=True)),
+        )
+        time.sleep(1)
+
     def change_cluster(self, kind: str, change: Callable[[Document], object]) -> None:
         """The specification of the objects of that kind that were there before."""
         objects = cluster.objects(self._mtls)

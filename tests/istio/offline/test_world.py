@@ -1,8 +1,13 @@
-"""A machine that cannot run the pods says so, and does not pass for one that has."""
+"""A machine that cannot run a part says so, and does not pass for one that has."""
+
+import subprocess
 
 import pytest
 
 from istio import world
+from mesh import parts
+from mesh.mesh import ROOT
+from mesh.unrun import NOTE, not_run
 
 
 @pytest.mark.parametrize("ci, code", [("", 0), ("true", 1)])
@@ -22,3 +27,63 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr("shutil.which", lambda program: None if program == "iptables" else "/x")
     assert world.obstacles() == ["iptables is missing (Debian: iptables)"]
+
+
+Completed = subprocess.CompletedProcess[str]
+
+
+def machine(
+    monkeypatch: pytest.MonkeyPatch, without: str = "", failing: str = "", unrun: str = ""
+) -> list[str]:
+    """One that lacks a program, or where a target fails, or does not run after all. What
+    is called is in the list."""
+    called: list[str] = []
+
+    def make(command: list[str], env: dict[str, str], **_: object) -> Completed:
+        called.append(command[2])
+        if command[2] == unrun:
+            monkeypatch.setenv(NOTE, env[NOTE])
+            return Completed(command, not_run("the tests", ["no\nmirror"]))
+        return Completed(command, int(command[2] == failing))
+
+    monkeypatch.setattr("shutil.which", lambda name: None if name == without else "/x")
+    monkeypatch.setattr(parts, "subprocess", type("S", (), {"run": staticmethod(make)}))
+    monkeypatch.setattr("docker.world.missing", lambda: None)
+    monkeypatch.setattr("istio.world.obstacles", lambda: [])
+    monkeypatch.setattr(parts, "check_java", lambda: None)
+    return called
+
+
+@pytest.mark.parametrize("ci, code", [("", 0), ("true", 1)])
+def test_the_summary_names_what_is_not_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ci: str, code: int
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    called = machine(monkeypatch, without="mvn", unrun="test-docker")
+    assert parts.main([]) == code
+    assert called == ["test-docker", "test-manifests"]
+    summary = capsys.readouterr().out.split("All parts:\n")[1].splitlines()
+    maven = "mvn is missing: install Maven (Debian: maven)"
+    assert summary[:3] == [
+        f"  not run: agreement: {maven}",
+        f"  not run: backends: {maven}",
+        "  not run: docker: no mirror",
+    ]
+    assert summary[3].startswith("  passed: manifests (")
+    assert summary[4:] == [f"  not run: sidecars: {maven}"]
+
+
+def test_a_part_that_fails_lets_the_others_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called = machine(monkeypatch, failing="test-backends")
+    assert parts.main(["backends", "manifests"]) == 1
+    assert called == ["test-backends", "test-manifests"]
+    assert "  FAILED: backends (" in capsys.readouterr().out
+
+
+def test_every_part_is_a_target() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    assert f"PARTS ?= {' '.join(parts.PARTS)}\n" in makefile
+    for part in parts.PARTS.values():
+        assert f"\n{part.target[0]}: " in makefile

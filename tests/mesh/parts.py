@@ -1,0 +1,122 @@
+"""``python -m mesh.parts PART...``: the tests with long builds, one after the other.
+
+Each part is a target of the Makefile. At the end it is said of each whether it passed,
+and how long it took; of one that this machine cannot run, why, and what to install.
+Such a part is no failure, unless CI is set: there every part has to be run.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import docker.world
+import istio.world
+from mesh.backends import check_java
+from mesh.mesh import ROOT
+from mesh.procs import MeshError
+from mesh.unrun import NOTE, noted
+
+_PACKAGES = {
+    "cargo": "install Rust with rustup (rustup.rs)",
+    "go": "install Go 1.26 or newer (go.dev)",
+    "node": "install Node 20 or newer (nodejs.org, or Debian: nodejs)",
+    "npm": "install npm (nodejs.org, or Debian: npm)",
+    "javac": "install a JDK, 17 or newer (Debian: openjdk-17-jdk-headless)",
+    "java": "install a JDK, 17 or newer (Debian: openjdk-17-jdk-headless)",
+    "mvn": "install Maven (Debian: maven)",
+}
+
+
+def lacking(*programs: str) -> list[str]:
+    """What to do about those of the programs that this machine does not have."""
+    found = [
+        f"{name} is missing: {_PACKAGES[name]}" for name in programs if shutil.which(name) is None
+    ]
+    if not found and "java" in programs:
+        try:
+            check_java()
+        except MeshError as error:
+            return [str(error)]
+    return found
+
+
+def docker_obstacles() -> list[str]:
+    why = docker.world.missing()
+    return lacking("go") + ([] if why is None else [why])
+
+
+@dataclass(frozen=True)
+class Part:
+    target: tuple[str, ...]
+    obstacles: Callable[[], list[str]]
+
+
+PARTS = {
+    "agreement": Part(
+        ("agreement", "AGREEMENT=--random 2000"),
+        lambda: lacking("cargo", "go", "node", "npm", "java", "javac", "mvn"),
+    ),
+    "backends": Part(("test-backends",), lambda: lacking("go", "java", "mvn")),
+    "docker": Part(("test-docker",), docker_obstacles),
+    "manifests": Part(("test-manifests",), lambda: lacking("go")),
+    "sidecars": Part(
+        ("test-sidecars",), lambda: lacking("go", "java", "mvn") + istio.world.obstacles()
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    name: str
+    seconds: float = 0
+    failed: bool = False
+    not_run: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.not_run:
+            return f"not run: {self.name}: {'; '.join(self.not_run)}"
+        word = "FAILED" if self.failed else "passed"
+        return f"{word}: {self.name} ({self.seconds:.0f} s; make {PARTS[self.name].target[0]})"
+
+
+def run(name: str) -> Outcome:
+    part = PARTS[name]
+    if found := part.obstacles():
+        return Outcome(name, not_run=tuple(found))
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as directory:
+        note = Path(directory) / "note"
+        done = subprocess.run(
+            ["make", "--no-print-directory", *part.target],
+            cwd=ROOT,
+            env={**os.environ, NOTE: str(note)},
+        )
+        # What a part finds out only on its way.
+        found = noted(note)
+    seconds = time.monotonic() - began
+    return Outcome(name, seconds, failed=done.returncode != 0, not_run=tuple(found))
+
+
+def main(names: list[str]) -> int:
+    outcomes = []
+    for name in names or PARTS:
+        outcomes.append(run(name))
+        print(outcomes[-1], flush=True)
+    print("\nAll parts:")
+    for outcome in outcomes:
+        print(f"  {outcome}")
+    missed = any(outcome.not_run for outcome in outcomes) and os.environ.get("CI") == "true"
+    return int(missed or any(outcome.failed for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
