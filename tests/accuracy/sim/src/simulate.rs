@@ -95,19 +95,19 @@ fn apps() -> Vec<App> {
         plain(),
         App {
             name: "token",
-            says: "the same, with an identifier of its own in each request",
+            says: "four routes, with an identifier of its own in each request",
             token: true,
             ..plain()
         },
         App {
             name: "cpu-1ms",
-            says: "the same, 1 ms CPU",
+            says: "four routes, 1 ms CPU",
             cpu_ms: 1.0,
             ..plain()
         },
         App {
             name: "slow-calls",
-            says: "the same, 100 ms a call",
+            says: "four routes, 100 ms a call",
             io_ms: 100.0,
             ..plain()
         },
@@ -627,20 +627,26 @@ pub fn table(measured: &[Measured]) -> String {
     table
 }
 
-/// The same of rules that do without a belief.
+/// The same of rules that do without a belief: `exclusive`, and where it comes out
+/// otherwise, the only request in flight.
 pub fn exclusive(measured: &[Measured]) -> String {
     let mut table = head("application, rule");
     for Measured { app, by_level } in measured {
+        let sums: Vec<Tally> = by_level.iter().map(|seeds| Tally::of(seeds)).collect();
         let mut add = |rule: &str, of: fn(&Tally) -> [u32; 2]| {
-            let cells = by_level.iter().map(|seeds| {
-                let sum = Tally::of(seeds);
-                let [right, wrong] = of(&sum).map(|count| 100.0 * sum.share(count));
+            let cells = sums.iter().map(|sum| {
+                let [right, wrong] = of(sum).map(|count| 100.0 * sum.share(count));
                 format!("{right:.1} / {wrong:.2}")
             });
             table += &row(std::iter::once(format!("{}: {rule}", app.says)).chain(cells));
         };
-        add("`exclusive`", |sum| sum.exclusive);
-        add("the only request in flight", |sum| sum.only);
+        // An identifier decides before anything else is asked.
+        if !app.token {
+            add("`exclusive`", |sum| sum.exclusive);
+        }
+        if app.token || sums.iter().any(|sum| 100 * sum.only[1] > sum.only[0]) {
+            add("the only request in flight", |sum| sum.only);
+        }
     }
     table
 }
