@@ -38,6 +38,10 @@ struct App {
     io_ms: f64,
     /// Bursts of CPU that run at once, the others wait; `None` for any number.
     cores: Option<usize>,
+    /// By this part a burst of CPU is longer for each request in flight.
+    busier: f64,
+    /// The deviation of the logarithm of a burst's time.
+    tail: f64,
     /// Requests that are served at once; the others wait.
     threads: Option<usize>,
     /// Calls a second that nobody asked for, by kind.
@@ -69,6 +73,8 @@ fn plain() -> App {
         cpu_ms: 0.3,
         io_ms: 10.0,
         cores: None,
+        busier: 0.0,
+        tail: 0.5,
         threads: None,
         background: vec![],
         after: 0.0,
@@ -109,6 +115,14 @@ fn apps() -> Vec<App> {
             name: "slow-calls",
             says: "four routes, 100 ms a call",
             io_ms: 100.0,
+            ..plain()
+        },
+        App {
+            name: "slow-busier",
+            says: "100 ms a call; a burst of CPU is longer by a tenth for each request in flight, and more uneven",
+            io_ms: 100.0,
+            busier: 0.1,
+            tail: 1.0,
             ..plain()
         },
         App {
@@ -296,13 +310,14 @@ fn run(
             queue.push(Reverse((now + us, order, $event)));
         }};
     }
-    let burst = LogNormal::new(app.cpu_ms.ln(), 0.5).unwrap();
+    let burst = LogNormal::new(app.cpu_ms.ln(), app.tail).unwrap();
     macro_rules! cpu {
         ($request:expr) => {{
             if app.cores.is_none_or(|cores| running < cores) {
                 running += 1;
                 let ms: f64 = burst.sample(&mut random);
-                after!(ms, Event::Ran($request));
+                let busier = 1.0 + app.busier * live.len() as f64;
+                after!(busier * ms, Event::Ran($request));
             } else {
                 ready.push_back($request);
             }
