@@ -38,6 +38,10 @@ struct App {
     io_ms: f64,
     /// Bursts of CPU that run at once, the others wait; `None` for any number.
     cores: Option<usize>,
+    /// By this part a burst of CPU is longer for each request in flight.
+    busier: f64,
+    /// The deviation of the logarithm of a burst's time.
+    tail: f64,
     /// Requests that are served at once; the others wait.
     threads: Option<usize>,
     /// Calls a second that nobody asked for, by kind.
@@ -69,6 +73,8 @@ fn plain() -> App {
         cpu_ms: 0.3,
         io_ms: 10.0,
         cores: None,
+        busier: 0.0,
+        tail: 0.5,
         threads: None,
         background: vec![],
         after: 0.0,
@@ -95,20 +101,28 @@ fn apps() -> Vec<App> {
         plain(),
         App {
             name: "token",
-            says: "the same, with an identifier of its own in each request",
+            says: "four routes, with an identifier of its own in each request",
             token: true,
             ..plain()
         },
         App {
             name: "cpu-1ms",
-            says: "the same, 1 ms CPU",
+            says: "four routes, 1 ms CPU",
             cpu_ms: 1.0,
             ..plain()
         },
         App {
             name: "slow-calls",
-            says: "the same, 100 ms a call",
+            says: "four routes, 100 ms a call",
             io_ms: 100.0,
+            ..plain()
+        },
+        App {
+            name: "slow-busier",
+            says: "100 ms a call; a burst of CPU is longer by a tenth for each request in flight, and more uneven",
+            io_ms: 100.0,
+            busier: 0.1,
+            tail: 1.0,
             ..plain()
         },
         App {
@@ -296,13 +310,14 @@ fn run(
             queue.push(Reverse((now + us, order, $event)));
         }};
     }
-    let burst = LogNormal::new(app.cpu_ms.ln(), 0.5).unwrap();
+    let burst = LogNormal::new(app.cpu_ms.ln(), app.tail).unwrap();
     macro_rules! cpu {
         ($request:expr) => {{
             if app.cores.is_none_or(|cores| running < cores) {
                 running += 1;
                 let ms: f64 = burst.sample(&mut random);
-                after!(ms, Event::Ran($request));
+                let busier = 1.0 + app.busier * live.len() as f64;
+                after!(busier * ms, Event::Ran($request));
             } else {
                 ready.push_back($request);
             }
@@ -627,20 +642,26 @@ pub fn table(measured: &[Measured]) -> String {
     table
 }
 
-/// The same of rules that do without a belief.
+/// The same of rules that do without a belief: `exclusive`, and where it comes out
+/// otherwise, the only request in flight.
 pub fn exclusive(measured: &[Measured]) -> String {
     let mut table = head("application, rule");
     for Measured { app, by_level } in measured {
+        let sums: Vec<Tally> = by_level.iter().map(|seeds| Tally::of(seeds)).collect();
         let mut add = |rule: &str, of: fn(&Tally) -> [u32; 2]| {
-            let cells = by_level.iter().map(|seeds| {
-                let sum = Tally::of(seeds);
-                let [right, wrong] = of(&sum).map(|count| 100.0 * sum.share(count));
+            let cells = sums.iter().map(|sum| {
+                let [right, wrong] = of(sum).map(|count| 100.0 * sum.share(count));
                 format!("{right:.1} / {wrong:.2}")
             });
             table += &row(std::iter::once(format!("{}: {rule}", app.says)).chain(cells));
         };
-        add("`exclusive`", |sum| sum.exclusive);
-        add("the only request in flight", |sum| sum.only);
+        // An identifier decides before anything else is asked.
+        if !app.token {
+            add("`exclusive`", |sum| sum.exclusive);
+        }
+        if app.token || sums.iter().any(|sum| 100 * sum.only[1] > sum.only[0]) {
+            add("the only request in flight", |sum| sum.only);
+        }
     }
     table
 }
