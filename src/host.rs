@@ -171,6 +171,7 @@ pub(crate) fn configure(context: u32) -> bool {
         Ok(config) => {
             let plugin = Rc::new(Plugin::new(config));
             plugin.tried(abi::set_tick_period(TICK_MS));
+            take();
             with(|module| {
                 module.memory();
                 module.put(context, Context::Plugin(Some(plugin)));
@@ -179,9 +180,42 @@ pub(crate) fn configure(context: u32) -> bool {
         }
         Err(error) => {
             log::error!("{error}");
-            false
+            let idle = !has_fallback();
+            if idle {
+                log::error!("configuration: nothing is done until it is corrected");
+            }
+            idle
         }
     }
+}
+
+/// Envoy has something in the place of a plugin that is refused. Not so for Istio's
+/// WasmPlugin and TrafficExtension, until one was taken: without any, Envoy would
+/// answer every request with 500, `FAIL_OPEN` or not.
+fn has_fallback() -> bool {
+    extension().is_none_or(|name| abi::shared_data(&taken(&name)).is_ok())
+}
+
+/// Remembers that there is this plugin to fall back on.
+fn take() {
+    if let Some(key) = extension().map(|name| taken(&name)) {
+        if abi::shared_data(&key).is_err() {
+            // Should it fail, traffic goes on without the filter, next time.
+            let _ = abi::set_shared_data(&key, &[], 0);
+        }
+    }
+}
+
+/// The name that Istio gives to a plugin that comes as a WasmPlugin or a
+/// TrafficExtension: namespace and name, with a dot between them.
+fn extension() -> Option<Vec<u8>> {
+    let name = abi::property(b"plugin_name").ok()?;
+    name.contains(&b'.').then_some(name)
+}
+
+/// The key that is set once the plugin of this name was configured.
+fn taken(name: &[u8]) -> Vec<u8> {
+    [b"b3relay/2/taken/".as_slice(), name].concat()
 }
 
 /// Time has passed.

@@ -178,10 +178,13 @@ class Host:
         self.call("_initialize")
 
     def plugin(
-        self, configuration: bytes | dict[str, object] = b"", direction: int | None = None
+        self,
+        configuration: bytes | dict[str, object] = b"",
+        direction: int | None = None,
+        name: bytes | None = None,
     ) -> Plugin:
         """Configures a plugin; several may share the VM."""
-        return Plugin(self, configuration, direction)
+        return Plugin(self, configuration, direction, name)
 
     def lines(self, level: str = "warn") -> list[str]:
         """The log lines of one level."""
@@ -432,7 +435,11 @@ class Plugin:
     """A plugin's root context, and the listener that it is for."""
 
     def __init__(
-        self, host: Host, configuration: bytes | dict[str, object], direction: int | None
+        self,
+        host: Host,
+        configuration: bytes | dict[str, object],
+        direction: int | None,
+        name: bytes | None = None,
     ) -> None:
         if isinstance(configuration, dict):
             configuration = json.dumps(configuration).encode()
@@ -441,6 +448,8 @@ class Plugin:
         self.properties: dict[str, bytes] = {}
         if direction is not None:
             self.properties["xds.listener_direction"] = struct.pack("<Q", direction)
+        if name is not None:
+            self.properties["plugin_name"] = name
         self.tick_period_ms = 0
         """How often it wants to be ticked; 0 for never."""
         self.id = host.register(self)

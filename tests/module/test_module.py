@@ -613,7 +613,8 @@ def test_the_cluster_is_not_asked_for_in_vain(authority: str, outside: str) -> N
     if outside == "leave":
         assert both.call(":authority: api.example.com", OTHER_ID)[0] == "unknown"
         assert both.call(":authority: api.example.com", ID, *CONTEXT)[0] == "present"
-    assert both.host.calls["proxy_get_property"] == 0
+    # But for the names of the two plugins.
+    assert both.host.calls["proxy_get_property"] == 2
 
 
 # --- What goes along with the context ---------------------------------------
@@ -713,7 +714,8 @@ def test_direction(configured: str | None, listener: int | None, expected: str) 
     plugin = worker.plugin({"direction": configured} if configured else {}, listener)
     assert observed_direction(worker, plugin) == expected
     if configured not in (None, "auto"):
-        assert not worker.calls["proxy_get_property"], "it is not asked for in vain"
+        # But for the plugin's name: it is not asked for in vain.
+        assert worker.calls["proxy_get_property"] == 1
 
 
 @pytest.mark.parametrize("value", [b"", b"\x01", b"\x01" * 9, b"\xff" * 8])
@@ -923,6 +925,24 @@ def test_a_bad_configuration_is_refused_by_name(configuration: bytes, named: str
     seen = stream.on_request_headers(headers(BROKEN))
     assert (seen.action, seen.headers) == (CONTINUE, headers(BROKEN))
     stream.end()
+
+
+def test_without_a_fallback_a_bad_configuration_does_nothing() -> None:
+    """Istio has no filter in the place of a WasmPlugin: refused, it would cost every
+    request. Once one was taken, Envoy keeps it, and further ones are refused."""
+    name = b"bookinfo.b3relay~istio-translated-wasmplugin"
+    worker = host()
+    plugin = worker.plugin(b'{"mod": "repair"}', INBOUND, name)
+    assert plugin.configured
+    assert [line for _, line in worker.log][1:] == [
+        "configuration: nothing is done until it is corrected"
+    ]
+    assert plugin.request(headers(BROKEN)) == Seen(CONTINUE, headers(BROKEN), None)
+    assert worker.plugin({"mode": "repair"}, INBOUND, name).configured
+    assert not worker.plugin(b'{"mod": "repair"}', INBOUND, name).configured
+    # Another VM of the process, and another plugin.
+    assert not host(worker.process).plugin(b"{", INBOUND, name).configured
+    assert worker.plugin(b"{", INBOUND, name + b"-too").configured
 
 
 def test_a_bad_plugin_does_not_harm_its_neighbour() -> None:
@@ -1162,6 +1182,7 @@ PHASES: dict[str, list[str]] = {
         "proxy_define_metric",
         "proxy_get_buffer_bytes",
         "proxy_get_current_time_nanoseconds",
+        "proxy_get_property",
         "proxy_get_shared_data",
         "proxy_log",
         "proxy_set_shared_data",
@@ -1490,4 +1511,5 @@ def test_host_calls_are_within_the_budget(capsys: pytest.CaptureFixture[str]) ->
     assert process.metrics[stat("calls", decision="present")] == 3
     assert process.metrics[stat("calls", decision="unknown")] == 3
     assert made == {path: Counter(budget) for path, budget in BUDGET.items()}
-    assert not any(worker.host.calls["proxy_get_property"] for worker in several)
+    # But for the names of the plugins.
+    assert [worker.host.calls["proxy_get_property"] for worker in several] == [2] * len(several)
