@@ -11,7 +11,7 @@ use crate::metrics::Counter;
 use crate::relay::Decision;
 use crate::report::{self, RateLimit};
 use crate::rules::Severity;
-use crate::store::{NotSet, SharedData, Ticket};
+use crate::store::{self, NotSet, SharedData, Ticket};
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
@@ -171,7 +171,7 @@ pub(crate) fn configure(context: u32) -> bool {
         Ok(config) => {
             let plugin = Rc::new(Plugin::new(config));
             plugin.tried(abi::set_tick_period(TICK_MS));
-            take();
+            remember_taken();
             with(|module| {
                 module.memory();
                 module.put(context, Context::Plugin(Some(plugin)));
@@ -197,7 +197,7 @@ fn has_fallback() -> bool {
 }
 
 /// Remembers that there is this plugin to fall back on.
-fn take() {
+fn remember_taken() {
     if let Some(key) = extension().map(|name| taken(&name)) {
         if abi::shared_data(&key).is_err() {
             // Should it fail, traffic goes on without the filter, next time.
@@ -215,7 +215,7 @@ fn extension() -> Option<Vec<u8>> {
 
 /// The key that is set once the plugin of this name was configured.
 fn taken(name: &[u8]) -> Vec<u8> {
-    [b"b3relay/2/taken/".as_slice(), name].concat()
+    [store::PREFIX, b"taken/", name].concat()
 }
 
 /// Time has passed.

@@ -5,6 +5,7 @@
 //! is sure of, and names its reason either way.
 
 use crate::b3::{B3, Ids, Sampling, SpanId, TraceId};
+use crate::bytes::{split, take};
 use crate::check::{Checked, Finding, Forms, Fragments};
 use crate::config::{Config, SpanIds};
 use crate::header::{self, Edit, Field, TraceHeaders};
@@ -154,13 +155,13 @@ impl Remembered {
             _ => Sampling::Debug,
         };
         let [length] = take(&mut rest)?;
-        let request_id = bytes(&mut rest, usize::from(length))?.to_vec();
+        let request_id = split(&mut rest, usize::from(length))?.to_vec();
         let mut copied = Vec::new();
         while !rest.is_empty() {
             let [n] = take(&mut rest)?;
-            let name = bytes(&mut rest, usize::from(n))?.to_vec();
+            let name = split(&mut rest, usize::from(n))?.to_vec();
             let v = u16::from_be_bytes(take(&mut rest)?);
-            let value = bytes(&mut rest, usize::from(v))?.to_vec();
+            let value = split(&mut rest, usize::from(v))?.to_vec();
             copied.push((String::from_utf8(name).ok()?, value));
         }
         Some(Self {
@@ -174,18 +175,6 @@ impl Remembered {
             copied,
         })
     }
-}
-
-fn bytes<'a>(rest: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
-    let (bytes, after) = rest.split_at_checked(length)?;
-    *rest = after;
-    Some(bytes)
-}
-
-fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
-    let (taken, after) = rest.split_first_chunk::<N>()?;
-    *rest = after;
-    Some(*taken)
 }
 
 macro_rules! decisions {

@@ -20,6 +20,7 @@
 //!
 //! A worker is a VM here: of one `vm_id`, Envoy has one on each worker thread.
 
+use crate::bytes::{self, split, take};
 use crate::key::Key;
 use alloc::collections::VecDeque;
 use alloc::vec;
@@ -29,7 +30,7 @@ use alloc::vec::Vec;
 pub const BUCKETS: u16 = 1024;
 /// Keys in shared data begin with this: plugins without a VM ID share one
 /// namespace. The number changes with the encoding.
-const PREFIX: &[u8; 10] = b"b3relay/2/";
+pub(crate) const PREFIX: &[u8] = b"b3relay/2/";
 /// The seed of the hash, chosen by whoever comes first, so that nobody outside
 /// can choose request IDs that all fall into one bucket.
 const SEED: &[u8] = b"b3relay/2/seed";
@@ -526,12 +527,7 @@ impl Store {
 
     /// FNV-1a over the seed and the key, folded to the number of buckets.
     fn bucket(&self, key: &Key) -> u16 {
-        let hash = key
-            .as_bytes()
-            .iter()
-            .fold(0xcbf2_9ce4_8422_2325 ^ self.seed, |hash, byte| {
-                (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-            });
+        let hash = bytes::fnv1a(self.seed, key.as_bytes());
         let folded = hash ^ (hash >> 32) ^ (hash >> 16);
         (folded % u64::from(BUCKETS)) as u16
     }
@@ -644,20 +640,9 @@ impl Worker {
 
 /// The key of a bucket in shared data.
 fn name(worker: u16, bucket: u16) -> [u8; 14] {
-    let mut name = [0; 14];
     let [w, x] = worker.to_be_bytes();
     let [b, c] = bucket.to_be_bytes();
-    let bytes = PREFIX.iter().copied().chain([w, x, b, c]);
-    for (place, byte) in name.iter_mut().zip(bytes) {
-        *place = byte;
-    }
-    name
-}
-
-fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
-    let (taken, after) = rest.split_first_chunk::<N>()?;
-    *rest = after;
-    Some(*taken)
+    bytes::name(PREFIX, [w, x, b, c])
 }
 
 /// Marks an entry being served as ended, in place.
@@ -721,10 +706,8 @@ impl<'a> Iterator for Entries<'a> {
         let (id, started_ms) = (take(rest)?, take(rest)?);
         let ended: [u8; 8] = take(rest)?;
         let (key, payload) = (take(rest)?, take(rest)?);
-        let (key, after) = rest.split_at_checked(usize::from(u16::from_le_bytes(key)))?;
-        let length = usize::from(u16::from_le_bytes(payload));
-        let (payload, after) = after.split_at_checked(length)?;
-        *rest = after;
+        let length = |bytes| usize::from(u16::from_le_bytes(bytes));
+        let (key, payload) = (split(rest, length(key))?, split(rest, length(payload))?);
         let ended = u64::from_le_bytes(ended);
         Some(Entry {
             id: u64::from_le_bytes(id),

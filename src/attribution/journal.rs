@@ -15,6 +15,7 @@
 //! it. Integers are little-endian.
 
 use super::text::Token;
+use crate::bytes::{self, take};
 use crate::store::{RequestOf, SharedData};
 use alloc::vec::Vec;
 
@@ -23,7 +24,7 @@ const SEGMENTS: u32 = 64;
 /// Bytes from which on the next segment is begun.
 const SEGMENT: usize = 1536;
 const HEAD: usize = 12;
-const PREFIX: &[u8; 14] = b"b3relay/2/log/";
+const PREFIX: &[u8] = b"b3relay/2/log/";
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,21 +156,9 @@ impl Event {
     }
 }
 
-fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
-    let (taken, after) = rest.split_first_chunk::<N>()?;
-    *rest = after;
-    Some(*taken)
-}
-
 fn name(worker: u16, segment: u32) -> [u8; 17] {
-    let mut name = [0; 17];
     let [a, b] = worker.to_le_bytes();
-    let place = (segment % SEGMENTS) as u8;
-    let bytes = PREFIX.iter().copied().chain([a, b, place]);
-    for (to, from) in name.iter_mut().zip(bytes) {
-        *to = from;
-    }
-    name
+    bytes::name(PREFIX, [a, b, (segment % SEGMENTS) as u8])
 }
 
 /// What a worker writes.

@@ -1,6 +1,7 @@
 //! What is read off the text of a request: which route or kind of call it is, and
 //! the identifiers in it. Nothing of the text is kept, only hashes.
 
+use crate::bytes::fnv1a;
 use alloc::vec::Vec;
 
 /// Parts of one request that are looked at for identifiers.
@@ -52,12 +53,8 @@ const TOKENS: u64 = 0x746f_6b65_6e73;
 
 /// FNV-1a, folded; a byte that cannot be in a part keeps parts apart.
 fn hash<'a>(seed: u64, parts: impl IntoIterator<Item = &'a [u8]>) -> u32 {
-    let mut hash = 0xcbf2_9ce4_8422_2325 ^ seed;
-    for part in parts {
-        for byte in part.iter().chain(&[0]) {
-            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
+    let ended = parts.into_iter().flat_map(|part| part.iter().chain(&[0]));
+    let hash = fnv1a(seed, ended);
     (hash ^ (hash >> 32)) as u32
 }
 
