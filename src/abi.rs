@@ -205,8 +205,8 @@ extern "C" fn proxy_on_configure(context: u32, _configuration_size: Size) -> u32
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn proxy_on_tick(_context: u32) {
-    host::tick();
+extern "C" fn proxy_on_tick(context: u32) {
+    host::tick(context);
 }
 
 #[unsafe(no_mangle)]

@@ -23,6 +23,8 @@ use core::panic::PanicInfo;
 /// How often Envoy is to call [`tick`], in milliseconds.
 const TICK_MS: u32 = 1000;
 const CRITICAL: u32 = 5;
+/// A plugin that has not ticked for so long is gone.
+const AT_WORK_MS: u64 = 5 * TICK_MS as u64;
 
 /// Writes to Envoy's log, component `wasm`.
 struct Logger;
@@ -169,9 +171,9 @@ pub(crate) fn configure(context: u32) -> bool {
     };
     match Config::parse(&configuration) {
         Ok(config) => {
-            let plugin = Rc::new(Plugin::new(config));
+            let plugin = Rc::new(Plugin::new(config, extension()));
+            plugin.say_at_work();
             plugin.tried(abi::set_tick_period(TICK_MS));
-            remember_taken();
             with(|module| {
                 module.memory();
                 module.put(context, Context::Plugin(Some(plugin)));
@@ -190,37 +192,34 @@ pub(crate) fn configure(context: u32) -> bool {
 }
 
 /// Envoy has something in the place of a plugin that is refused. Not so for Istio's
-/// WasmPlugin and TrafficExtension, until one was taken: without any, Envoy would
+/// WasmPlugin and TrafficExtension, unless one is at work: without any, Envoy would
 /// answer every request with 500, `FAIL_OPEN` or not.
 fn has_fallback() -> bool {
-    extension().is_none_or(|name| abi::shared_data(&taken(&name)).is_ok())
+    extension().is_none_or(|key| {
+        let since = abi::shared_data(&key)
+            .ok()
+            .and_then(|(at, _)| at.try_into().ok());
+        // Saturating: the clock of the machine may be set back.
+        since.is_some_and(|at| Envoy.now_ms().saturating_sub(u64::from_le_bytes(at)) < AT_WORK_MS)
+    })
 }
 
-/// Remembers that there is this plugin to fall back on.
-fn remember_taken() {
-    if let Some(key) = extension().map(|name| taken(&name)) {
-        if abi::shared_data(&key).is_err() {
-            // Should it fail, traffic goes on without the filter, next time.
-            let _ = abi::set_shared_data(&key, &[], 0);
-        }
-    }
-}
-
-/// The name that Istio gives to a plugin that comes as a WasmPlugin or a
-/// TrafficExtension: namespace and name, with a dot between them.
+/// The key under which a plugin says that it is at work, if it comes as a WasmPlugin
+/// or a TrafficExtension. Istio names those by namespace and name, with a dot between.
 fn extension() -> Option<Vec<u8>> {
     let name = abi::property(b"plugin_name").ok()?;
-    name.contains(&b'.').then_some(name)
-}
-
-/// The key that is set once the plugin of this name was configured.
-fn taken(name: &[u8]) -> Vec<u8> {
-    [store::PREFIX, b"taken/", name].concat()
+    let is_extension = name.contains(&b'.');
+    is_extension.then(|| [store::PREFIX, b"at-work/", &name].concat())
 }
 
 /// Time has passed.
-pub(crate) fn tick() {
-    with(|module| module.memory().tick(&Envoy));
+pub(crate) fn tick(context: u32) {
+    with(|module| {
+        if let Some(plugin) = module.plugin(context) {
+            plugin.say_at_work();
+        }
+        module.memory().tick(&Envoy);
+    });
 }
 
 /// The headers of a request. As an upstream filter, of one attempt of the router.
@@ -291,16 +290,19 @@ pub(crate) fn delete(context: u32) {
 /// What the streams of one plugin on one worker have in common.
 struct Plugin {
     filter: Filter,
+    /// Where it says that it is at work; see [`has_fallback`].
+    extension: Option<Vec<u8>>,
     /// Few enough to look through: no name is built for a counter that is known.
     metrics: RefCell<Vec<(Counter, u32)>>,
     log: RefCell<RateLimit>,
 }
 
 impl Plugin {
-    fn new(config: Config) -> Self {
+    fn new(config: Config, extension: Option<Vec<u8>>) -> Self {
         let log = RefCell::new(RateLimit::new(config.log_lines_per_minute));
         let plugin = Self {
             filter: Filter::new(config),
+            extension,
             metrics: RefCell::default(),
             log,
         };
@@ -312,6 +314,14 @@ impl Plugin {
             plugin.metric(counter);
         }
         plugin
+    }
+
+    /// See [`has_fallback`].
+    fn say_at_work(&self) {
+        if let Some(key) = &self.extension {
+            let now = Envoy.now_ms().to_le_bytes();
+            self.tried(abi::set_shared_data(key, &now, 0));
+        }
     }
 
     fn metric(&self, counter: Counter) -> Option<u32> {

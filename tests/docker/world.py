@@ -24,6 +24,7 @@ from docker import debian
 from mesh import golang
 from mesh.backends import build_jaeger
 from mesh.mesh import ROOT
+from mesh.namespaces import UNSHARE, needs_root, obstacle
 from mesh.procs import MeshError, Process, Processes
 from mesh.unrun import not_run
 
@@ -32,19 +33,11 @@ REGISTRY = "registry.example.com"
 FETCH = ROOT / "tests" / "docker" / "fetch"
 INSIDE = "B3RELAY_DOCKER_WORLD"
 WHAT = "the tests on Docker"
-_UNSHARE = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
 def missing() -> str | None:
     """What is missing here, if anything."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        return "it needs root on Linux"
-    if (why := debian.missing()) is not None:
-        return why
-    tried = subprocess.run([*_UNSHARE, "true"], capture_output=True, text=True)
-    if tried.returncode != 0:
-        return f"no namespaces can be made here: {tried.stderr.strip()}"
-    return None
+    return needs_root() or debian.missing() or obstacle()
 
 
 def outside(command: list[str]) -> int:
@@ -61,7 +54,7 @@ def outside(command: list[str]) -> int:
     directory = tempfile.mkdtemp(prefix="b3relay-docker-")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     process = subprocess.Popen(
-        [*_UNSHARE, sys.executable, "-P", "-m", "docker.world", *command],
+        [*UNSHARE, sys.executable, "-P", "-m", "docker.world", *command],
         env={**os.environ, **debian.environment(root), INSIDE: directory, "TMPDIR": directory},
     )
     try:

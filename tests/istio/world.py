@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 
+from mesh.namespaces import UNSHARE, needs_root, obstacle
 from mesh.unrun import not_run
 
 _INSIDE = "--inside"
@@ -23,13 +24,12 @@ _PROGRAMS = {
     "iptables": "iptables",
     "openssl": "openssl",
 }
-_UNSHARE = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
 def obstacles() -> list[str]:
     """What keeps this machine from it."""
-    if os.geteuid() != 0:
-        return ["it needs root"]
+    if (why := needs_root()) is not None:
+        return [why]
     missing = [
         f"{program} is missing (Debian: {package})"
         for program, package in _PROGRAMS.items()
@@ -37,8 +37,8 @@ def obstacles() -> list[str]:
     ]
     if missing:
         return missing
-    tried = subprocess.run([*_UNSHARE, "true"], capture_output=True, text=True)
-    return [tried.stderr.strip()] if tried.returncode != 0 else []
+    why = obstacle()
+    return [] if why is None else [why]
 
 
 def enter(command: list[str]) -> int:
@@ -65,7 +65,7 @@ def main() -> int:
     if found := obstacles():
         return not_run(" ".join(arguments), found)
     own = [sys.executable, "-P", "-m", "istio.world", _INSIDE]
-    return subprocess.run([*_UNSHARE, *own, *arguments]).returncode
+    return subprocess.run([*UNSHARE, *own, *arguments]).returncode
 
 
 if __name__ == "__main__":

@@ -938,11 +938,18 @@ def test_without_a_fallback_a_bad_configuration_does_nothing() -> None:
         "configuration: nothing is done until it is corrected"
     ]
     assert plugin.request(headers(BROKEN)) == Seen(CONTINUE, headers(BROKEN), None)
-    assert worker.plugin({"mode": "repair"}, INBOUND, name).configured
+    good = worker.plugin({"mode": "repair"}, INBOUND, name)
+    assert good.configured
+    for _ in range(10):
+        worker.process.wait(1000)
+        good.tick()
     assert not worker.plugin(b'{"mod": "repair"}', INBOUND, name).configured
     # Another VM of the process, and another plugin.
     assert not host(worker.process).plugin(b"{", INBOUND, name).configured
     assert worker.plugin(b"{", INBOUND, name + b"-too").configured
+    # It has been taken away, while VMs of others keep what is shared.
+    worker.process.wait(5000)
+    assert worker.plugin(b"{", INBOUND, name).configured
 
 
 def test_a_bad_plugin_does_not_harm_its_neighbour() -> None:
