@@ -224,9 +224,15 @@ def test_a_refused_configuration_leaves_the_one_before(mesh: SidecarMesh, form: 
 
 def test_a_listener_that_changes_meanwhile(mesh: SidecarMesh) -> None:
     """Envoy holds on to the refused configuration, and tries it on each new listener: a
-    port that is new in the mesh has to wait until it is corrected."""
+    port that is new in the mesh has to wait until it is corrected.
+
+    Only the outbound filter is misconfigured. Of two that are refused in one push, the
+    one that Envoy takes up second is not even looked at until the next push, and which
+    one that is differs from sidecar to sidecar."""
     apply(mesh, ours("sidecars"))
-    apply_and_wait(mesh, misconfigured("sidecars"), REFUSED)
+    outbound = '"direction": "outbound"'
+    wrong = changed(ours("sidecars"), outbound, f'"modus": "repair", {outbound}')
+    apply_and_wait(mesh, wrong, REFUSED)
     port = {"number": 9099, "name": "http-new", "protocol": "HTTP"}
 
     def with_new_port(spec: Document) -> None:
