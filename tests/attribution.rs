@@ -434,7 +434,7 @@ fn requests_that_were_taken_for_others_cost_trust() {
         for _ in 0..mistakes {
             let requests = [app.begin("/a"), app.begin("/b")];
             app.sidecar.wait(1);
-            requests.map(|request| app.end(request));
+            requests.into_iter().for_each(|request| app.end(request));
             app.sidecar.wait(5);
         }
         let one = app.begin("/a");
