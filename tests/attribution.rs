@@ -423,3 +423,29 @@ fn one_worker_is_enough() {
     let call = app.sidecar.on(0, Some(Outbound), &headers);
     assert_copied(&call, &request, Decision::Exclusive);
 }
+
+/// Requests that ended before they had made their calls were taken for others. The next
+/// one is not believed then, right as it looks, where another one might have made its
+/// call: two that were taken for each other go on doing what is expected of them.
+#[test]
+fn requests_that_were_taken_for_others_cost_trust() {
+    for (mistakes, expected) in [(0, Decision::Inferred), (2, Decision::Unsure)] {
+        let app = App::trained(INFERRED);
+        for _ in 0..mistakes {
+            let requests = [app.begin("/a"), app.begin("/b")];
+            app.sidecar.wait(1);
+            requests.into_iter().for_each(|request| app.end(request));
+            app.sidecar.wait(5);
+        }
+        let one = app.begin("/a");
+        app.sidecar.wait(1);
+        assert_copied(&app.call("h1", "/items/7"), &one, Decision::Exclusive);
+        app.sidecar.wait(2);
+        let other = app.begin("/a");
+        app.sidecar.wait(1);
+        let call = app.call("h1", "/items/8");
+        assert_eq!(call.decision, Some(expected), "after {mistakes} mistakes");
+        app.end(one);
+        app.end(other);
+    }
+}

@@ -29,6 +29,13 @@ const HALVED_AT: f32 = 400.0;
 const SURE_HALVED_AT: f32 = 400.0;
 /// What a call counts for the background that may be a request's.
 const DOUBTED: f32 = 0.05;
+/// Calls of the background, and milliseconds, that are taken for seen before anything
+/// was: who calls all the time needs to have been idle for a while to show that it is
+/// not the background that calls.
+const UNWATCHED: (f32, f32) = (0.3, 100.0);
+/// Of so many calls of a kind nothing is asked but that none came while nothing was
+/// in flight.
+const NEW: f32 = 30.0;
 /// Calls made and calls outstanding are counted up to this.
 const COUNTED: u8 = 15;
 
@@ -577,9 +584,9 @@ impl Model {
     /// than that is while one request is.
     pub fn alone_rates(&self, kind: Name) -> (f32, f32) {
         let [idle, _] = self.of_nobody(kind);
-        let background = (idle + 0.1) / (self.watched[0] + 100.0);
+        let background = (idle + UNWATCHED.0) / (self.watched[0] + UNWATCHED.1);
         let alone = self.alone.get(usize::from(kind)).copied().unwrap_or(0.0);
-        let calls = alone / (self.alone_ms + 100.0);
+        let calls = alone / (self.alone_ms + UNWATCHED.1);
         ((calls - background).max(0.0), background)
     }
 
@@ -614,11 +621,11 @@ impl Model {
         self.seen.get(usize::from(kind)).copied().unwrap_or(0.0)
     }
 
-    /// So far there were few calls of this kind, and none while nothing was in
-    /// flight.
+    /// So far there were few calls of this kind ([`NEW`]), and none while nothing was
+    /// in flight.
     pub fn is_new(&self, kind: Name) -> bool {
         let [idle, _] = self.of_nobody(kind);
-        self.seen(kind) < 20.0 && idle == 0.0
+        self.seen(kind) < NEW && idle == 0.0
     }
 
     /// A call was seen that is of the background with this probability. `tokens`:

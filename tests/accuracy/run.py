@@ -50,7 +50,8 @@ def levels(requests: int) -> Stages:
 
 MODES = {
     "inferred": Mode(INFERRED, "none", levels(1500), learn=1000),
-    "exclusive": Mode({"attribution": "exclusive"}, "none", levels(300)),
+    # At one client as many as there: what it gets wrong, it does at the beginning.
+    "exclusive": Mode({"attribution": "exclusive"}, "none", ((1, 1500), *levels(300)[1:])),
     # No quiet start: under load from the first request.
     "cold": Mode(INFERRED, "none", ((8, 1000),) * 6, ("sequential",)),
     # As many in flight, but fewer calls a second: what the clients wait for is not the CPU.
