@@ -111,8 +111,8 @@ artifact-push: $(WASM) $(ORAS) ## The module as an OCI artifact, pushed to IMAGE
 
 PARTS ?= agreement backends docker manifests sidecars
 .PHONY: test-mesh
-test-mesh: $(TOOLS)/venv/.done $(TOOLS)/venv/.docker ## Tests with long builds: PARTS (agreement backends docker manifests sidecars); says at the end what this machine could not run (about 15 min, the first time about 25 more)
-	$(call say,mesh: $(PARTS); about 15 minutes$(comma) the first time about 25 more)
+test-mesh: $(TOOLS)/venv/.done $(TOOLS)/venv/.docker ## Tests with long builds: PARTS (agreement backends docker manifests sidecars); says at the end what this machine could not run (about 8 min, the first time about 21)
+	$(call say,mesh: $(PARTS); about 8 minutes$(comma) the first time about 21)
 	$(PYTHON) -m mesh.parts $(PARTS)
 
 .PHONY: test-backends
@@ -181,9 +181,9 @@ soak: go $(WASM) $(TOOLS)/venv/.done ## Full speed for SOAK_MINUTES (30): memory
 BENCH ?= --rounds 20 --markdown docs/benchmarks.md
 EMPTY := target/$(TARGET)/release/b3relay_bench_empty.wasm
 .PHONY: bench
-bench: $(WASM) $(EMPTY) $(TOOLS)/venv/.done ## What the filter costs, beside none, an empty one and Lua (needs wrk, about 7 min); writes docs/benchmarks.md
+bench: $(WASM) $(EMPTY) $(TOOLS)/venv/.done ## What the filter costs, beside none, an empty one and Lua (needs wrk, about 9 min); writes docs/benchmarks.md
 	@command -v wrk >/dev/null || { echo 'b3relay: wrk is missing (Debian: wrk)'; exit 1; }
-	$(call say,bench: real Envoys$(comma) interleaved; about 7 minutes; leave the machine alone meanwhile)
+	$(call say,bench: real Envoys$(comma) interleaved; about 9 minutes; leave the machine alone meanwhile)
 	$(PYTHON) -m bench.run $(BENCH)
 
 $(EMPTY): $(wildcard tests/bench/empty/Cargo.* tests/bench/empty/src/*.rs) | cargo

@@ -118,16 +118,18 @@ class Figures:
         return rows
 
     def ratio_rows(self) -> Rows:
-        rows = [["path", "lua", "lua, minima", "b3relay", "b3relay, minima", "target", "met"]]
+        compared: tuple[Variant, ...] = ("reads", "lua", "b3relay")
+        heads = [head for name in compared for head in (name, f"{name}, minima")]
+        rows = [["path", *heads, "target", "met"]]
         for shape in self.shapes():
             ratios = {
                 variant: self.ratio(shape, variant)
-                for variant in ("lua", "b3relay")
+                for variant in compared
                 if (shape, variant) in self.cells
             }
             lua, ours = ratios.get("lua"), ratios.get("b3relay")
             row: list[str] = [shape]
-            for ratio in (lua, ours):
+            for ratio in map(ratios.get, compared):
                 row.append(str(ratio) if ratio else "")
                 row.append(f"{ratio.minima:.2f}" if ratio and ratio.minima is not None else "")
             limits = [TARGETS[shape]] if shape in TARGETS else []

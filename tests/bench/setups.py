@@ -17,8 +17,8 @@ from mesh.envoy import Address, Config, Envoy, Wasm
 from mesh.ports import HOST, free_port
 from mesh.procs import Processes
 
-Variant = Literal["none", "empty", "lua", "b3relay"]
-VARIANTS: tuple[Variant, ...] = ("none", "empty", "lua", "b3relay")
+Variant = Literal["none", "empty", "reads", "lua", "b3relay"]
+VARIANTS: tuple[Variant, ...] = ("none", "empty", "reads", "lua", "b3relay")
 
 _HERE = Path(__file__).resolve().parent
 _TYPE = "type.googleapis.com/"
@@ -141,9 +141,15 @@ def hold(sidecar: Sidecar) -> list[socket.socket]:
 
 
 def _wasm(variant: Variant, modules: Modules, side: Side) -> Wasm:
-    if variant == "empty":
+    if variant in ("empty", "reads"):
         # A filter that has died must not look cheap.
-        return Wasm(modules.empty, vm_id="empty", root_id="empty", failure_policy="FAIL_CLOSED")
+        return Wasm(
+            modules.empty,
+            config="reads" if variant == "reads" else None,
+            vm_id="empty",
+            root_id="empty",
+            failure_policy="FAIL_CLOSED",
+        )
     return Wasm(modules.b3relay, config=json.dumps({"direction": side}))
 
 
@@ -164,7 +170,7 @@ def _inbound_filters(variant: Variant, modules: Modules) -> tuple[list[Config], 
             return [], []
         case "lua":
             return [], [_lua((_HERE / "remember.lua").read_text())]
-        case "empty" | "b3relay":
+        case "empty" | "reads" | "b3relay":
             return [_wasm(variant, modules, "inbound").http_filter()], []
 
 
@@ -174,7 +180,7 @@ def _outbound_filters(variant: Variant, modules: Modules) -> list[Config]:
             return []
         case "lua":
             return [_lua(_remembered() + (_HERE / "relay.lua").read_text())]
-        case "empty" | "b3relay":
+        case "empty" | "reads" | "b3relay":
             return [_wasm(variant, modules, "outbound").http_filter()]
 
 
