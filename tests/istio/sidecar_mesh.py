@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
@@ -68,12 +67,8 @@ class SidecarMesh:
             self.collector = Collector((cluster.NODE, cluster.ZIPKIN_PORT))
             if self._collect:
                 stack.enter_context(self.collector)
-            self.processes = stack.enter_context(Processes())
-            try:
-                self._start()
-            except MeshError:
-                print(self.processes.tails(), file=sys.stderr)
-                raise
+            self.processes = stack.enter_context(Processes(show_tails=True))
+            self._start()
             self._stack = stack.pop_all()
         return self
 
@@ -83,8 +78,6 @@ class SidecarMesh:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if type_ is not None and issubclass(type_, Exception):
-            print(self.processes.tails(), file=sys.stderr)
         self._stack.__exit__(type_, error, traceback)
 
     def _remove_pods(self) -> None:

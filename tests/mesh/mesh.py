@@ -193,7 +193,7 @@ class Mesh:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             address = self._enter_collector(stack)
-            self.processes = stack.enter_context(Processes())
+            self.processes = stack.enter_context(Processes(show_tails=True))
             self._start(address)
             self._stack = stack.pop_all()
         return self
@@ -204,8 +204,6 @@ class Mesh:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if type_ is not None and issubclass(type_, Exception):
-            print(self.processes.tails(), file=sys.stderr)
         self._stack.__exit__(type_, error, traceback)
 
     def _enter_collector(self, stack: ExitStack) -> Address:

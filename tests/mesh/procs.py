@@ -92,9 +92,13 @@ class Process:
 
 
 class Processes:
-    """A set of processes with a temporary directory; leaving it stops them all."""
+    """A set of processes with a temporary directory; leaving it stops them all.
 
-    def __init__(self) -> None:
+    show_tails  whether to show the ends of their logs when it is left by an error
+    """
+
+    def __init__(self, show_tails: bool = False) -> None:
+        self._show_tails = show_tails
         self._running: dict[str, Process] = {}
 
     def __enter__(self) -> Self:
@@ -112,9 +116,11 @@ class Processes:
     def __exit__(
         self,
         _type: type[BaseException] | None,
-        _error: BaseException | None,
+        error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
+        if self._show_tails and isinstance(error, Exception):
+            print(self.tails(), file=sys.stderr)
         with signals_held():
             self._clean_up()
             atexit.unregister(self._clean_up)
