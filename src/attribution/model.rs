@@ -621,7 +621,7 @@ impl Model {
         self.seen.get(usize::from(kind)).copied().unwrap_or(0.0)
     }
 
-    /// So far there were few calls of this kind ([`NEW`]), and none while nothing was
+    /// So far there were few calls of this kind (`NEW`), and none while nothing was
     /// in flight.
     pub fn is_new(&self, kind: Name) -> bool {
         let [idle, _] = self.of_nobody(kind);
