@@ -43,6 +43,10 @@ impl App {
     }
 
     fn begin(&self, path: &str) -> Request {
+        self.begin_on(0, path)
+    }
+
+    fn begin_on(&self, worker: usize, path: &str) -> Request {
         let n = self.number();
         let trace = format!("463ac35c9f6413ad48485a39{n:08x}");
         let headers: Headers = [
@@ -56,7 +60,7 @@ impl App {
         .iter()
         .map(|line| header(line))
         .collect();
-        let seen = self.sidecar.on(0, Some(Inbound), &headers);
+        let seen = self.sidecar.on(worker, Some(Inbound), &headers);
         Request { seen, trace }
     }
 
@@ -448,4 +452,29 @@ fn requests_that_were_taken_for_others_cost_trust() {
         app.end(one);
         app.end(other);
     }
+}
+
+/// A worker that takes over the number of one that is gone is another one: what it
+/// writes is read from its beginning.
+#[test]
+fn a_worker_in_the_place_of_another() {
+    let app = App::new("{}");
+    app.end(app.begin_on(1, "/a"));
+    app.sidecar.wait(5000);
+    // More than one segment of its journal.
+    for _ in 0..100 {
+        app.end(app.begin("/a"));
+    }
+    let request = app.begin("/a");
+    assert_copied(&app.call("h1", "/items/7"), &request, Decision::Exclusive);
+    app.end(request);
+    // The other worker ticks on, and has not yet noticed that this one is gone.
+    for _ in 0..61 {
+        app.sidecar.wait(1000);
+        app.sidecar.tick_on(1);
+    }
+    app.sidecar.replace(0);
+    let (_one, _other) = (app.begin_on(0, "/a"), app.begin_on(1, "/a"));
+    app.sidecar.wait(1);
+    assert_left_alone(&app.call("h1", "/items/7"), Decision::Unsure);
 }
