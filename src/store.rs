@@ -418,10 +418,16 @@ impl Store {
                 }
             }
         }
-        if now_ms.abs_diff(self.beat_ms) >= BEAT_MS {
+        let since = now_ms.abs_diff(self.beat_ms);
+        if since >= BEAT_MS {
+            let first = self.beat_ms == 0;
             self.beat_ms = now_ms;
             self.beat(data, now_ms);
-            self.read_workers(data, now_ms);
+            // After a pause of the whole machine, or a leap of its clock, everybody
+            // looks dead until he has said that he is not.
+            if first || since < DEAD_MS / 2 {
+                self.read_workers(data, now_ms);
+            }
         }
     }
 

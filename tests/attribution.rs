@@ -478,3 +478,32 @@ fn a_worker_in_the_place_of_another() {
     app.sidecar.wait(1);
     assert_left_alone(&app.call("h1", "/items/7"), Decision::Unsure);
 }
+
+/// After a leap of the clock, or a pause of the whole machine, the workers are as alive
+/// as before.
+#[test]
+fn a_leap_of_the_clock() {
+    for leap in [40_000, 120_000, 7_200_000] {
+        let app = App::new("{}");
+        for worker in [0, 1] {
+            app.end(app.begin_on(worker, "/a"));
+        }
+        let request = app.begin("/a");
+        assert_copied(&app.call("h1", "/items/7"), &request, Decision::Exclusive);
+        app.end(request);
+        app.sidecar.tick();
+        app.sidecar.wait(leap);
+        // The one that judges calls is the first to look.
+        for worker in [1, 0] {
+            app.sidecar.tick_on(worker);
+        }
+        for _ in 0..30 {
+            let requests = [app.begin_on(0, "/a"), app.begin_on(1, "/a")];
+            app.sidecar.wait(1);
+            assert_left_alone(&app.call("h1", "/items/7"), Decision::Unsure);
+            requests.into_iter().for_each(|request| app.end(request));
+            app.sidecar.wait(1000);
+            app.sidecar.tick();
+        }
+    }
+}
