@@ -397,6 +397,26 @@ fn the_doubt_is_counted() {
     assert!(doubts.len() == 1 && doubts[0] < 100_000, "{doubts:?}");
 }
 
+/// Not where nothing was copied.
+#[test]
+fn no_doubt_is_counted_of_what_is_left_alone() {
+    let app = App::new(INFERRED);
+    let id = |n: u32| format!("0f7a1c2e-1b2d-4c3e-9d4f-{n:012}");
+    let _requests = [1, 2, 3].map(|n| app.begin(&format!("/users/{}", id(n))));
+    app.sidecar.wait(1);
+    *app.sidecar.host.cluster.borrow_mut() = Some("outbound|443||api.example.com");
+    for (host, decision) in [
+        ("h1", Decision::Token),
+        ("api.example.com", Decision::Outside),
+    ] {
+        let call = app.call(host, &format!("/users/{}", id(2)));
+        assert_eq!(call.decision, Some(decision));
+        let mut counters = call.counters.iter();
+        let counted = counters.any(|counter| matches!(counter, Counter::Doubt(_)));
+        assert_eq!(counted, decision == Decision::Token);
+    }
+}
+
 #[test]
 fn a_worker_that_fell_behind_is_not_sure() {
     let app = App::trained(INFERRED);
