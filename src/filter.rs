@@ -120,8 +120,9 @@ struct LookedUp {
 /// The request that a call belongs to.
 struct Found {
     remembered: Remembered,
-    /// How it was found: `None` by a key.
-    by: Option<Decision>,
+    /// How it was found, and the probability that it is a wrong one, in millionths:
+    /// `None` by a key.
+    by: Option<(Decision, u32)>,
 }
 
 impl Filter {
@@ -420,7 +421,7 @@ impl Filter {
                 };
                 let mut relayed =
                     relay::decide(headers, checked, remembered, &self.config, new_span);
-                if let (Some(by), Decision::Copied) = (by, relayed.decision) {
+                if let (Some((by, _)), Decision::Copied) = (by, relayed.decision) {
                     relayed.decision = *by;
                 }
                 relayed
@@ -483,6 +484,12 @@ impl Filter {
             }
         }
         outcome.counters.push(Counter::Calls(relayed.decision));
+        if let (Decision::Token | Decision::Inferred, Ok(found)) =
+            (relayed.decision, &looked_up.found)
+        {
+            let doubt = found.by.map(|(_, doubt)| Counter::Doubt(doubt));
+            outcome.counters.extend(doubt);
+        }
         if relayed
             .edits
             .iter()
@@ -592,12 +599,9 @@ impl Filter {
         }
         let remembered = Remembered::decode(&payload).ok_or(Decision::Unsure)?;
         let doubt = (1e6 * (1.0 - f64::from(verdict.share))) as u32 + 1;
-        if by != Decision::Exclusive {
-            outcome.counters.push(Counter::Doubt(doubt));
-        }
         Ok(Found {
             remembered,
-            by: Some(by),
+            by: Some((by, doubt)),
         })
     }
 

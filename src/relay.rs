@@ -293,7 +293,11 @@ pub fn named_span(checked: &Checked<'_>) -> Option<SpanId> {
 fn same_trace(a: &Remembered, b: &Remembered) -> bool {
     match (a.b3.ids, b.b3.ids) {
         (Some(a), Some(b)) => a.trace.same(b.trace),
-        (None, None) => a.b3.sampling == b.b3.sampling,
+        // Nothing says that they belong together, but for that all is the same.
+        (None, None) => {
+            (a.b3.sampling, &a.copied) == (b.b3.sampling, &b.copied)
+                && request_id::same(&a.request_id, &b.request_id)
+        }
         _ => false,
     }
 }

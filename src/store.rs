@@ -131,6 +131,10 @@ pub struct Inserted {
 /// Which request an entry is of: the worker's number, and the request's there.
 pub type RequestOf = (u16, u64);
 
+/// A worker: its number, and what tells it from others that have the number before
+/// or after it.
+pub type WorkerOf = (u16, u64);
+
 /// An entry that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
@@ -153,7 +157,7 @@ pub struct Store {
     /// From the first insertion on.
     number: Option<u16>,
     beat_ms: u64,
-    others: Vec<u16>,
+    others: Vec<WorkerOf>,
     /// The CAS number of [`CHANGED`] when `others` was read.
     version: Option<u32>,
     next_id: u64,
@@ -314,13 +318,11 @@ impl Store {
         self.seed
     }
 
-    /// The numbers of all workers that have one, this one included.
-    pub fn workers(&mut self, data: &impl SharedData, now_ms: u64) -> Vec<u16> {
+    /// All workers that have a number, this one included.
+    pub fn workers(&mut self, data: &impl SharedData, now_ms: u64) -> Vec<WorkerOf> {
         self.follow_workers(data, || now_ms);
-        self.number
-            .into_iter()
-            .chain(self.others.iter().copied())
-            .collect()
+        let own = self.number.map(|number| (number, self.nonce));
+        own.into_iter().chain(self.others.iter().copied()).collect()
     }
 
     fn follow_workers(&mut self, data: &impl SharedData, now_ms: impl FnOnce() -> u64) {
@@ -388,7 +390,7 @@ impl Store {
         if let (Some(own), Some(number)) = (self.buckets.get(usize::from(bucket)), self.number) {
             look(number, own);
         }
-        for worker in &self.others {
+        for (worker, _) in &self.others {
             if let Some((bytes, _)) = data.get(&name(*worker, bucket)) {
                 look(*worker, &bytes);
             }
@@ -416,10 +418,16 @@ impl Store {
                 }
             }
         }
-        if now_ms.abs_diff(self.beat_ms) >= BEAT_MS {
+        let since = now_ms.abs_diff(self.beat_ms);
+        if since >= BEAT_MS {
+            let first = self.beat_ms == 0;
             self.beat_ms = now_ms;
             self.beat(data, now_ms);
-            self.read_workers(data, now_ms);
+            // After a pause of the whole machine, or a leap of its clock, everybody
+            // looks dead until he has said that he is not.
+            if first || since < DEAD_MS / 2 {
+                self.read_workers(data, now_ms);
+            }
         }
     }
 
@@ -599,7 +607,8 @@ impl Store {
         self.others.clear();
         let others =
             Worker::read(&list).filter(|other| other.nonce != self.nonce && other.is_alive(now_ms));
-        self.others.extend(others.map(|other| other.number));
+        self.others
+            .extend(others.map(|other| (other.number, other.nonce)));
     }
 }
 

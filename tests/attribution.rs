@@ -43,6 +43,10 @@ impl App {
     }
 
     fn begin(&self, path: &str) -> Request {
+        self.begin_on(0, path)
+    }
+
+    fn begin_on(&self, worker: usize, path: &str) -> Request {
         let n = self.number();
         let trace = format!("463ac35c9f6413ad48485a39{n:08x}");
         let headers: Headers = [
@@ -56,7 +60,7 @@ impl App {
         .iter()
         .map(|line| header(line))
         .collect();
-        let seen = self.sidecar.on(0, Some(Inbound), &headers);
+        let seen = self.sidecar.on(worker, Some(Inbound), &headers);
         Request { seen, trace }
     }
 
@@ -393,6 +397,26 @@ fn the_doubt_is_counted() {
     assert!(doubts.len() == 1 && doubts[0] < 100_000, "{doubts:?}");
 }
 
+/// Not where nothing was copied.
+#[test]
+fn no_doubt_is_counted_of_what_is_left_alone() {
+    let app = App::new(INFERRED);
+    let id = |n: u32| format!("0f7a1c2e-1b2d-4c3e-9d4f-{n:012}");
+    let _requests = [1, 2, 3].map(|n| app.begin(&format!("/users/{}", id(n))));
+    app.sidecar.wait(1);
+    *app.sidecar.host.cluster.borrow_mut() = Some("outbound|443||api.example.com");
+    for (host, decision) in [
+        ("h1", Decision::Token),
+        ("api.example.com", Decision::Outside),
+    ] {
+        let call = app.call(host, &format!("/users/{}", id(2)));
+        assert_eq!(call.decision, Some(decision));
+        let mut counters = call.counters.iter();
+        let counted = counters.any(|counter| matches!(counter, Counter::Doubt(_)));
+        assert_eq!(counted, decision == Decision::Token);
+    }
+}
+
 #[test]
 fn a_worker_that_fell_behind_is_not_sure() {
     let app = App::trained(INFERRED);
@@ -447,5 +471,59 @@ fn requests_that_were_taken_for_others_cost_trust() {
         assert_eq!(call.decision, Some(expected), "after {mistakes} mistakes");
         app.end(one);
         app.end(other);
+    }
+}
+
+/// A worker that takes over the number of one that is gone is another one: what it
+/// writes is read from its beginning.
+#[test]
+fn a_worker_in_the_place_of_another() {
+    let app = App::new("{}");
+    app.end(app.begin_on(1, "/a"));
+    app.sidecar.wait(5000);
+    // More than one segment of its journal.
+    for _ in 0..100 {
+        app.end(app.begin("/a"));
+    }
+    let request = app.begin("/a");
+    assert_copied(&app.call("h1", "/items/7"), &request, Decision::Exclusive);
+    app.end(request);
+    // The other worker ticks on, and has not yet noticed that this one is gone.
+    for _ in 0..61 {
+        app.sidecar.wait(1000);
+        app.sidecar.tick_on(1);
+    }
+    app.sidecar.replace(0);
+    let (_one, _other) = (app.begin_on(0, "/a"), app.begin_on(1, "/a"));
+    app.sidecar.wait(1);
+    assert_left_alone(&app.call("h1", "/items/7"), Decision::Unsure);
+}
+
+/// After a leap of the clock, or a pause of the whole machine, the workers are as alive
+/// as before.
+#[test]
+fn a_leap_of_the_clock() {
+    for leap in [40_000, 120_000, 7_200_000] {
+        let app = App::new("{}");
+        for worker in [0, 1] {
+            app.end(app.begin_on(worker, "/a"));
+        }
+        let request = app.begin("/a");
+        assert_copied(&app.call("h1", "/items/7"), &request, Decision::Exclusive);
+        app.end(request);
+        app.sidecar.tick();
+        app.sidecar.wait(leap);
+        // The one that judges calls is the first to look.
+        for worker in [1, 0] {
+            app.sidecar.tick_on(worker);
+        }
+        for _ in 0..30 {
+            let requests = [app.begin_on(0, "/a"), app.begin_on(1, "/a")];
+            app.sidecar.wait(1);
+            assert_left_alone(&app.call("h1", "/items/7"), Decision::Unsure);
+            requests.into_iter().for_each(|request| app.end(request));
+            app.sidecar.wait(1000);
+            app.sidecar.tick();
+        }
     }
 }

@@ -116,6 +116,38 @@ fn a_request_without_a_context_lends_none() {
     assert_b3(&sidecar.outbound(&[ID]), Decision::Ambiguous, &[]);
 }
 
+/// Without a trace nothing says that requests with one key belong together: they lend
+/// neither the headers of the copy list nor their request IDs.
+#[test]
+fn requests_without_a_context_are_not_mixed() {
+    let sidecar =
+        Sidecar::new(r#"{"copy_headers": ["end-user"], "keys": ["x-session", "x-request-id"]}"#);
+    let session = "x-session: 7";
+    sidecar.inbound(&[session, ID, "end-user: alice"]);
+    let seen = sidecar.outbound(&[session, GENERATED_ID]);
+    assert_b3(&seen, Decision::NoContext, &[]);
+    assert_headers(
+        &seen,
+        &["x-request-id", "end-user"],
+        &["end-user: alice", ID],
+    );
+    // Another attempt.
+    sidecar.inbound(&[session, ID, "end-user: alice"]);
+    let seen = sidecar.outbound(&[session, GENERATED_ID]);
+    assert_eq!(seen.decision, Some(Decision::NoContext));
+
+    for other in [[OTHER_ID, "end-user: alice"], [ID, "end-user: bob"]] {
+        let sidecar = Sidecar::new(
+            r#"{"copy_headers": ["end-user"], "keys": ["x-session", "x-request-id"]}"#,
+        );
+        sidecar.inbound(&[session, ID, "end-user: alice"]);
+        sidecar.inbound(&[&[session][..], &other].concat());
+        let seen = sidecar.outbound(&[session, GENERATED_ID]);
+        assert_eq!(seen.decision, Some(Decision::Ambiguous));
+        assert_headers(&seen, &["x-request-id", "end-user"], &[GENERATED_ID]);
+    }
+}
+
 #[test]
 fn an_entry_ends_with_its_request_and_the_grace() {
     let sidecar = sidecar();
@@ -339,6 +371,7 @@ fn enforce_answers_with_the_rule() {
 
 const TRACEPARENT: &str = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-01";
 const OTHER_ID: &str = "x-request-id: 1f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
+const GENERATED_ID: &str = "x-request-id: 8e8a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
 const W3C: [&str; 2] = ["traceparent", "tracestate"];
 
 #[track_caller]

@@ -16,7 +16,7 @@
 
 use super::text::Token;
 use crate::bytes::{self, take};
-use crate::store::{RequestOf, SharedData};
+use crate::store::{RequestOf, SharedData, WorkerOf};
 use alloc::vec::Vec;
 
 /// Segments of a journal.
@@ -203,8 +203,7 @@ impl Writer {
 /// How far another worker's journal, or one's own, has been read.
 #[derive(Debug)]
 pub struct Reader {
-    worker: u16,
-    nonce: u64,
+    worker: WorkerOf,
     number: u32,
     offset: usize,
 }
@@ -216,33 +215,32 @@ pub enum Read {
     All,
     /// Some events were overwritten before they were read.
     Lost,
-    /// The worker is another one than the last time.
-    Replaced,
 }
 
 impl Reader {
     /// Will begin with the oldest segment that is there.
-    pub fn new(worker: u16) -> Self {
+    pub fn new(worker: WorkerOf) -> Self {
         Self {
             worker,
-            nonce: 0,
             number: 0,
             offset: HEAD,
         }
     }
 
     /// The worker that is read.
-    pub fn worker(&self) -> u16 {
+    pub fn worker(&self) -> WorkerOf {
         self.worker
     }
 
-    /// What is in a place of the ring: nonce, number, and the whole segment.
-    fn segment(&self, data: &impl SharedData, number: u32) -> Option<(u64, u32, Vec<u8>)> {
-        let (bytes, _) = data.get(&name(self.worker, number))?;
+    /// What is in a place of the ring: the number, and the whole segment. `None` if it
+    /// is of a worker that had this one's number before.
+    fn segment(&self, data: &impl SharedData, number: u32) -> Option<(u32, Vec<u8>)> {
+        let (worker, nonce) = self.worker;
+        let (bytes, _) = data.get(&name(worker, number))?;
         let mut rest = bytes.as_slice();
-        let nonce = u64::from_le_bytes(take(&mut rest)?);
+        let writer = u64::from_le_bytes(take(&mut rest)?);
         let number = u32::from_le_bytes(take(&mut rest)?);
-        Some((nonce, number, bytes))
+        (writer == nonce).then_some((number, bytes))
     }
 
     /// Adds everything that was written since the last time, with its time.
@@ -250,21 +248,9 @@ impl Reader {
         let mut found = Read::All;
         // No more than there are, even if the writer is faster.
         for _ in 0..2 * SEGMENTS {
-            let Some((nonce, number, bytes)) = self.segment(data, self.number) else {
+            let Some((number, bytes)) = self.segment(data, self.number) else {
                 break;
             };
-            if nonce != self.nonce {
-                if self.nonce != 0 {
-                    found = Read::Replaced;
-                }
-                if self.begin(data) && found == Read::All {
-                    found = Read::Lost;
-                }
-                if self.nonce == 0 {
-                    break;
-                }
-                continue;
-            }
             if number != self.number {
                 // Of the round before: not yet written.
                 if number.wrapping_add(SEGMENTS) == self.number {
@@ -279,7 +265,7 @@ impl Reader {
                 let Some((at_us, event)) = Event::read(&mut rest) else {
                     break;
                 };
-                events.push((at_us, self.worker, event));
+                events.push((at_us, self.worker.0, event));
             }
             self.offset = bytes.len();
             if bytes.len() < SEGMENT {
@@ -291,26 +277,15 @@ impl Reader {
         found
     }
 
-    /// Goes to the oldest segment of the one who writes now. True if there were
-    /// older ones.
-    fn begin(&mut self, data: &impl SharedData) -> bool {
+    /// Goes to the oldest segment.
+    fn begin(&mut self, data: &impl SharedData) {
         let segments = (0..SEGMENTS).filter_map(|place| self.segment(data, place));
-        let heads: Vec<(u64, u32)> = segments.map(|(nonce, number, _)| (nonce, number)).collect();
-        // The writer begins anew with the first place.
-        let writer = heads.first().map_or(0, |(nonce, _)| *nonce);
-        let numbers = heads.iter().filter(|(nonce, _)| *nonce == writer);
-        let oldest = numbers.map(|(_, number)| *number).min().unwrap_or(0);
-        self.nonce = writer;
-        self.number = oldest;
+        self.number = segments.map(|(number, _)| number).min().unwrap_or(0);
         self.offset = HEAD;
-        oldest > 0
     }
 
     /// Goes to the end of one's own journal: what is there has been told already.
     pub fn follow(&mut self, writer: &Writer) {
-        if let Some((nonce, _)) = writer.segment.split_first_chunk() {
-            self.nonce = u64::from_le_bytes(*nonce);
-        }
         self.number = writer.number;
         self.offset = writer.segment.len();
     }
@@ -339,7 +314,7 @@ mod tests {
     fn everything_is_told_once_and_in_order() {
         let data = InMemory::default();
         let mut writer = Writer::new(3, 77);
-        let mut reader = Reader::new(3);
+        let mut reader = Reader::new((3, 77));
         assert_eq!(read(&mut reader, &data), (Read::All, vec![]));
         let mut next = 0;
         for batch in [1, 5, 200, 0, 500, 3] {
@@ -359,12 +334,12 @@ mod tests {
         for n in 0..1000 {
             writer.write(&data, n, &end(n));
         }
-        let (found, events) = read(&mut Reader::new(3), &data);
+        let (found, events) = read(&mut Reader::new((3, 77)), &data);
         assert_eq!((found, events.len()), (Read::All, 1000));
         for n in 1000..20_000 {
             writer.write(&data, n, &end(n));
         }
-        let (found, events) = read(&mut Reader::new(3), &data);
+        let (found, events) = read(&mut Reader::new((3, 77)), &data);
         assert_eq!(found, Read::Lost);
         assert_eq!(events.last(), Some(&end(19_999)));
         let expected: Vec<Event> = (20_000 - events.len() as u64..20_000).map(end).collect();
@@ -376,7 +351,7 @@ mod tests {
     fn who_is_too_slow_is_told() {
         let data = InMemory::default();
         let mut writer = Writer::new(3, 77);
-        let mut reader = Reader::new(3);
+        let mut reader = Reader::new((3, 77));
         writer.write(&data, 0, &end(0));
         read(&mut reader, &data);
         for n in 1..20_000 {
@@ -389,28 +364,20 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_takes_a_number_over_is_noticed() {
+    fn of_a_worker_that_had_the_number_before_nothing_is_read() {
         let data = InMemory::default();
-        let mut writer = Writer::new(3, 77);
-        let mut reader = Reader::new(3);
-        for n in 0..500 {
-            writer.write(&data, n, &end(n));
+        let mut before = Writer::new(3, 77);
+        for n in 0..8000 {
+            before.write(&data, n, &end(n));
         }
-        read(&mut reader, &data);
+        let mut reader = Reader::new((3, 78));
+        assert_eq!(read(&mut reader, &data), (Read::All, vec![]));
         let mut writer = Writer::new(3, 78);
-        writer.write(&data, 0, &end(1));
-        let mut all = read(&mut reader, &data);
-        writer.write(&data, 0, &end(2));
-        all.1.extend(read(&mut reader, &data).1);
-        // Noticed at the latest when the old segment would have been written on.
         for n in 0..8000 {
             writer.write(&data, n, &end(n));
-            let (found, events) = read(&mut reader, &data);
-            if found != Read::All {
-                all = (found, events);
-            }
+            assert_eq!(read(&mut reader, &data), (Read::All, vec![end(n)]));
         }
-        assert_eq!(all.0, Read::Replaced);
+        assert_eq!(read(&mut Reader::new((3, 77)), &data).1, vec![]);
     }
 
     fn events() -> impl Strategy<Value = Event> {
@@ -449,7 +416,7 @@ mod tests {
             for event in &written {
                 writer.write(&data, 9, event);
             }
-            prop_assert_eq!(read(&mut Reader::new(1), &data), (Read::All, written));
+            prop_assert_eq!(read(&mut Reader::new((1, 2)), &data), (Read::All, written));
         }
 
         #[test]
@@ -459,7 +426,7 @@ mod tests {
             for n in 0..200 {
                 writer.write(&data, n, &end(n));
             }
-            let mut reader = Reader::new(1);
+            let mut reader = Reader::new((1, 2));
             let _ = data.set(&name(1, at), &bytes, 0);
             read(&mut reader, &data);
             let _ = data.set(&name(1, at), &bytes, 0);

@@ -192,7 +192,7 @@ impl Attribution {
             owner: None,
         };
         self.write(store, data, now_us, &event);
-        let own = self.readers.iter_mut().find(|r| r.worker() == worker);
+        let own = self.readers.iter_mut().find(|r| r.worker().0 == worker);
         if let (Some(own), Some(writer)) = (own, &self.writer) {
             // The tracker has been told already.
             own.follow(writer);
@@ -283,7 +283,7 @@ impl Attribution {
         self.readers.retain(|reader| {
             let here = workers.contains(&reader.worker());
             if !here {
-                gone.push(reader.worker());
+                gone.push(reader.worker().0);
             }
             here
         });
@@ -295,11 +295,7 @@ impl Attribution {
         let mut events = Vec::new();
         let mut lost = false;
         for reader in &mut self.readers {
-            match reader.read(data, &mut events) {
-                Read::All => {}
-                Read::Lost => lost = true,
-                Read::Replaced => gone.push(reader.worker()),
-            }
+            lost |= reader.read(data, &mut events) == Read::Lost;
         }
         for worker in gone {
             self.tracker

@@ -240,8 +240,17 @@ impl Sidecar {
 
     /// On every worker, as Envoy does every second.
     pub fn tick(&self) {
-        for memory in &self.memories {
-            memory.borrow_mut().tick(&self.host);
-        }
+        (0..self.memories.len()).for_each(|worker| self.tick_on(worker));
+    }
+
+    /// On that worker.
+    pub fn tick_on(&self, worker: usize) {
+        self.memories[worker].borrow_mut().tick(&self.host);
+    }
+
+    /// That worker is gone, and another one in its place.
+    pub fn replace(&self, worker: usize) {
+        let random = 1000 + self.host.now.get();
+        *self.memories[worker].borrow_mut() = Memory::open(&self.host, random);
     }
 }
