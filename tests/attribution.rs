@@ -527,3 +527,19 @@ fn a_leap_of_the_clock() {
         }
     }
 }
+
+/// What one worker wrote happened in that order, whatever its clock said.
+#[test]
+fn a_clock_that_is_set_back() {
+    let app = App::new("{}");
+    let request = app.begin("/a");
+    assert_copied(&app.call("h1", "/items/7"), &request, Decision::Exclusive);
+    app.end(request);
+    let request = app.begin("/a");
+    app.sidecar.host.now.set(app.sidecar.host.now.get() - 500);
+    app.end(request);
+    app.sidecar.wait(1);
+    let request = app.begin("/a");
+    app.sidecar.wait(1);
+    assert_copied(&app.call("h1", "/items/7"), &request, Decision::Exclusive);
+}
