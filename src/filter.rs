@@ -429,7 +429,13 @@ impl Filter {
             // Its own context is in a traceparent, which `emit` has put into B3.
             (
                 Ok(()),
-                Err(Decision::Unknown | Decision::NoKey | Decision::Ambiguous | Decision::Unsure),
+                Err(
+                    Decision::Unknown
+                    | Decision::NoKey
+                    | Decision::Ambiguous
+                    | Decision::Conflict
+                    | Decision::Unsure,
+                ),
             ) if request.says.is_some() && checked.b3.ids.is_none() && checked.w3c.is_some() => {
                 Relayed::not(Decision::Present)
             }
@@ -619,12 +625,23 @@ impl Filter {
         let mut result = Err(Decision::NoKey);
         let mut among: Option<Vec<RequestOf>> = None;
         for key in self.keys(request, Forms::default()) {
+            if matches!(&result, Ok((_, one)) if !carries_on_another(request, one, &key)) {
+                continue;
+            }
             let mut found = store.find(host, self.limits, || host.now_ms(), &key, all);
+            if let Ok((_, one)) = &result {
+                // It cannot be of two. A trace that nobody came with is the
+                // application's own.
+                if relay::all_of_other_traces(&found, one) {
+                    return Err(Decision::Conflict);
+                }
+                continue;
+            }
             if let Some(among) = &among {
                 found.retain(|found| among.contains(&found.request));
             }
             match relay::choose(&found, named) {
-                Ok(one) => return Ok(one),
+                Ok(one) => result = Ok(one),
                 Err(Decision::Ambiguous) => {
                     among = Some(found.iter().map(|found| found.request).collect());
                     result = Err(Decision::Ambiguous);
@@ -669,6 +686,14 @@ fn names_nothing(request: &Request<'_>) -> bool {
         && headers.keys.is_empty()
         && checked.fragments.is_none()
         && checked.w3c.is_none()
+}
+
+/// The key is that of a `traceparent` of another trace than this request's, and all that
+/// the call says of its own context.
+fn carries_on_another(request: &Request<'_>, one: &Remembered, key: &Key) -> bool {
+    let Checked { b3, w3c, .. } = &request.checked;
+    let same = |trace| one.b3.ids.is_some_and(|ids| ids.trace.same(trace));
+    b3.ids.is_none() && w3c.is_some_and(|w3c| !same(w3c.trace) && Key::trace(w3c.trace) == *key)
 }
 
 /// Where a call goes, for attribution.

@@ -277,6 +277,15 @@ pub fn choose(found: &[Found], named: Option<SpanId>) -> Result<(RequestOf, Reme
     }
 }
 
+/// There are requests among those found, and none is of the trace of this one.
+pub fn all_of_other_traces(found: &[Found], one: &Remembered) -> bool {
+    let mut others = found
+        .iter()
+        .filter_map(|found| Remembered::decode(&found.payload))
+        .peekable();
+    others.peek().is_some() && !others.any(|other| same_trace(&other, one))
+}
+
 /// The span is another one than the call names, the request has been answered,
 /// age. The least is the best.
 type Rank = (bool, bool, u64);

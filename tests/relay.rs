@@ -412,6 +412,38 @@ fn a_call_is_recognised_by_the_trace_id_that_it_carries_on() {
     );
 }
 
+/// It cannot be of both: one of the two was taken from somewhere else.
+#[test]
+fn a_call_that_carries_on_the_trace_of_another_request_is_left_alone() {
+    let sidecar = sidecar();
+    sidecar.inbound(&[ID, TRACE, SPAN]);
+    let other = sidecar.inbound(&[OTHER_ID, OTHER_TRACE, OTHER_SPAN]);
+    let foreign = "traceparent: 00-563ac35c9f6413ad48485a3953bb6124-1111111111111111-01";
+    assert_b3(&sidecar.outbound(&[ID, foreign]), Decision::Conflict, &[]);
+    // A context of its own is checked as before.
+    let context = [ID, foreign, OTHER_TRACE, SPAN];
+    let seen = sidecar.outbound(&context);
+    assert_b3(&seen, Decision::Present, &context);
+    assert!(seen.rules.contains(&"P02"));
+    // Nobody else came with that trace: it is the application's own.
+    sidecar.end(&other);
+    sidecar.wait(1000);
+    let seen = sidecar.outbound(&[ID, foreign]);
+    assert_b3(&seen, Decision::Copied, &[TRACE, SPAN]);
+    // Nor is it another one if a request of this trace came with it, as in a loop.
+    sidecar.inbound(&[OTHER_ID, TRACE, OTHER_SPAN, foreign]);
+    let seen = sidecar.outbound(&[ID, foreign]);
+    assert_b3(&seen, Decision::Copied, &[TRACE, SPAN]);
+
+    // With a list of forms what it carries on is a context of its own.
+    let sidecar = Sidecar::keyed(r#"{"emit": ["b3multi"]}"#);
+    sidecar.inbound(&[ID, TRACE, SPAN]);
+    sidecar.inbound(&[OTHER_ID, OTHER_TRACE, OTHER_SPAN]);
+    let seen = sidecar.outbound(&[ID, foreign]);
+    let given = [OTHER_TRACE, "x-b3-spanid: 1111111111111111", SAMPLED];
+    assert_b3(&seen, Decision::Present, &given);
+}
+
 #[test]
 fn headers_that_the_user_names_are_keys_in_order_of_preference() {
     let sidecar = Sidecar::new(r#"{"keys": ["X-Correlation-Id", "x-request-id"]}"#);

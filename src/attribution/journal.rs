@@ -246,6 +246,8 @@ impl Reader {
     /// Adds everything that was written since the last time, with its time.
     pub fn read(&mut self, data: &impl SharedData, events: &mut Vec<(u64, u16, Event)>) -> Read {
         let mut found = Read::All;
+        // The clock may be set back; the order stays.
+        let mut latest_us = 0;
         // No more than there are, even if the writer is faster.
         for _ in 0..2 * SEGMENTS {
             let Some((number, bytes)) = self.segment(data, self.number) else {
@@ -265,7 +267,8 @@ impl Reader {
                 let Some((at_us, event)) = Event::read(&mut rest) else {
                     break;
                 };
-                events.push((at_us, self.worker.0, event));
+                latest_us = at_us.max(latest_us);
+                events.push((latest_us, self.worker.0, event));
             }
             self.offset = bytes.len();
             if bytes.len() < SEGMENT {

@@ -34,8 +34,8 @@ const BLIND_US: u64 = 10_000_000;
 const FOLLOWS_US: u64 = 300_000_000;
 /// For so long after a call that had to be judged, others are written down too.
 const AWAKE_MS: u64 = 60_000;
-/// Calls to a host are expected to carry a key for so many ticks after one did.
-const NAMED_TICKS: u16 = 600;
+/// Calls to a host are expected to carry a key for so many seconds after one did.
+const NAMED_S: u16 = 600;
 /// Hosts that this is known of.
 const NAMED_MOST: usize = 64;
 /// When, in milliseconds, a call had to be judged in any worker.
@@ -63,8 +63,10 @@ pub struct Attribution {
     first_us: Option<u64>,
     awake_ms: u64,
     awake: bool,
-    /// [`text::host`] of calls that carried a key, and ticks since.
+    /// [`text::host`] of calls that carried a key, and seconds since.
     named: Vec<(u32, u16)>,
+    /// When the seconds were last counted.
+    counted_us: u64,
 }
 
 /// The request or call of a worker, as one number.
@@ -214,10 +216,14 @@ impl Attribution {
 
     /// To be called every second or so.
     pub fn tick(&mut self, store: &mut Store, data: &impl SharedData, now_us: u64) {
-        self.named.retain_mut(|(_, ticks)| {
-            *ticks += 1;
-            *ticks < NAMED_TICKS
-        });
+        // Envoy ticks for each configuration of the module, each second.
+        if now_us.abs_diff(self.counted_us) > 900_000 {
+            self.counted_us = now_us;
+            self.named.retain_mut(|(_, seconds)| {
+                *seconds += 1;
+                *seconds < NAMED_S
+            });
+        }
         if self.writer.is_none() && self.readers.is_empty() {
             return;
         }
