@@ -80,7 +80,8 @@ def test_a_command_is_well_formed(environment: dict[str, str], path: str, comman
     for named in re.findall(r"(?:envoyfilter|dist|samples)/[\w./-]+", command):
         at = istio().directory if named.startswith("samples/") else ROOT
         assert (at / named).exists(), f"{path} names {named}"
-    command = command.replace("$(kubectl -n shop get deployments -o name)", "deployment.apps/front")
+    listed = "$(kubectl -n shop get deployments,statefulsets,daemonsets -o name)"
+    command = command.replace(listed, "deployment.apps/front")
     command = command.removesuffix("&")
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command],
@@ -112,9 +113,7 @@ def test_the_entry_of_the_whole_mesh() -> None:
 
 
 def test_unmounting_takes_away_what_mounting_has_added(tmp_path: Path) -> None:
-    (patch,) = re.findall(
-        r"--type=json -p '(\[\n.*?\])'", (SHIPPED / "README.md").read_text(), re.DOTALL
-    )
+    (patch,) = re.findall(r"-p '(\{.*?\})'", (SHIPPED / "README.md").read_text(), re.DOTALL)
     (front,) = (
         one
         for one in load("example/shop.yaml")
@@ -122,11 +121,13 @@ def test_unmounting_takes_away_what_mounting_has_added(tmp_path: Path) -> None:
     )
     path = tmp_path / "deployment.yaml"
     path.write_text(yaml.safe_dump(front))
-    for arguments in (("--patch-file", SHIPPED / "mount.yaml"), ("--type=json", "-p", patch)):
+    # Twice: nothing is there the second time, and that is no error.
+    mounting, unmounting = ("--patch-file", SHIPPED / "mount.yaml"), ("-p", patch)
+    for arguments in (mounting, unmounting, unmounting):
         done = istio().run("kubectl", "patch", "--local", "-f", path, *arguments, "-o", "yaml")
         assert done.exit_code == 0, done.text
         mounted = "sidecar.istio.io/userVolume" in done.out
-        assert mounted == (arguments[0] == "--patch-file")
+        assert mounted == (arguments is mounting)
         path.write_text(done.out)
     (after,) = documents(path.read_text())
     after["spec"]["template"]["metadata"].pop("annotations", None)

@@ -82,6 +82,42 @@ def test_the_sidecar_gets_the_module(tmp_path: Path, patch: str) -> None:
     }
 
 
+@pytest.mark.parametrize("injected", [False, True])
+def test_a_gateway_gets_the_module(tmp_path: Path, injected: bool) -> None:
+    """One as `istioctl install` makes it, and one whose proxy the injector fills in, as
+    that of Istio's Helm chart."""
+    generated = documents(istio().run("istioctl", "manifest", "generate").out)
+    (gateway,) = (
+        one
+        for one in generated
+        if one["kind"] == "Deployment" and one["metadata"]["name"] == "istio-ingressgateway"
+    )
+    if injected:
+        template = gateway["spec"]["template"]
+        labels = {"istio": "ingressgateway", "sidecar.istio.io/inject": "true"}
+        annotations = {"inject.istio.io/templates": "gateway"}
+        template["metadata"] = {"labels": labels, "annotations": annotations}
+        template["spec"] = {"containers": [{"name": "istio-proxy", "image": "auto"}]}
+    deployment = tmp_path / "deployment.yaml"
+    deployment.write_text(yaml.safe_dump(gateway))
+    patch = ("--patch-file", SHIPPED / "mount-gateway.yaml")
+    done = istio().run("kubectl", "patch", "--local", "-f", deployment, *patch, "-o", "yaml")
+    assert done.exit_code == 0, done.text
+    if injected:
+        deployment.write_text(done.out)
+        words = ("kube-inject", "-r", "default", "-f", deployment, *injection(tmp_path))
+        done = istio().run("istioctl", *words)
+        assert done.exit_code == 0, done.text
+    (patched,) = documents(done.out)
+    spec = patched["spec"]["template"]["spec"]
+    (volume,) = (one for one in spec["volumes"] if one["name"] == "b3relay")
+    assert volume == {"name": "b3relay", **VOLUMES["mount.yaml"]}
+    (proxy,) = spec["containers"]
+    assert proxy["image"] != "auto"
+    (mount,) = (one for one in proxy["volumeMounts"] if one["name"] == "b3relay")
+    assert mount["mountPath"] == str(Path(MODULE).parent)
+
+
 def test_a_misspelt_mount_is_not_taken(tmp_path: Path) -> None:
     """The injector says nothing of it: the mount comes out without a path."""
     patch = documents((SHIPPED / "mount.yaml").read_text())[0]
