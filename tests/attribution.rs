@@ -554,3 +554,24 @@ fn a_clock_that_is_set_back() {
     app.sidecar.wait(1);
     assert_copied(&app.call("h1", "/items/7"), &request, Decision::Exclusive);
 }
+
+/// An application need not notice that a client has gone, and goes on making calls.
+#[test]
+fn requests_that_were_broken_off() {
+    let app = App::new("{}");
+    let gone = app.begin("/a");
+    app.sidecar.wait(1);
+    let call = app.call("h1", "/items/7");
+    assert_copied(&call, &gone, Decision::Exclusive);
+    app.sidecar.end_after(&gone.seen, false);
+    app.sidecar.wait(100);
+    // The next call may be of either.
+    let request = app.begin("/a");
+    app.sidecar.wait(1);
+    assert_left_alone(&app.call("h1", "/items/7"), Decision::Unsure);
+    app.end(request);
+    app.sidecar.wait(10_000);
+    let request = app.begin("/a");
+    app.sidecar.wait(1);
+    assert_copied(&app.call("h1", "/items/7"), &request, Decision::Exclusive);
+}

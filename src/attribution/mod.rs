@@ -102,9 +102,16 @@ impl Attribution {
     }
 
     /// It has been answered, or was broken off.
-    pub fn end(&mut self, store: &mut Store, data: &impl SharedData, now_us: u64, ticket: &Ticket) {
+    pub fn end(
+        &mut self,
+        store: &mut Store,
+        data: &impl SharedData,
+        now_us: u64,
+        ticket: &Ticket,
+        answered: bool,
+    ) {
         let request = ticket.id();
-        self.write(store, data, now_us, &Event::End { request });
+        self.write(store, data, now_us, &Event::End { request, answered });
     }
 
     /// There were calls of late that had to be judged. If not, others need not be
@@ -329,7 +336,10 @@ impl Attribution {
                 let request = number(worker, request);
                 self.tracker.begin(at_us, request, bucket, route, tokens);
             }
-            Event::End { request } => {
+            Event::End { request, answered } => {
+                if !answered {
+                    self.tracker.stray(at_us);
+                }
                 self.tracker.end(at_us, number(worker, request));
             }
             Event::Call {
