@@ -232,13 +232,19 @@ impl Filter {
     }
 
     /// The request that the ticket was given for has been served, or broken
-    /// off. False if the store could not be updated; its entry then stays until
-    /// room is needed.
-    pub fn end(&self, memory: &mut Memory, host: &impl Host, ticket: Ticket) -> bool {
+    /// off, perhaps before it was `answered`. False if the store could not be updated;
+    /// its entry then stays until room is needed.
+    pub fn end(
+        &self,
+        memory: &mut Memory,
+        host: &impl Host,
+        ticket: Ticket,
+        answered: bool,
+    ) -> bool {
         let Memory { store, attribution } = memory;
         let now_us = host.now_us();
         if self.attributes() {
-            attribution.end(store, host, now_us, &ticket);
+            attribution.end(store, host, now_us, &ticket, answered);
         }
         store.end(host, self.limits, now_us / 1000, ticket)
     }

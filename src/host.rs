@@ -150,6 +150,7 @@ pub(crate) fn create(context: u32, parent: u32) {
             _ => Context::Stream(Stream {
                 plugin: module.plugin(parent),
                 ticket: None,
+                answered: false,
                 call: None,
                 response_report: None,
             }),
@@ -254,16 +255,12 @@ pub(crate) fn request_headers(context: u32) -> bool {
 /// The headers of the response.
 pub(crate) fn response_headers(context: u32) {
     with(|module| {
-        let stream = module.stream(context);
-        if let Some(Stream {
-            plugin: Some(plugin),
-            response_report,
-            ..
-        }) = stream
-        {
-            if let Some(report) = response_report.take() {
-                plugin.tried(Map::Response.add(REPORT, report.as_bytes()));
-            }
+        let Some(stream) = module.stream(context) else {
+            return;
+        };
+        stream.answered = true;
+        if let (Some(plugin), Some(report)) = (&stream.plugin, stream.response_report.take()) {
+            plugin.tried(Map::Response.add(REPORT, report.as_bytes()));
         }
     });
 }
@@ -277,7 +274,8 @@ pub(crate) fn delete(context: u32) {
         };
         let Some(plugin) = stream.plugin else { return };
         if let Some(ticket) = stream.ticket {
-            if !plugin.filter.end(module.memory(), &Envoy, ticket) {
+            let memory = module.memory();
+            if !plugin.filter.end(memory, &Envoy, ticket, stream.answered) {
                 plugin.count(Counter::NotStored);
             }
         }
@@ -408,6 +406,8 @@ impl Plugin {
 struct Stream {
     plugin: Option<Rc<Plugin>>,
     ticket: Option<Ticket>,
+    /// The response has begun.
+    answered: bool,
     call: Option<u64>,
     response_report: Option<String>,
 }

@@ -70,6 +70,10 @@ impl App {
 
     /// A call as Envoy passes it on, with a request ID that it has just made up.
     fn call(&self, host: &str, path: &str) -> Seen {
+        self.call_on(1, host, path)
+    }
+
+    fn call_on(&self, worker: usize, host: &str, path: &str) -> Seen {
         let n = self.number();
         let headers: Headers = [
             ":method: GET".to_string(),
@@ -80,7 +84,7 @@ impl App {
         .iter()
         .map(|line| header(line))
         .collect();
-        self.sidecar.on(1, Some(Outbound), &headers)
+        self.sidecar.on(worker, Some(Outbound), &headers)
     }
 
     /// A whole request, with calls to these hosts one after the other.
@@ -377,6 +381,36 @@ fn calls_for_requests_from_before_the_start() {
     assert_copied(&app.call("h2", "/items/7"), &request, Decision::Exclusive);
 }
 
+/// What one worker has noticed holds for the others.
+#[test]
+fn calls_for_requests_from_before_the_start_on_another_worker() {
+    let app = App::new("{}");
+    assert_left_alone(&app.call_on(0, "h0", "/items/7"), Decision::Unsure);
+    app.sidecar.wait(5);
+    let request = app.begin("/a");
+    app.sidecar.wait(5);
+    let call = app.call_on(1, "h1", "/items/7");
+    assert_left_alone(&call, Decision::Unsure);
+    app.end(request);
+    app.sidecar.wait(10_000);
+    let request = app.begin("/a");
+    app.sidecar.wait(5);
+    let call = app.call_on(1, "h1", "/items/7");
+    assert_copied(&call, &request, Decision::Exclusive);
+}
+
+/// A call of the background is no sign of that for long.
+#[test]
+fn a_worker_that_judges_its_first_call_late() {
+    let app = App::new("{}");
+    assert_left_alone(&app.call_on(0, "background", "/"), Decision::Unsure);
+    app.sidecar.wait(10_000);
+    let request = app.begin("/a");
+    app.sidecar.wait(5);
+    let call = app.call_on(1, "h1", "/items/7");
+    assert_copied(&call, &request, Decision::Exclusive);
+}
+
 #[test]
 fn requests_without_any_key_are_remembered() {
     let config = r#"{"attribution": "inferred", "generate_request_id": false, "keys": ["x-id"]}"#;
@@ -550,6 +584,27 @@ fn a_clock_that_is_set_back() {
     app.sidecar.host.now.set(app.sidecar.host.now.get() - 500);
     app.end(request);
     app.sidecar.wait(1);
+    let request = app.begin("/a");
+    app.sidecar.wait(1);
+    assert_copied(&app.call("h1", "/items/7"), &request, Decision::Exclusive);
+}
+
+/// An application need not notice that a client has gone, and goes on making calls.
+#[test]
+fn requests_that_were_broken_off() {
+    let app = App::new("{}");
+    let gone = app.begin("/a");
+    app.sidecar.wait(1);
+    let call = app.call("h1", "/items/7");
+    assert_copied(&call, &gone, Decision::Exclusive);
+    app.sidecar.end_after(&gone.seen, false);
+    app.sidecar.wait(100);
+    // The next call may be of either.
+    let request = app.begin("/a");
+    app.sidecar.wait(1);
+    assert_left_alone(&app.call("h1", "/items/7"), Decision::Unsure);
+    app.end(request);
+    app.sidecar.wait(10_000);
     let request = app.begin("/a");
     app.sidecar.wait(1);
     assert_copied(&app.call("h1", "/items/7"), &request, Decision::Exclusive);

@@ -44,6 +44,8 @@ pub enum Event {
     End {
         /// Its number in the store.
         request: u64,
+        /// The response had begun.
+        answered: bool,
     },
     /// A call has begun.
     Call {
@@ -86,8 +88,8 @@ impl Event {
                 out.extend_from_slice(&route.to_le_bytes());
                 write_tokens(tokens, out);
             }
-            Self::End { request } => {
-                out.push(1);
+            Self::End { request, answered } => {
+                out.push(if *answered { 1 } else { 5 });
                 out.extend_from_slice(&request.to_le_bytes());
             }
             Self::Call {
@@ -129,7 +131,10 @@ impl Event {
                 route: u32::from_le_bytes(take(rest)?),
                 tokens: read_tokens(rest)?,
             },
-            1 => Self::End { request: number },
+            1 | 5 => Self::End {
+                request: number,
+                answered: tag == 1,
+            },
             2 | 3 => {
                 let kind = [
                     u32::from_le_bytes(take(rest)?),
@@ -301,7 +306,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn end(request: u64) -> Event {
-        Event::End { request }
+        Event::End {
+            request,
+            answered: !request.is_multiple_of(3),
+        }
     }
 
     fn read(reader: &mut Reader, data: &InMemory) -> (Read, Vec<Event>) {

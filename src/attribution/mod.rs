@@ -102,9 +102,16 @@ impl Attribution {
     }
 
     /// It has been answered, or was broken off.
-    pub fn end(&mut self, store: &mut Store, data: &impl SharedData, now_us: u64, ticket: &Ticket) {
+    pub fn end(
+        &mut self,
+        store: &mut Store,
+        data: &impl SharedData,
+        now_us: u64,
+        ticket: &Ticket,
+        answered: bool,
+    ) {
         let request = ticket.id();
-        self.write(store, data, now_us, &Event::End { request });
+        self.write(store, data, now_us, &Event::End { request, answered });
     }
 
     /// There were calls of late that had to be judged. If not, others need not be
@@ -176,12 +183,9 @@ impl Attribution {
         let Some(worker) = self.writer(store, data, now_us).map(|w| w.worker()) else {
             return (None, None);
         };
+        self.first_us.get_or_insert(now_us);
         self.follow(store, data, now_us);
-        let first_us = *self.first_us.get_or_insert(now_us);
-        if self.tracker.in_flight() == 0 && now_us.saturating_sub(first_us) < BLIND_US {
-            // Of a request that was in flight when this Envoy, or this module, took over.
-            self.blind_until_us = now_us.saturating_add(BLIND_US);
-        }
+        self.called_by_nobody(now_us);
         let id = self.number_call();
         let Call { kind, tokens } = call;
         let verdict = self
@@ -238,6 +242,16 @@ impl Attribution {
             // Begins anew with the next call that is to be judged.
             self.readers.clear();
             self.tracker.forget();
+        }
+    }
+
+    /// A call, while nothing is in flight. Soon after the first one that had to be
+    /// judged it may be of a request that was in flight when this Envoy, or this module,
+    /// took over: where there is one, there are more, in whichever worker.
+    fn called_by_nobody(&mut self, at_us: u64) {
+        let soon = self.first_us.is_some_and(|first| at_us < first + BLIND_US);
+        if soon && self.tracker.in_flight() == 0 {
+            self.blind_until_us = self.blind_until_us.max(at_us + BLIND_US);
         }
     }
 
@@ -329,7 +343,10 @@ impl Attribution {
                 let request = number(worker, request);
                 self.tracker.begin(at_us, request, bucket, route, tokens);
             }
-            Event::End { request } => {
+            Event::End { request, answered } => {
+                if !answered {
+                    self.tracker.stray(at_us);
+                }
                 self.tracker.end(at_us, number(worker, request));
             }
             Event::Call {
@@ -338,6 +355,9 @@ impl Attribution {
                 tokens,
                 owner,
             } => {
+                if owner.is_none() {
+                    self.called_by_nobody(at_us);
+                }
                 let owner = owner.map(|(worker, request)| number(worker, request));
                 let call = number(worker, call);
                 self.tracker.call(at_us, call, kind, &tokens, owner, 0.0);

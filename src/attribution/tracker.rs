@@ -124,6 +124,9 @@ pub struct Tracker {
     /// Requests in flight that are not tracked.
     untracked: usize,
     now_us: u64,
+    /// Until then the application may still be at work on requests that were broken
+    /// off: nobody is said to be alone.
+    strays_until_us: u64,
     surprises: Surprises,
     judged: Judged,
 }
@@ -369,6 +372,7 @@ impl Tracker {
             }
             // Nothing else has been seen of calls of this kind so far.
             alone = of_nobody <= ALONE * own || self.model.is_new(kind);
+            alone &= now_us >= self.strays_until_us;
         }
         let mut candidates = descending(candidates, Candidate::weight);
         let total: f64 = candidates.iter().map(Candidate::weight).sum::<f64>() + background;
@@ -573,6 +577,12 @@ impl Tracker {
         cluster.learn(&mut self.model, now_us, member, certain);
         cluster.remove(member);
         self.put(cluster);
+    }
+
+    /// A request was broken off before it was answered. The application need not have
+    /// noticed, and may go on making calls for it.
+    pub fn stray(&mut self, now_us: u64) {
+        self.strays_until_us = now_us.saturating_add(DORMANT_US);
     }
 
     /// These requests are gone, without an end that was seen.

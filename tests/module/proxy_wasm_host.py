@@ -521,8 +521,10 @@ class Stream:
         self.host.enter(self, "proxy_on_delete")
         self.host.forget(self)
 
-    def end(self) -> None:
+    def end(self, answered: bool = True) -> None:
         """The end of a stream as an upstream filter sees it."""
+        if answered and self.reply is None:
+            self.on_response_headers([(":status", b"200")])
         self.done()
         self.delete()
 

@@ -1373,6 +1373,16 @@ def test_the_only_request_in_flight_gets_the_call(attribution: str) -> None:
     assert there.call(*fresh(99))[0] == "unsure"
 
 
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_request_that_was_broken_off_may_go_on_making_calls(answered: bool) -> None:
+    here = sidecar({"attribution": "exclusive"}, host(Process()))
+    stream = served(here.inbound, ":method: GET", ":path: /a", numbered(1), *CONTEXT)
+    assert here.call(*fresh(1))[0] == "exclusive"
+    stream.end(answered)
+    served(here.inbound, ":method: GET", ":path: /a", numbered(2), *OTHER_CONTEXT)
+    assert here.call(*fresh(2))[0] == ("exclusive" if answered else "unsure")
+
+
 def test_what_was_seen_of_requests_tells_them_apart() -> None:
     """Requests on one worker, calls on another; and a third that comes later."""
     process = Process()

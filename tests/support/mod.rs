@@ -224,10 +224,16 @@ impl Sidecar {
         self.request(Some(Direction::Outbound), &headers(lines))
     }
 
+    /// It has been answered.
     pub fn end(&self, seen: &Seen) {
+        self.end_after(seen, true);
+    }
+
+    /// It has been answered, or broken off before.
+    pub fn end_after(&self, seen: &Seen, answered: bool) {
         let memory = &mut self.memories[seen.worker].borrow_mut();
         let ticket = seen.ticket.unwrap();
-        assert!(self.filter.end(memory, &self.host, ticket));
+        assert!(self.filter.end(memory, &self.host, ticket, answered));
     }
 
     /// The call has returned.
