@@ -596,7 +596,11 @@ impl Filter {
         let Memory { store, attribution } = memory;
         let tokens = self.tokens(store, &request.headers);
         let call = describe(&request.headers, tokens);
-        let wrong = 1.0 - f64::from(self.config.confidence) / 1e6;
+        let exclusive = self.config.attribution == AttributionMode::Exclusive;
+        let wrong = match exclusive {
+            true => 0.0,
+            false => 1.0 - f64::from(self.config.confidence) / 1e6,
+        };
         let (number, judged) = attribution.judge(store, host, host.now_us(), call, wrong);
         outcome.call = number;
         let (verdict, payload) = judged.ok_or(Decision::Unsure)?;
@@ -605,7 +609,6 @@ impl Filter {
             Basis::Token => Decision::Token,
             Basis::Evidence => Decision::Inferred,
         };
-        let exclusive = self.config.attribution == AttributionMode::Exclusive;
         if exclusive && by != Decision::Exclusive {
             return Err(Decision::Unsure);
         }

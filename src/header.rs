@@ -271,6 +271,8 @@ impl<'a> TraceHeaders<'a> {
         for (name, value) in pairs {
             headers.size.headers += 1;
             headers.size.bytes += name.len() + value.len();
+            let key = wanted.keys.iter().position(|key| key.as_bytes() == name);
+            headers.keys.extend(key.map(|index| (index, value)));
             if let Some(field) = headers.field(name) {
                 field.add(value);
                 if name == OT_SPAN_CONTEXT.as_bytes() {
@@ -280,10 +282,6 @@ impl<'a> TraceHeaders<'a> {
             }
             if wanted.copy.iter().any(|pattern| pattern.matches(name)) {
                 headers.copied.push((name, value));
-            }
-            let key = wanted.keys.iter().position(|key| key.as_bytes() == name);
-            if let Some(index) = key {
-                headers.keys.push((index, value));
             }
             if wanted.tokens.iter().any(|token| token.as_bytes() == name) {
                 headers.tokens.push(value);

@@ -9,6 +9,7 @@
 
 mod support;
 
+use b3relay::attribution::tracker::Tracker;
 use b3relay::config::Direction::{Inbound, Outbound};
 use b3relay::metrics::Counter;
 use b3relay::relay::Decision;
@@ -605,6 +606,42 @@ fn requests_that_were_broken_off() {
     assert_left_alone(&app.call("h1", "/items/7"), Decision::Unsure);
     app.end(request);
     app.sidecar.wait(10_000);
+    let request = app.begin("/a");
+    app.sidecar.wait(1);
+    assert_copied(&app.call("h1", "/items/7"), &request, Decision::Exclusive);
+}
+
+/// Where only the one request in flight counts, calls that several may have made cost no
+/// thought: every worker would have it, for the calls of all.
+#[test]
+fn exclusive_makes_nothing_of_calls_that_several_may_have_made() {
+    for plain in [true, false] {
+        let mut tracker = Tracker::default();
+        tracker.plain = plain;
+        for request in 0..20 {
+            tracker.begin(1000, request, 0, 7, vec![]);
+        }
+        for call in 0..20 {
+            tracker.call(2000 + call, call, [8, 9], &[], None, 0.0);
+        }
+        let hypotheses = format!("{tracker:?}").matches("Hypothesis {").count();
+        assert_eq!(hypotheses == 20, plain, "{hypotheses}");
+    }
+}
+
+/// Nor does it learn that they make none.
+#[test]
+fn requests_side_by_side_teach_exclusive_nothing() {
+    let app = App::new("{}");
+    for _ in 0..25 {
+        let requests = [app.begin("/a"), app.begin("/a")];
+        app.sidecar.wait(1);
+        let call = app.call("h1", "/items/7");
+        assert_left_alone(&call, Decision::Unsure);
+        app.sidecar.wait(10);
+        app.sidecar.returned(&call);
+        requests.into_iter().for_each(|request| app.end(request));
+    }
     let request = app.begin("/a");
     app.sidecar.wait(1);
     assert_copied(&app.call("h1", "/items/7"), &request, Decision::Exclusive);

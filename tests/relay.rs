@@ -462,6 +462,18 @@ fn headers_that_the_user_names_are_keys_in_order_of_preference() {
     assert_b3(&seen, Decision::Unknown, &[]);
 }
 
+/// Also one that is read for other reasons.
+#[test]
+fn any_header_may_be_a_key() {
+    for key in ["x-ot-span-context", "tracestate", "x-id"] {
+        let sidecar = Sidecar::keyed(&format!(r#"{{"keys": ["{key}"]}}"#));
+        let value = format!("{key}: 7");
+        sidecar.inbound(&[&value, TRACE, SPAN]);
+        let seen = sidecar.outbound(&[&value]);
+        assert_b3(&seen, Decision::Copied, &[TRACE, SPAN]);
+    }
+}
+
 #[test]
 fn a_later_key_tells_requests_of_one_id_apart() {
     let sidecar = sidecar();

@@ -168,8 +168,9 @@ impl Attribution {
     }
 
     /// Whose call is it? `wrong`: the part of all calls that may be given to a wrong
-    /// request. Returns its number, for [`Attribution::returned`], and the request
-    /// if it is sure, with what was remembered of it.
+    /// request; 0 if only one that is alone in flight may get any. Returns its number,
+    /// for [`Attribution::returned`], and the request if it is sure, with what was
+    /// remembered of it.
     pub fn judge(
         &mut self,
         store: &mut Store,
@@ -178,6 +179,7 @@ impl Attribution {
         call: Call,
         wrong: f64,
     ) -> (Option<u64>, Option<(Verdict, Vec<u8>)>) {
+        self.tracker.plain = wrong <= 0.0;
         self.wake(data, now_us);
         self.judged_us = now_us;
         let Some(worker) = self.writer(store, data, now_us).map(|w| w.worker()) else {

@@ -89,6 +89,8 @@ struct Request {
     certain: bool,
     /// No other request was in flight at the same time.
     alone: bool,
+    /// A call came that it may have made, and nothing was made of it.
+    unwatched: bool,
     tokens: Vec<Token>,
 }
 
@@ -118,6 +120,9 @@ impl Candidate {
 #[derive(Debug, Default)]
 pub struct Tracker {
     model: Model,
+    /// Nobody asks but for the only request in flight: of calls that several may have
+    /// made nothing is believed.
+    pub plain: bool,
     /// Each request is a member of one.
     clusters: Vec<Cluster>,
     requests: Vec<Request>,
@@ -317,6 +322,7 @@ impl Tracker {
             heard_us: now_us,
             certain: true,
             alone,
+            unwatched: false,
             tokens,
         });
     }
@@ -353,10 +359,18 @@ impl Tracker {
             }
             return None;
         }
+        let active = self.active(now_us);
+        if self.plain && self.in_flight() > 1 {
+            for request in &mut self.requests {
+                request.heard_us = now_us;
+                request.unwatched = true;
+            }
+            self.model.learn_call(kind, &[], 0.0, active);
+            return None;
+        }
         let mut candidates = self.candidates(now_us, kind, tokens);
         let mut background = f64::from(self.model.background_rate(kind));
         let mut alone = false;
-        let active = self.active(now_us);
         if active == 1 && self.untracked == 0 {
             let heard = |c: &&mut Candidate| {
                 let request = self.request(c.request);
@@ -557,6 +571,15 @@ impl Tracker {
         let Some((mut cluster, member)) = self.take_cluster(request) else {
             return;
         };
+        if !known.unwatched {
+            self.learn(now_us, &known, &mut cluster, member);
+        }
+        cluster.remove(member);
+        self.put(cluster);
+    }
+
+    /// Learns from a request that has been answered.
+    fn learn(&mut self, now_us: u64, known: &Request, cluster: &mut Cluster, member: usize) {
         let expected = cluster.ended(&self.model, now_us, member);
         let start = self.model.node(Place::start(known.route));
         if self.model.sure(start) >= KNOWN {
@@ -575,8 +598,6 @@ impl Tracker {
             f32::INFINITY
         };
         cluster.learn(&mut self.model, now_us, member, certain);
-        cluster.remove(member);
-        self.put(cluster);
     }
 
     /// A request was broken off before it was answered. The application need not have

@@ -514,7 +514,8 @@ impl Tally {
 
 fn measure(app: &App, concurrency: usize, size: Size, seed: u64, wrong: f64) -> Tally {
     let (events, counts_from) = run(app, concurrency, size.requests, size.quiet, seed);
-    let mut tracker = Tracker::default();
+    let (mut tracker, mut plain) = (Tracker::default(), Tracker::default());
+    plain.plain = true;
     let mut tally = Tally::default();
     let mut in_flight: Vec<u64> = Vec::new();
     let tokens = |token: u32| match token {
@@ -526,14 +527,20 @@ fn measure(app: &App, concurrency: usize, size: Size, seed: u64, wrong: f64) -> 
             Seen::Begin(id, route, token) => {
                 in_flight.push(id);
                 tracker.begin(us, id, 0, route, tokens(token));
+                plain.begin(us, id, 0, route, vec![]);
             }
             Seen::End(id) => {
                 in_flight.retain(|known| *known != id);
                 tracker.end(us, id);
+                plain.end(us, id);
             }
-            Seen::CallEnd(id) => tracker.call_end(us, id),
+            Seen::CallEnd(id) => {
+                tracker.call_end(us, id);
+                plain.call_end(us, id);
+            }
             Seen::Call(id, kind, token, owner) => {
                 let sure = tracker.call(us, id, [kind, 99], &tokens(token), None, wrong);
+                let alone = plain.call(us, id, [kind, 99], &[], None, 0.0);
                 if us < counts_from {
                     continue;
                 }
@@ -544,7 +551,7 @@ fn measure(app: &App, concurrency: usize, size: Size, seed: u64, wrong: f64) -> 
                     (Some(v), Some(owner)) if v.request == owner => tally.right += 1,
                     (Some(_), _) => tally.wrong += 1,
                 }
-                if let Some(v) = sure.filter(|v| v.basis == Basis::Alone) {
+                if let Some(v) = alone.filter(|v| v.basis == Basis::Alone) {
                     tally.exclusive[usize::from(Some(v.request) != owner)] += 1;
                 }
                 if let [only] = in_flight[..] {
