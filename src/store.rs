@@ -157,6 +157,9 @@ pub struct Store {
     /// From the first insertion on.
     number: Option<u16>,
     beat_ms: u64,
+    /// Who was alive then is so until the next beat: after a pause of the whole machine,
+    /// or a leap of its clock, everybody looks dead until he has said that he is not.
+    known_ms: u64,
     others: Vec<WorkerOf>,
     /// The CAS number of [`CHANGED`] when `others` was read.
     version: Option<u32>,
@@ -190,6 +193,7 @@ impl Store {
             nonce: random,
             number: None,
             beat_ms: 0,
+            known_ms: u64::MAX,
             others: Vec::new(),
             version: None,
             next_id: 0,
@@ -420,14 +424,11 @@ impl Store {
         }
         let since = now_ms.abs_diff(self.beat_ms);
         if since >= BEAT_MS {
-            let first = self.beat_ms == 0;
+            let leapt = since >= DEAD_MS / 2;
+            self.known_ms = if leapt { self.beat_ms } else { now_ms };
             self.beat_ms = now_ms;
             self.beat(data, now_ms);
-            // After a pause of the whole machine, or a leap of its clock, everybody
-            // looks dead until he has said that he is not.
-            if first || since < DEAD_MS / 2 {
-                self.read_workers(data, now_ms);
-            }
+            self.read_workers(data, now_ms);
         }
     }
 
@@ -545,7 +546,9 @@ impl Store {
         for _ in 0..TRIES {
             let (list, cas) = data.get(WORKERS).unwrap_or((Vec::new(), IF_MISSING));
             let mut workers: Vec<Worker> = Worker::read(&list).collect();
-            workers.retain(|worker| worker.is_alive(now_ms) && worker.nonce != self.nonce);
+            workers.retain(|worker| {
+                worker.is_alive([now_ms, self.known_ms]) && worker.nonce != self.nonce
+            });
             if workers.len() >= WORKERS_MOST {
                 return None;
             }
@@ -605,8 +608,9 @@ impl Store {
     fn read_workers(&mut self, data: &impl SharedData, now_ms: u64) {
         let list = data.get(WORKERS).map(|(list, _)| list).unwrap_or_default();
         self.others.clear();
+        let times = [now_ms, self.known_ms];
         let others =
-            Worker::read(&list).filter(|other| other.nonce != self.nonce && other.is_alive(now_ms));
+            Worker::read(&list).filter(|other| other.nonce != self.nonce && other.is_alive(times));
         self.others
             .extend(others.map(|other| (other.number, other.nonce)));
     }
@@ -622,8 +626,10 @@ struct Worker {
 }
 
 impl Worker {
-    fn is_alive(&self, now_ms: u64) -> bool {
-        now_ms.abs_diff(self.beat_ms) < DEAD_MS
+    /// At one of these times.
+    fn is_alive(&self, times: [u64; 2]) -> bool {
+        let near = |time: u64| time.abs_diff(self.beat_ms) < DEAD_MS;
+        times.into_iter().any(near)
     }
 
     fn read(mut list: &[u8]) -> impl Iterator<Item = Self> + '_ {

@@ -13,6 +13,7 @@ use b3relay::attribution::tracker::Tracker;
 use b3relay::config::Direction::{Inbound, Outbound};
 use b3relay::metrics::Counter;
 use b3relay::relay::Decision;
+use proptest::prelude::*;
 use support::{Headers, Seen, Sidecar, header};
 
 const INFERRED: &str = r#"{"attribution": "inferred"}"#;
@@ -550,7 +551,10 @@ fn a_worker_in_the_place_of_another() {
 #[test]
 fn a_leap_of_the_clock() {
     for leap in [40_000, 120_000, 7_200_000] {
-        let app = App::new("{}");
+        let app = App {
+            sidecar: Sidecar::with("{}", "{}", 3),
+            next: 1.into(),
+        };
         for worker in [0, 1] {
             app.end(app.begin_on(worker, "/a"));
         }
@@ -558,9 +562,11 @@ fn a_leap_of_the_clock() {
         assert_copied(&app.call("h1", "/items/7"), &request, Decision::Exclusive);
         app.end(request);
         app.sidecar.tick();
+        // A third worker, which the others have not yet heard of.
+        app.end(app.begin_on(2, "/a"));
         app.sidecar.wait(leap);
         // The one that judges calls is the first to look.
-        for worker in [1, 0] {
+        for worker in [1, 0, 2] {
             app.sidecar.tick_on(worker);
         }
         for _ in 0..30 {
@@ -645,4 +651,67 @@ fn requests_side_by_side_teach_exclusive_nothing() {
     let request = app.begin("/a");
     app.sidecar.wait(1);
     assert_copied(&app.call("h1", "/items/7"), &request, Decision::Exclusive);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Begin(usize),
+    End(usize),
+    Call(usize),
+    Wait(u64),
+    /// A worker is gone, with its requests, and another one is in its place.
+    Replace(usize),
+    Back(u64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        30 => (0usize..3).prop_map(Step::Begin),
+        30 => any::<usize>().prop_map(Step::End),
+        20 => (0usize..3).prop_map(Step::Call),
+        20 => (0u64..300).prop_map(Step::Wait),
+        1 => (0u64..20_000).prop_map(Step::Wait),
+        1 => (50_000u64..80_000).prop_map(Step::Wait),
+        1 => (0usize..3).prop_map(Step::Replace),
+        1 => (0u64..3000).prop_map(Step::Back),
+    ];
+    proptest::collection::vec(step, 0..600)
+}
+
+proptest! {
+    /// Whatever becomes of the workers and of the clock.
+    #[test]
+    fn exclusive_never_chooses_among_several(steps in steps()) {
+        let app = App {
+            sidecar: Sidecar::with("{}", "{}", 3),
+            next: 1.into(),
+        };
+        let mut requests: Vec<Request> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Begin(worker) => requests.push(app.begin_on(worker, "/a")),
+                Step::End(n) if !requests.is_empty() => {
+                    app.end(requests.swap_remove(n % requests.len()));
+                }
+                Step::End(_) => {}
+                Step::Call(worker) => {
+                    let call = app.call_on(worker, "h1", "/items/7");
+                    app.sidecar.returned(&call);
+                    if let ([request, rest @ ..], Some(trace)) = (&requests[..], trace(&call)) {
+                        prop_assert!(rest.is_empty());
+                        prop_assert_eq!(&trace, &request.trace);
+                    }
+                }
+                Step::Wait(ms) => {
+                    app.sidecar.wait(ms);
+                    app.sidecar.tick();
+                }
+                Step::Replace(worker) => {
+                    requests.retain(|request| request.seen.worker != worker);
+                    app.sidecar.replace(worker);
+                }
+                Step::Back(ms) => app.sidecar.host.now.set(app.sidecar.host.now.get() - ms),
+            }
+        }
+    }
 }

@@ -251,9 +251,11 @@ impl Attribution {
     /// judged it may be of a request that was in flight when this Envoy, or this module,
     /// took over: where there is one, there are more, in whichever worker.
     fn called_by_nobody(&mut self, at_us: u64) {
-        let soon = self.first_us.is_some_and(|first| at_us < first + BLIND_US);
+        let soon = self
+            .first_us
+            .is_some_and(|first| at_us < first.saturating_add(BLIND_US));
         if soon && self.tracker.in_flight() == 0 {
-            self.blind_until_us = self.blind_until_us.max(at_us + BLIND_US);
+            self.blind_until_us = self.blind_until_us.max(at_us.saturating_add(BLIND_US));
         }
     }
 

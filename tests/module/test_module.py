@@ -1413,6 +1413,7 @@ def test_what_was_seen_of_requests_tells_them_apart() -> None:
         process.wait(1)
         assert call(worker, "h2", 50)[0] == "inferred"
         assert call(worker, "h1", 51)[0] == "inferred"
+        process.wait(1)
         for stream in streams:
             stream.end()
         process.wait(5)

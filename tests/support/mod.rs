@@ -148,6 +148,7 @@ pub struct Sidecar {
     pub filter: Filter,
     outbound: Filter,
     memories: Vec<RefCell<Memory>>,
+    replaced: Cell<u64>,
 }
 
 impl Sidecar {
@@ -170,6 +171,7 @@ impl Sidecar {
         let memories = (0..workers).map(|n| RefCell::new(Memory::open(&host, n)));
         Self {
             memories: memories.collect(),
+            replaced: Cell::default(),
             filter: filter(inbound),
             outbound: filter(outbound),
             host,
@@ -256,7 +258,8 @@ impl Sidecar {
 
     /// That worker is gone, and another one in its place.
     pub fn replace(&self, worker: usize) {
-        let random = 1000 + self.host.now.get();
+        self.replaced.set(self.replaced.get() + 1);
+        let random = 1000 + self.replaced.get();
         *self.memories[worker].borrow_mut() = Memory::open(&self.host, random);
     }
 }
