@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 import yaml
 from aiohttp import web
 
@@ -35,6 +36,10 @@ AT_ONCE = ("--drain-strategy", "immediate")
 # it is 600.
 PUSH_DRAIN_SECONDS, RESTART_DRAIN_SECONDS = 60, 4
 TAGS = ("decision", "direction", "reason", "rule")
+# The least of what filters do about calls whose key nobody knows, and the default. One
+# that has taken over knows nothing of the requests before it: by `exclusive` it may give
+# a call of theirs to the only request that it has seen so far.
+ATTRIBUTION = pytest.mark.parametrize("attribution", ["off", "exclusive"])
 
 
 @dataclass
@@ -141,7 +146,8 @@ def another_module(path: Path) -> Path:
 class Pod:
     """The bootstrap of one Envoy, and the load for it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, attribution: str) -> None:
+        self._attribution = attribution
         self.module = Path(shutil.copy(wasm_path(), directory / "b3relay.wasm"))
         self.load = Load(free_port(), free_port(), free_port(), free_port())
         self.admin_port = free_port()
@@ -154,7 +160,8 @@ class Pod:
         vm_configuration: str | None = None,
     ) -> Config:
         def wasm(direction: str) -> Wasm:
-            text = json.dumps({**config, "direction": direction})
+            configured = {"attribution": self._attribution, **config, "direction": direction}
+            text = json.dumps(configured)
             path = module or self.module
             return Wasm(path, text, vm_id=vm_id, vm_config=vm_configuration)
 
@@ -238,21 +245,25 @@ class Pushes:
         await until("more requests", lambda: self._pod.load.requests > seen + 4 * USERS)
 
 
-def judge(load: Load, counted: Counter[str]) -> None:
-    """Nothing lost, nothing wrong, and every miss counted."""
+def judge(load: Load, counted: Counter[str], attribution: str) -> None:
+    """Nothing lost, nothing wrong (or hardly anything), and every miss counted."""
     print(load.requests, "requests,", dict(load.calls), "calls, counted", dict(counted))
     assert not load.failed, f"{len(load.failed)}: {load.failed[:5]}"
-    assert load.calls["wrong"] == 0
+    # As much as is allowed of attribution at any time.
+    allowed = 0.005 * sum(load.calls.values()) + 1 if attribution == "exclusive" else 0
+    assert load.calls["wrong"] <= allowed
     assert load.calls["right"] > load.requests, "most of them"
     assert sum(load.calls.values()) == 2 * load.requests
-    assert counted["copied"] + counted["exclusive"] == load.calls["right"]
+    given = load.calls["right"] + load.calls["wrong"]
+    assert counted["copied"] + counted["exclusive"] == given
     assert counted["unknown"] + counted["unsure"] == load.calls["missed"]
     assert set(counted) <= {"copied", "exclusive", "unknown", "unsure"}
 
 
-def test_pushed_configurations() -> None:
+@ATTRIBUTION
+def test_pushed_configurations(attribution: str) -> None:
     with Processes() as processes:
-        pod = Pod(processes.directory)
+        pod = Pod(processes.directory, attribution)
         pushes = Pushes(pod, processes.directory)
         running = Envoy(
             processes,
@@ -290,15 +301,16 @@ def test_pushed_configurations() -> None:
                 missed = pod.load.calls["missed"]
 
         asyncio.run(told())
-        judge(pod.load, decisions(running))
+        judge(pod.load, decisions(running), attribution)
         # And the refused one was refused for that reason.
         assert "b3relay: configuration key `capacity`: found 1, " in running.log()
         assert "panic" not in running.log()
 
 
-def test_hot_restart() -> None:
+@ATTRIBUTION
+def test_hot_restart(attribution: str) -> None:
     with Processes() as processes:
-        pod = Pod(processes.directory)
+        pod = Pod(processes.directory, attribution)
         base_id = processes.directory / "base-id"
         times = (
             *("--drain-time-s", str(RESTART_DRAIN_SECONDS), *AT_ONCE),
@@ -346,6 +358,6 @@ def test_hot_restart() -> None:
             # Envoy leaves it behind; the number is ten times the ID.
             shared = f"envoy_shared_memory_{base_id.read_text().strip()}0"
             Path("/dev/shm", shared).unlink(missing_ok=True)
-        judge(pod.load, decisions(child))
+        judge(pod.load, decisions(child), attribution)
         for each in (parent, child):
             assert "panic" not in each.log() and "critical" not in each.log()
