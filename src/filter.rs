@@ -633,30 +633,31 @@ impl Filter {
         let named = relay::named_span(&request.checked);
         let mut result = Err(Decision::NoKey);
         let mut among: Option<Vec<RequestOf>> = None;
-        for key in self.keys(request, Forms::default()) {
-            if matches!(&result, Ok((_, one)) if !carries_on_another(request, one, &key)) {
-                continue;
-            }
-            let mut found = store.find(host, self.limits, || host.now_ms(), &key, all);
-            if let Ok((_, one)) = &result {
-                // It cannot be of two. A trace that nobody came with is the
-                // application's own.
-                if relay::all_of_other_traces(&found, one) {
-                    return Err(Decision::Conflict);
-                }
-                continue;
-            }
+        let mut find = |key: &Key| store.find(host, self.limits, || host.now_ms(), key, all);
+        let mut keys = self.keys(request, Forms::default()).into_iter();
+        for key in keys.by_ref() {
+            let mut found = find(&key);
             if let Some(among) = &among {
                 found.retain(|found| among.contains(&found.request));
             }
             match relay::choose(&found, named) {
-                Ok(one) => result = Ok(one),
+                Ok(one) => {
+                    result = Ok(one);
+                    break;
+                }
                 Err(Decision::Ambiguous) => {
                     among = Some(found.iter().map(|found| found.request).collect());
                     result = Err(Decision::Ambiguous);
                 }
                 Err(decision) if among.is_none() => result = Err(decision),
                 Err(_) => {}
+            }
+        }
+        // It cannot be of two. A trace that nobody came with is the application's own.
+        if let Ok((_, one)) = &result {
+            let foreign = foreign_trace(request, one).filter(|key| keys.any(|later| later == *key));
+            if foreign.is_some_and(|key| relay::all_of_other_traces(&find(&key), one)) {
+                return Err(Decision::Conflict);
             }
         }
         result
@@ -697,12 +698,13 @@ fn names_nothing(request: &Request<'_>) -> bool {
         && checked.w3c.is_none()
 }
 
-/// The key is that of a `traceparent` of another trace than this request's, and all that
+/// The trace of a `traceparent`, if it is another one than this request's, and all that
 /// the call says of its own context.
-fn carries_on_another(request: &Request<'_>, one: &Remembered, key: &Key) -> bool {
+fn foreign_trace(request: &Request<'_>, one: &Remembered) -> Option<Key> {
     let Checked { b3, w3c, .. } = &request.checked;
-    let same = |trace| one.b3.ids.is_some_and(|ids| ids.trace.same(trace));
-    b3.ids.is_none() && w3c.is_some_and(|w3c| !same(w3c.trace) && Key::trace(w3c.trace) == *key)
+    let trace = w3c.filter(|_| b3.ids.is_none())?.trace;
+    let same = one.b3.ids.is_some_and(|ids| ids.trace.same(trace));
+    (!same).then(|| Key::trace(trace))
 }
 
 /// Where a call goes, for attribution.

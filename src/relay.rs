@@ -279,11 +279,11 @@ pub fn choose(found: &[Found], named: Option<SpanId>) -> Result<(RequestOf, Reme
 
 /// There are requests among those found, and none is of the trace of this one.
 pub fn all_of_other_traces(found: &[Found], one: &Remembered) -> bool {
-    let mut others = found
+    let others = found
         .iter()
-        .filter_map(|found| Remembered::decode(&found.payload))
-        .peekable();
-    others.peek().is_some() && !others.any(|other| same_trace(&other, one))
+        .filter_map(|found| Remembered::decode(&found.payload));
+    let same = others.map(|other| same_trace(&other, one));
+    same.reduce(|a, b| a || b) == Some(false)
 }
 
 /// The span is another one than the call names, the request has been answered,
