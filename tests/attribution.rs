@@ -133,6 +133,15 @@ fn assert_copied(call: &Seen, request: &Request, decision: Decision) {
     assert_eq!(id(call), id(&request.seen), "the request ID is restored");
 }
 
+/// A request that is alone in flight gets the call that it makes.
+#[track_caller]
+fn assert_alone(app: &App) {
+    let request = app.begin("/a");
+    app.sidecar.wait(1);
+    assert_copied(&app.call("h1", "/items/7"), &request, Decision::Exclusive);
+    app.end(request);
+}
+
 #[track_caller]
 fn assert_left_alone(call: &Seen, decision: Decision) {
     assert_eq!(
@@ -363,9 +372,7 @@ fn hosts_that_are_told_the_request_id() {
         app.sidecar.wait(500);
         app.sidecar.tick();
     }
-    let request = app.begin("/a");
-    app.sidecar.wait(1);
-    assert_copied(&app.call("h1", "/items/7"), &request, Decision::Exclusive);
+    assert_alone(&app);
 }
 
 /// A sidecar that takes over while requests are in flight does not know of them.
@@ -395,10 +402,7 @@ fn calls_for_requests_from_before_the_start_on_another_worker() {
     assert_left_alone(&call, Decision::Unsure);
     app.end(request);
     app.sidecar.wait(10_000);
-    let request = app.begin("/a");
-    app.sidecar.wait(5);
-    let call = app.call_on(1, "h1", "/items/7");
-    assert_copied(&call, &request, Decision::Exclusive);
+    assert_alone(&app);
 }
 
 /// A call of the background is no sign of that for long.
@@ -407,10 +411,7 @@ fn a_worker_that_judges_its_first_call_late() {
     let app = App::new("{}");
     assert_left_alone(&app.call_on(0, "background", "/"), Decision::Unsure);
     app.sidecar.wait(10_000);
-    let request = app.begin("/a");
-    app.sidecar.wait(5);
-    let call = app.call_on(1, "h1", "/items/7");
-    assert_copied(&call, &request, Decision::Exclusive);
+    assert_alone(&app);
 }
 
 #[test]
@@ -532,9 +533,7 @@ fn a_worker_in_the_place_of_another() {
     for _ in 0..100 {
         app.end(app.begin("/a"));
     }
-    let request = app.begin("/a");
-    assert_copied(&app.call("h1", "/items/7"), &request, Decision::Exclusive);
-    app.end(request);
+    assert_alone(&app);
     // The other worker ticks on, and has not yet noticed that this one is gone.
     for _ in 0..61 {
         app.sidecar.wait(1000);
@@ -558,9 +557,7 @@ fn a_leap_of_the_clock() {
         for worker in [0, 1] {
             app.end(app.begin_on(worker, "/a"));
         }
-        let request = app.begin("/a");
-        assert_copied(&app.call("h1", "/items/7"), &request, Decision::Exclusive);
-        app.end(request);
+        assert_alone(&app);
         app.sidecar.tick();
         // A third worker, which the others have not yet heard of.
         app.end(app.begin_on(2, "/a"));
@@ -584,16 +581,12 @@ fn a_leap_of_the_clock() {
 #[test]
 fn a_clock_that_is_set_back() {
     let app = App::new("{}");
-    let request = app.begin("/a");
-    assert_copied(&app.call("h1", "/items/7"), &request, Decision::Exclusive);
-    app.end(request);
+    assert_alone(&app);
     let request = app.begin("/a");
     app.sidecar.host.now.set(app.sidecar.host.now.get() - 500);
     app.end(request);
     app.sidecar.wait(1);
-    let request = app.begin("/a");
-    app.sidecar.wait(1);
-    assert_copied(&app.call("h1", "/items/7"), &request, Decision::Exclusive);
+    assert_alone(&app);
 }
 
 /// An application need not notice that a client has gone, and goes on making calls.
@@ -612,9 +605,7 @@ fn requests_that_were_broken_off() {
     assert_left_alone(&app.call("h1", "/items/7"), Decision::Unsure);
     app.end(request);
     app.sidecar.wait(10_000);
-    let request = app.begin("/a");
-    app.sidecar.wait(1);
-    assert_copied(&app.call("h1", "/items/7"), &request, Decision::Exclusive);
+    assert_alone(&app);
 }
 
 /// Where only the one request in flight counts, calls that several may have made cost no
@@ -648,9 +639,7 @@ fn requests_side_by_side_teach_exclusive_nothing() {
         app.sidecar.returned(&call);
         requests.into_iter().for_each(|request| app.end(request));
     }
-    let request = app.begin("/a");
-    app.sidecar.wait(1);
-    assert_copied(&app.call("h1", "/items/7"), &request, Decision::Exclusive);
+    assert_alone(&app);
 }
 
 #[derive(Clone, Debug)]
