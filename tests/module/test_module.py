@@ -53,7 +53,7 @@ BUCKETS = 1024
 
 
 def test_the_file_is_small() -> None:
-    assert WASM.stat().st_size <= 200_000
+    assert WASM.stat().st_size <= 400_000
 
 
 def test_it_exports_what_it_needs() -> None:
