@@ -80,6 +80,54 @@ pub enum SpanIds {
     Child,
 }
 
+/// Whether the request ID of a call gives way to that of its inbound request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RestoreRequestId {
+    /// If Envoy made it up, since the application sent none.
+    #[default]
+    New,
+    /// If Envoy may have made it up: also a UUIDv4 of the application's own.
+    AnyUuid,
+    /// Never.
+    Never,
+}
+
+/// What is made of the spans that the application's own tracing puts into
+/// `traceparent`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OwnSpans {
+    /// They are left where the mesh's tracer reads them, and else passed over.
+    #[default]
+    Auto,
+    /// They are reported: calls are of them.
+    Reported,
+    /// Nobody reports them: calls are of the span of the inbound request.
+    Unreported,
+}
+
+/// What a `traceparent` says where B3 leaves the sampling decision open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeferredW3c {
+    /// There is none.
+    #[default]
+    Omit,
+    /// Sampled.
+    Sampled,
+    /// Not sampled.
+    NotSampled,
+}
+
+impl DeferredW3c {
+    /// What to say; `None` for nothing.
+    pub fn sampled(self) -> Option<bool> {
+        match self {
+            Self::Omit => None,
+            Self::Sampled => Some(true),
+            Self::NotSampled => Some(false),
+        }
+    }
+}
+
 /// What is done with calls to hosts outside the mesh.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Outside {
@@ -135,8 +183,16 @@ pub struct Config {
     pub keys: Vec<KeyOf>,
     /// `emit`; `None` for the forms that the context came in.
     pub emit: Option<Forms>,
+    /// `deferred_w3c`
+    pub deferred_w3c: DeferredW3c,
     /// `span_ids`
     pub span_ids: SpanIds,
+    /// `own_spans`
+    pub own_spans: OwnSpans,
+    /// `restore_request_id`
+    pub restore_request_id: RestoreRequestId,
+    /// `copy_to_attributed`
+    pub copy_to_attributed: bool,
     /// `outside`
     pub outside: Outside,
     /// `mesh_hosts`: a name, or `*` and the end of some; in lower case.
@@ -184,7 +240,11 @@ impl Default for Config {
             },
             keys: vec![KeyOf::RequestId, KeyOf::TraceParent, KeyOf::B3],
             emit: None,
+            deferred_w3c: DeferredW3c::Omit,
             span_ids: SpanIds::Forward,
+            own_spans: OwnSpans::Auto,
+            restore_request_id: RestoreRequestId::New,
+            copy_to_attributed: false,
             outside: Outside::Leave,
             mesh_hosts: Vec::new(),
             attribution: AttributionMode::Exclusive,
@@ -296,6 +356,35 @@ pub const KEYS: &[Key] = &[
         },
     },
     Key {
+        name: "copy_to_attributed",
+        default: "false",
+        allowed: "true or false",
+        meaning: docs(
+            "Copy the headers of `copy_headers` onto calls too whose request was found by `attribution`. Those say nothing of the request themselves: a wrong one would hand one user's headers to another's call. See [docs/trust.md](docs/trust.md).",
+        ),
+        set: |config, value| {
+            config.copy_to_attributed = value.as_bool()?;
+            Some(())
+        },
+    },
+    Key {
+        name: "restore_request_id",
+        default: "\"new\"",
+        allowed: "\"new\", \"any_uuid\" or \"never\"",
+        meaning: docs(
+            "Which request ID of a call gives way to that of its inbound request, so that access logs join: one that Envoy made up for the call; any UUIDv4 in lower case, also one that the application has set itself; or none.",
+        ),
+        set: |config, value| {
+            config.restore_request_id = match value.as_str()? {
+                "new" => RestoreRequestId::New,
+                "any_uuid" => RestoreRequestId::AnyUuid,
+                "never" => RestoreRequestId::Never,
+                _ => return None,
+            };
+            Some(())
+        },
+    },
+    Key {
         name: "keys",
         default: "[\"x-request-id\", \"traceparent\", \"b3\"]",
         allowed: "a list of 1 to 4 of \"x-request-id\", \"traceparent\", \"b3\" and names of other headers, each once",
@@ -371,6 +460,40 @@ pub const KEYS: &[Key] = &[
             config.span_ids = match value.as_str()? {
                 "forward" => SpanIds::Forward,
                 "child" => SpanIds::Child,
+                _ => return None,
+            };
+            Some(())
+        },
+    },
+    Key {
+        name: "deferred_w3c",
+        default: "\"omit\"",
+        allowed: "\"omit\", \"sampled\" or \"not_sampled\"",
+        meaning: docs(
+            "What a `traceparent` made from B3 says where B3 leaves the sampling decision open, which W3C cannot: it is not written; or it says sampled, or not sampled.",
+        ),
+        set: |config, value| {
+            config.deferred_w3c = match value.as_str()? {
+                "omit" => DeferredW3c::Omit,
+                "sampled" => DeferredW3c::Sampled,
+                "not_sampled" => DeferredW3c::NotSampled,
+                _ => return None,
+            };
+            Some(())
+        },
+    },
+    Key {
+        name: "own_spans",
+        default: "\"auto\"",
+        allowed: "\"auto\", \"reported\" or \"unreported\"",
+        meaning: docs(
+            "Whether anybody reports the spans that the application's own tracing (an OpenTelemetry SDK, .NET's HttpClient) puts into the `traceparent` of its calls. `auto` leaves such a call as it is where the sidecars trace by W3C, and gives it the sidecar's span in B3 where they trace by B3 alone; `reported` gives it the application's span in B3 there; `unreported` replaces the application's span by the sidecar's. See [docs/forms.md](docs/forms.md).",
+        ),
+        set: |config, value| {
+            config.own_spans = match value.as_str()? {
+                "auto" => OwnSpans::Auto,
+                "reported" => OwnSpans::Reported,
+                "unreported" => OwnSpans::Unreported,
                 _ => return None,
             };
             Some(())
@@ -720,9 +843,13 @@ mod tests {
             ("relay", "false"),
             ("generate_request_id", "false"),
             ("copy_headers", "[\"Baggage\"]"),
+            ("copy_to_attributed", "true"),
+            ("restore_request_id", "\"never\""),
             ("keys", "[\"x-correlation-id\", \"x-request-id\"]"),
             ("emit", "[\"b3\"]"),
             ("span_ids", "\"child\""),
+            ("deferred_w3c", "\"sampled\""),
+            ("own_spans", "\"unreported\""),
             ("outside", "\"strip\""),
             ("mesh_hosts", "[\"*.example.com\"]"),
             ("attribution", "\"inferred\""),
@@ -752,7 +879,8 @@ mod tests {
         assert_eq!(
             error(r#"{"mod": "repair"}"#),
             "configuration key `mod` is not known; known keys are mode, direction, relay, \
-             generate_request_id, copy_headers, keys, emit, span_ids, outside, mesh_hosts, attribution, \
+             generate_request_id, copy_headers, copy_to_attributed, restore_request_id, keys, emit, span_ids, \
+             deferred_w3c, own_spans, outside, mesh_hosts, attribution, \
              confidence, token_headers, capacity, grace_ms, log_lines_per_minute, rules, enforce_status, report_header, incoming_b3"
         );
         assert_eq!(

@@ -6,14 +6,15 @@ use crate::b3::{B3, Ids, Sampling};
 use crate::check::{Checked, Finding, Forms, check};
 use crate::config::{
     AttributionMode, Config, Direction, Incoming, KeyOf, Mode, Outside, ReportHeader,
+    RestoreRequestId,
 };
 use crate::header::{self, Edit, Field, TraceHeaders};
 use crate::key::{self, Key};
 use crate::metrics::{Counter, direction_label};
-use crate::relay::{self, Decision, Relayed, Remembered};
+use crate::relay::{self, Chosen, Decision, Named, Received, Relayed, Remembered, Says, Tracer};
 use crate::request_id;
 use crate::rules::{Rule, Severity};
-use crate::store::{Limits, RequestOf, SharedData, Store, Ticket};
+use crate::store::{Found, Limits, SharedData, Store, Ticket};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -39,6 +40,8 @@ pub struct Memory {
     pub store: Store,
     /// What they are doing.
     pub attribution: Attribution,
+    /// Which formats the sidecar's tracer writes; `None` until a request has shown it.
+    tracer: Option<Tracer>,
 }
 
 impl Memory {
@@ -48,7 +51,13 @@ impl Memory {
         Self {
             store: Store::open(data, random),
             attribution: Attribution::default(),
+            tracer: None,
         }
+    }
+
+    /// The sidecar's tracer is known to write W3C.
+    fn writes_w3c(&self) -> bool {
+        matches!(self.tracer, Some(Tracer::W3c | Tracer::Both))
     }
 
     /// To be called every second or so.
@@ -104,21 +113,58 @@ struct Request<'a> {
     checked: Checked<'a>,
     /// As the application or the callee will see it.
     request_id: Vec<u8>,
-    /// What it is to say in B3, and in which forms; `None` to leave it.
-    says: Option<(B3, Forms)>,
+    /// Of an inbound request: what its `traceparent` is beside its context.
+    received: Received,
+}
+
+impl Request<'_> {
+    /// Reads the newer one of two forms that are at odds, and notes which of them the
+    /// sidecar's tracer writes.
+    fn take_newest(&mut self, memory: &mut Memory) {
+        memory.tracer = Tracer::shown(&self.headers, &self.checked).or(memory.tracer);
+        let (b3, received) = relay::newest(&self.checked, memory.tracer);
+        self.received = received;
+        if self.checked.b3.ids.is_some() {
+            self.checked.b3 = b3;
+            self.checked.forms.w3c |= received == Received::Current;
+        }
+    }
+}
+
+/// What is to be written onto a request.
+#[derive(Debug, Default)]
+struct Plan {
+    /// What mode `repair` writes.
+    repaired: Option<Says>,
+    /// The one of several request IDs that mode `repair` keeps.
+    request_id: Option<Vec<u8>>,
+    /// What it is to say in the end; `None` to leave it.
+    converted: Option<Says>,
     /// The forms that stay as they are.
     kept: Forms,
+    /// What else is to change.
+    edits: Vec<Edit>,
+}
+
+/// What was written.
+struct Written {
+    /// All that was planned.
+    whole: bool,
+    /// What mode `repair` writes.
+    repaired: bool,
+    /// The forms that the request has now.
+    forms: Forms,
 }
 
 /// What is known of the request that a call belongs to.
 struct LookedUp {
     /// Why the call is left alone whatever is found.
     before: Result<(), Decision>,
-    found: Result<Found, Decision>,
+    found: Result<Owner, Decision>,
 }
 
 /// The request that a call belongs to.
-struct Found {
+struct Owner {
     remembered: Remembered,
     /// How it was found, and the probability that it is a wrong one, in millionths:
     /// `None` by a key.
@@ -162,9 +208,11 @@ impl Filter {
             request_id: headers.request_id.value().unwrap_or_default().to_vec(),
             headers,
             checked,
-            says: None,
-            kept: Forms::default(),
+            received: Received::Absent,
         };
+        if direction != Some(Direction::Outbound) {
+            request.take_newest(memory);
+        }
         let repairing = self.config.mode == Mode::Repair;
         if repairing {
             if let Some(first) = first_of(request.headers.request_id) {
@@ -188,36 +236,21 @@ impl Filter {
             outcome.counters.push(Counter::Rejected(direction));
         } else {
             let repaired = repairing && outcome.findings.iter().any(rewrites);
-            if repaired {
-                request.says = Some((request.checked.b3, request.checked.forms));
-            }
-            if direction.is_some() {
-                self.convert(&mut request);
-            }
-            if direction == Some(Direction::Outbound) {
-                self.outbound(host, &mut request, &looked_up, &mut outcome);
-            }
-            if repairing {
-                request.says = request.says.map(readable_by_all);
-            }
-            // Once, so that no edit is made up for what another one removes.
-            let mut edits = match request.says {
-                Some((b3, forms)) => relay::rewrite(&request.headers, &b3, forms, request.kept),
-                None => Vec::new(),
+            let plan = self.plan(&request, repaired, direction);
+            let written = match direction {
+                Some(Direction::Outbound) => {
+                    self.outbound(memory, host, &request, plan, &looked_up, &mut outcome)
+                }
+                _ => self.write(&request, plan, &mut outcome),
             };
-            if repaired {
-                let first = first_of(request.headers.request_id);
-                edits.extend(first.map(|first| Edit::set(header::REQUEST_ID, first)));
-            }
-            if repaired && !edits.is_empty() {
+            if written.repaired {
                 outcome.counters.push(Counter::Repaired(direction));
             }
-            match outcome.edits.is_empty() {
-                true => outcome.edits = edits,
-                false => outcome.edits.extend(edits),
+            if !written.whole {
+                outcome.counters.push(Counter::NoRoom(direction));
             }
             if direction == Some(Direction::Inbound) {
-                self.inbound(memory, host, &mut request, &mut outcome);
+                self.inbound(memory, host, &mut request, written.forms, &mut outcome);
             }
         }
         match self.config.report_header {
@@ -225,10 +258,111 @@ impl Filter {
             ReportHeader::Request => {
                 let report = summary(direction, &outcome);
                 outcome.edits.push(Edit::set(REPORT, report));
+                if !request.headers.has_room(&outcome.edits) {
+                    outcome.edits.pop();
+                }
             }
             ReportHeader::Response => outcome.response_report = Some(summary(direction, &outcome)),
         }
         outcome
+    }
+
+    /// What the request is to say of its own context: what repair writes, and what it is
+    /// besides in the forms that `emit` asks for.
+    fn plan(&self, request: &Request<'_>, repaired: bool, direction: Option<Direction>) -> Plan {
+        let Request {
+            checked, received, ..
+        } = request;
+        let deferred = self.config.deferred_w3c.sampled();
+        let says = |b3: B3, forms: Forms| Says {
+            b3,
+            forms,
+            replaces_traceparent: false,
+            deferred,
+        };
+        let mut plan = Plan::default();
+        if repaired {
+            plan.repaired = Some(says(checked.b3, checked.forms));
+            plan.request_id = first_of(request.headers.request_id).map(<[u8]>::to_vec);
+        }
+        plan.converted = plan.repaired;
+        let emit = self.config.emit.filter(|_| direction.is_some());
+        let Some(emit) = emit else { return plan };
+        let b3 = match checked.w3c {
+            Some(w3c) if checked.b3.is_empty() && checked.fragments.is_none() => w3c.b3(),
+            _ => checked.b3,
+        };
+        if b3.ids.is_none() {
+            return plan;
+        }
+        if plan.repaired.is_none() {
+            plan.kept = checked.forms;
+        }
+        // One that cannot be read says nothing, and one with an older span is wrong.
+        let is_malformed = request.headers.traceparent.value().is_some() && checked.w3c.is_none();
+        let is_stale = *received == Received::Stale && direction == Some(Direction::Inbound);
+        let replaces_traceparent = emit.w3c && (is_malformed || is_stale);
+        if replaces_traceparent {
+            plan.kept.w3c = false;
+        }
+        plan.converted = Some(Says {
+            replaces_traceparent,
+            ..says(b3, checked.forms.and(emit))
+        });
+        plan
+    }
+
+    /// Turns a plan into edits: the whole of it, or if the request would become larger
+    /// than the next proxy takes, only the repair, or nothing.
+    fn write(&self, request: &Request<'_>, plan: Plan, outcome: &mut Outcome<'_>) -> Written {
+        let Request {
+            headers, checked, ..
+        } = request;
+        let readable = |says: Says| match self.config.mode {
+            Mode::Repair => readable_by_all(says),
+            Mode::Observe | Mode::Enforce => says,
+        };
+        let request_id = plan.request_id.as_deref();
+        let request_id = request_id.map(|id| Edit::set(header::REQUEST_ID, id));
+        let edits_of = |says: Option<Says>, kept: Forms, more: &[Edit]| {
+            let mut edits = match says.map(readable) {
+                Some(says) => relay::rewrite(headers, &says, kept),
+                None => Vec::new(),
+            };
+            edits.extend(request_id.iter().cloned());
+            edits.extend_from_slice(more);
+            edits
+        };
+        let before = outcome.edits.len();
+        let mut fits = |edits: Vec<Edit>| {
+            outcome.edits.truncate(before);
+            outcome.edits.extend(edits);
+            headers.has_room(&outcome.edits)
+        };
+        let forms =
+            |says: Option<Says>| says.map(readable).map_or(checked.forms, |says| says.forms);
+        let repair = edits_of(plan.repaired, Forms::default(), &[]);
+        let repaired = plan.repaired.is_some() && !repair.is_empty();
+        if fits(edits_of(plan.converted, plan.kept, &plan.edits)) {
+            return Written {
+                whole: true,
+                repaired,
+                forms: forms(plan.converted),
+            };
+        }
+        if fits(repair) {
+            return Written {
+                whole: false,
+                repaired,
+                forms: forms(plan.repaired),
+            };
+        }
+        outcome.edits.truncate(before);
+        Written {
+            whole: false,
+            repaired: false,
+            forms: checked.forms,
+        }
     }
 
     /// The request that the ticket was given for has been served, or broken
@@ -241,7 +375,9 @@ impl Filter {
         ticket: Ticket,
         answered: bool,
     ) -> bool {
-        let Memory { store, attribution } = memory;
+        let Memory {
+            store, attribution, ..
+        } = memory;
         let now_us = host.now_us();
         if self.attributes() {
             attribution.end(store, host, now_us, &ticket, answered);
@@ -251,7 +387,9 @@ impl Filter {
 
     /// The call of this number has returned, or was broken off.
     pub fn returned(&self, memory: &mut Memory, host: &impl Host, call: u64) {
-        let Memory { store, attribution } = memory;
+        let Memory {
+            store, attribution, ..
+        } = memory;
         attribution.returned(store, host, host.now_us(), call);
     }
 
@@ -296,23 +434,6 @@ impl Filter {
         headers.without_b3()
     }
 
-    /// Adds the forms that `emit` asks for to a context of the request's own.
-    fn convert(&self, request: &mut Request<'_>) {
-        let Some(emit) = self.config.emit else { return };
-        let Request { checked, .. } = request;
-        let b3 = match checked.w3c {
-            Some(w3c) if checked.b3.is_empty() && checked.fragments.is_none() => w3c.b3(),
-            _ => checked.b3,
-        };
-        if b3.ids.is_none() {
-            return;
-        }
-        if request.says.is_none() {
-            request.kept = checked.forms;
-        }
-        request.says = Some((b3, checked.forms.and(emit)));
-    }
-
     /// The keys that a request can be looked up by, best first. `emitted`: the
     /// forms that it is given.
     fn keys(&self, request: &Request<'_>, emitted: Forms) -> Vec<Key> {
@@ -325,7 +446,7 @@ impl Filter {
             let key = match *key {
                 KeyOf::RequestId => Key::request_id(&request.request_id),
                 KeyOf::TraceParent => {
-                    let made = b3.filter(|_| emitted.w3c && headers.traceparent.value().is_none());
+                    let made = b3.filter(|_| emitted.w3c);
                     let given = checked.w3c.map(|w3c| w3c.trace);
                     given.or(made).map(Key::trace)
                 }
@@ -350,18 +471,27 @@ impl Filter {
         memory: &mut Memory,
         host: &impl Host,
         request: &mut Request<'a>,
+        forms: Forms,
         outcome: &mut Outcome<'a>,
     ) {
         if request.request_id.is_empty() && self.config.generate_request_id {
-            request.request_id = request_id::generate(host.random()).to_vec();
-            let value = request.request_id.as_slice();
-            outcome.edits.push(Edit::set(header::REQUEST_ID, value));
-            outcome.counters.push(Counter::RequestIds);
+            let id = request_id::generate(host.random());
+            outcome
+                .edits
+                .push(Edit::set(header::REQUEST_ID, id.as_slice()));
+            if request.headers.has_room(&outcome.edits) {
+                request.request_id = id.to_vec();
+                outcome.counters.push(Counter::RequestIds);
+            } else {
+                outcome.edits.pop();
+                outcome
+                    .counters
+                    .push(Counter::NoRoom(Some(Direction::Inbound)));
+            }
         }
         if !self.config.relay {
             return;
         }
-        let forms = request.says.map_or(request.checked.forms, |says| says.1);
         let mut keys = self.keys(request, forms);
         if keys.is_empty() {
             outcome.counters.push(Counter::NoKey);
@@ -370,24 +500,25 @@ impl Filter {
             }
             keys.push(Key::unnamed(host.random()));
         }
-        let (mut remembered, dropped) = Remembered::of(&request.headers, &request.checked);
-        remembered.forms = match request.says {
-            Some((_, forms)) => forms,
-            None => remembered.forms,
+        let newest = relay::newest(&request.checked, memory.tracer);
+        let newest = (newest.0, request.received);
+        let (mut remembered, dropped) = Remembered::of(&request.headers, &request.checked, newest);
+        remembered.forms = Forms {
+            w3c: forms.w3c && remembered.b3.ids.is_some(),
+            ..forms
         };
-        let by_id = keys.len() == 1 && self.config.keys.first() == Some(&KeyOf::RequestId);
-        if !by_id || self.attributes() {
-            // Whole, or not at all.
-            let id = Some(&request.request_id).filter(|id| id.len() <= key::LONGEST);
-            remembered.request_id = id.cloned().unwrap_or_default();
-        }
+        // Whole, or not at all.
+        let id = Some(&request.request_id).filter(|id| id.len() <= key::LONGEST);
+        remembered.request_id = id.cloned().unwrap_or_default();
         for _ in 0..dropped {
             outcome.counters.push(Counter::CopyDropped);
         }
         // A request without a context is remembered too: another one with the
         // same request ID must not lend it its own.
         let payload = remembered.encode();
-        let Memory { store, attribution } = memory;
+        let Memory {
+            store, attribution, ..
+        } = memory;
         let now_us = host.now_us();
         match store.insert(host, self.limits, now_us / 1000, &keys, &payload) {
             Some(inserted) => {
@@ -409,18 +540,20 @@ impl Filter {
         }
     }
 
-    fn outbound<'a>(
+    fn outbound(
         &self,
+        memory: &Memory,
         host: &impl Host,
-        request: &mut Request<'a>,
+        request: &Request<'_>,
+        mut plan: Plan,
         looked_up: &LookedUp,
-        outcome: &mut Outcome<'a>,
-    ) {
+        outcome: &mut Outcome<'_>,
+    ) -> Written {
         let Request {
             headers, checked, ..
         } = request;
         let mut relayed = match (looked_up.before, &looked_up.found) {
-            (Ok(()), Ok(Found { remembered, by })) => {
+            (Ok(()), Ok(Owner { remembered, by })) => {
                 let new_span = || {
                     let [a, b, c, d, e, f, g, h, ..] = host.random();
                     u64::from_le_bytes([a, b, c, d, e, f, g, h])
@@ -432,7 +565,6 @@ impl Filter {
                 }
                 relayed
             }
-            // Its own context is in a traceparent, which `emit` has put into B3.
             (
                 Ok(()),
                 Err(
@@ -442,23 +574,16 @@ impl Filter {
                     | Decision::Conflict
                     | Decision::Unsure,
                 ),
-            ) if request.says.is_some() && checked.b3.ids.is_none() && checked.w3c.is_some() => {
-                Relayed::not(Decision::Present)
-            }
+            ) if self.has_own_traceparent(memory, checked) => Relayed::not(Decision::Present),
             (Ok(()), Err(decision)) => Relayed::not(*decision),
-            (Err(Decision::Present), Ok(Found { remembered, .. })) => {
-                let trace = |b3: &B3| b3.ids.map(|ids| ids.trace.value());
-                let mut relayed = Relayed::not(Decision::Present);
-                if trace(&checked.b3) == trace(&remembered.b3) {
-                    relayed.edits = relay::copied(headers, remembered, self.config.emit);
-                }
-                relayed
+            (Err(Decision::Present), Ok(Owner { remembered, .. })) => {
+                relay::present(headers, checked, remembered, &self.config)
             }
             (Err(decision), _) => Relayed::not(decision),
         };
         let asked = match self.config.outside {
             Outside::Relay => false,
-            Outside::Leave => relayed.writes() || request.says.is_some(),
+            Outside::Leave => relayed.writes() || plan.converted.is_some(),
             Outside::Strip => relayed.writes() || !headers.present().is_empty(),
         };
         let authority = headers.authority.value().unwrap_or_default();
@@ -468,12 +593,11 @@ impl Filter {
                 relayed = Relayed::not(Decision::Outside);
             }
             // Repairing what it carries itself is not adding to it.
-            if let Some((_, forms)) = &mut request.says {
-                *forms = request.checked.forms;
-            }
+            plan.converted = plan.repaired;
+            plan.kept = Forms::default();
             if self.config.outside == Outside::Strip {
-                request.says = None;
-                let names = request.headers.present();
+                plan = Plan::default();
+                let names = headers.present();
                 let names = names
                     .iter()
                     .filter_map(|name| core::str::from_utf8(name).ok());
@@ -481,19 +605,21 @@ impl Filter {
                 outcome.edits.extend(removed);
             }
         }
-        let size = request.headers.size;
-        if size.headers + relayed.edits.len() > 80 || size.bytes > 40 * 1024 {
-            let (b3, forms) = relayed.says.or(request.says).unwrap_or_default();
-            let mut written = relay::rewrite(&request.headers, &b3, forms, request.kept);
-            written.extend(relayed.edits.iter().cloned());
-            if !size.has_room(&written) {
-                if relayed.writes() {
-                    relayed = Relayed::not(Decision::TooLarge);
-                }
-                if let Some((_, forms)) = &mut request.says {
-                    *forms = request.checked.forms;
-                }
-            }
+        if let Some(says) = relayed.says {
+            plan.converted = Some(says);
+            plan.kept = Forms::default();
+        }
+        let writes = relayed.writes();
+        plan.edits = relayed.edits;
+        let restores = |edit: &Edit| edit.name() == header::REQUEST_ID;
+        let restores = plan.edits.iter().any(restores);
+        let mut written = self.write(request, plan, outcome);
+        if writes && !written.whole {
+            relayed.decision = Decision::TooLarge;
+            // Counted as a decision.
+            written.whole = true;
+        } else if restores {
+            outcome.counters.push(Counter::Restored);
         }
         outcome.counters.push(Counter::Calls(relayed.decision));
         if let (Decision::Token | Decision::Inferred, Ok(found)) =
@@ -502,18 +628,14 @@ impl Filter {
             let doubt = found.by.map(|(_, doubt)| Counter::Doubt(doubt));
             outcome.counters.extend(doubt);
         }
-        if relayed
-            .edits
-            .iter()
-            .any(|edit| edit.name() == header::REQUEST_ID)
-        {
-            outcome.counters.push(Counter::Restored);
-        }
-        outcome.edits.extend(relayed.edits);
-        if let Some(says) = relayed.says {
-            request.says = Some(says);
-            request.kept = Forms::default();
-        }
+        written
+    }
+
+    /// The call's own context is in a `traceparent`: the tracers of the mesh write W3C, or
+    /// `emit` has put it into B3.
+    fn has_own_traceparent(&self, memory: &Memory, checked: &Checked<'_>) -> bool {
+        let is_read = self.config.emit.is_some() || memory.writes_w3c();
+        checked.w3c.is_some() && checked.b3.ids.is_none() && is_read
     }
 
     /// The ladder, best evidence first. A rung that is not sure hands over to the
@@ -534,10 +656,13 @@ impl Filter {
         outcome: &mut Outcome<'a>,
     ) -> LookedUp {
         let before = relay::before_lookup(&request.checked, self.config.mode == Mode::Repair);
+        // A call with a context of its own may still get headers of its request.
+        let gets_headers = !self.config.wanted.copy.is_empty()
+            || (self.config.restore_request_id != RestoreRequestId::Never
+                && request.headers.has_new_request_id);
         if let Err(decision) = before {
             let asked = [Rule::P02, Rule::P03].map(|rule| self.config.severity(rule).is_some());
-            let copies = !self.config.wanted.copy.is_empty();
-            if decision != Decision::Present || (asked == [false; 2] && !copies) {
+            if decision != Decision::Present || (asked == [false; 2] && !gets_headers) {
                 return LookedUp {
                     before,
                     found: Err(decision),
@@ -545,10 +670,17 @@ impl Filter {
             }
         }
         // For the rules alone it need not be the latest.
-        let all = before.is_ok() || !self.config.wanted.copy.is_empty();
-        let Memory { store, attribution } = memory;
+        let all = before.is_ok() || gets_headers;
+        let names_nothing = names_nothing(request, memory);
+        let Memory {
+            store, attribution, ..
+        } = memory;
         let found = match self.look_up(store, host, request, all) {
-            Ok((owner, remembered)) => {
+            Ok(Chosen {
+                request: owner,
+                remembered,
+                ..
+            }) => {
                 if self.attributes() && before.is_ok() {
                     attribution.carries_key(host_of(&request.headers));
                 }
@@ -558,7 +690,7 @@ impl Filter {
                     let now_us = host.now_us();
                     outcome.call = Some(attribution.called(store, host, now_us, call, owner));
                 }
-                Ok(Found {
+                Ok(Owner {
                     remembered,
                     by: None,
                 })
@@ -567,19 +699,21 @@ impl Filter {
             Err(Decision::Unknown | Decision::NoKey)
                 if before.is_ok()
                     && self.attributes()
-                    && names_nothing(request)
+                    && names_nothing
                     && !attribution.is_named(host_of(&request.headers)) =>
             {
                 self.attribute(memory, host, request, outcome)
             }
             Err(decision) => Err(decision),
         };
-        if let Ok(Found {
+        if let Ok(Owner {
             remembered,
             by: None,
         }) = &found
         {
-            let findings = relay::propagation(&request.headers, &request.checked, remembered);
+            let own_spans = self.config.own_spans;
+            let findings =
+                relay::propagation(&request.headers, &request.checked, remembered, own_spans);
             outcome.findings.extend(findings);
         }
         LookedUp { before, found }
@@ -592,8 +726,10 @@ impl Filter {
         host: &impl Host,
         request: &Request<'_>,
         outcome: &mut Outcome<'_>,
-    ) -> Result<Found, Decision> {
-        let Memory { store, attribution } = memory;
+    ) -> Result<Owner, Decision> {
+        let Memory {
+            store, attribution, ..
+        } = memory;
         let tokens = self.tokens(store, &request.headers);
         let call = describe(&request.headers, tokens);
         let exclusive = self.config.attribution == AttributionMode::Exclusive;
@@ -612,55 +748,68 @@ impl Filter {
         if exclusive && by != Decision::Exclusive {
             return Err(Decision::Unsure);
         }
-        let remembered = Remembered::decode(&payload).ok_or(Decision::Unsure)?;
+        let mut remembered = Remembered::decode(&payload).ok_or(Decision::Unsure)?;
+        if !self.config.copy_to_attributed {
+            // A guess may say of which trace a call is, but not whose it is.
+            remembered.copied.clear();
+        }
         let doubt = (1e6 * (1.0 - f64::from(verdict.share))) as u32 + 1;
-        Ok(Found {
+        Ok(Owner {
             remembered,
             by: Some((by, doubt)),
         })
     }
 
-    /// By the first key that is known, among the requests of `all` workers or of
-    /// those that are known here. Where requests of several traces have it,
-    /// a later key may tell which of them it is.
+    /// By the keys of the call, among the requests of `all` workers or of those that are
+    /// known here. The first key that any request has counts. Where several requests
+    /// have it, later keys may tell which of them it is.
     fn look_up(
         &self,
         store: &mut Store,
         host: &impl Host,
         request: &Request<'_>,
         all: bool,
-    ) -> Result<(RequestOf, Remembered), Decision> {
-        let named = relay::named_span(&request.checked);
-        let mut result = Err(Decision::NoKey);
-        let mut among: Option<Vec<RequestOf>> = None;
+    ) -> Result<Chosen, Decision> {
+        let named = Named::of(&request.checked);
         let mut find = |key: &Key| store.find(host, self.limits, || host.now_ms(), key, all);
         let mut keys = self.keys(request, Forms::default()).into_iter();
+        let mut among: Vec<Found> = Vec::new();
+        let mut result = Err(Decision::NoKey);
         for key in keys.by_ref() {
             let mut found = find(&key);
-            if let Some(among) = &among {
-                found.retain(|found| among.contains(&found.request));
+            let known = |found: &Found| among.iter().any(|one| one.request == found.request);
+            if !among.is_empty() {
+                found.retain(known);
+                if found.is_empty() {
+                    continue;
+                }
             }
-            match relay::choose(&found, named) {
-                Ok(one) => {
-                    result = Ok(one);
-                    break;
-                }
-                Err(Decision::Ambiguous) => {
-                    among = Some(found.iter().map(|found| found.request).collect());
-                    result = Err(Decision::Ambiguous);
-                }
-                Err(decision) if among.is_none() => result = Err(decision),
-                Err(_) => {}
+            result = relay::choose(&found, named);
+            among = found;
+            match &result {
+                Ok(chosen) if chosen.is_named || among.len() == 1 => break,
+                Ok(_) | Err(_) => {}
             }
         }
-        // It cannot be of two. A trace that nobody came with is the application's own.
-        if let Ok((_, one)) = &result {
-            let foreign = foreign_trace(request, one).filter(|key| keys.any(|later| later == *key));
-            if foreign.is_some_and(|key| relay::all_of_other_traces(&find(&key), one)) {
-                return Err(Decision::Conflict);
+        let one = result?;
+        let mut later = keys;
+        let foreign = foreign_trace(request, &one.remembered);
+        for key in later.by_ref() {
+            if foreign.as_ref() == Some(&key) {
+                // It cannot be of two. A trace that nobody came with is the
+                // application's own.
+                if relay::all_of_other_traces(&find(&key), &one.remembered) {
+                    return Err(Decision::Conflict);
+                }
+            } else if !one.is_named && !named.is_empty() && key.is_trace() {
+                // The span that a call names says more than a key does.
+                match relay::choose(&find(&key), named) {
+                    Ok(other) if other.is_named => return Ok(other),
+                    Ok(_) | Err(_) => {}
+                }
             }
         }
-        result
+        Ok(one)
     }
 
     /// The answer to a request that breaks a rule of severity error.
@@ -686,8 +835,10 @@ impl Filter {
 }
 
 /// The call has neither a key nor a part of a context of its own. A request ID that
-/// is not of Envoy's form, or a trace ID, is of a request that is not known here.
-fn names_nothing(request: &Request<'_>) -> bool {
+/// is not of Envoy's form, or a trace ID, is of a request that is not known here; but a
+/// `traceparent` that the application's own tracing has made up, since the sidecar's
+/// gave it none, names nothing.
+fn names_nothing(request: &Request<'_>, memory: &Memory) -> bool {
     let Request {
         headers, checked, ..
     } = request;
@@ -695,7 +846,7 @@ fn names_nothing(request: &Request<'_>) -> bool {
     (id.is_empty() || request_id::is_envoys(id))
         && headers.keys.is_empty()
         && checked.fragments.is_none()
-        && checked.w3c.is_none()
+        && (checked.w3c.is_none() || !memory.writes_w3c())
 }
 
 /// The trace of a `traceparent`, if it is another one than this request's, and all that
@@ -731,7 +882,10 @@ fn rewrites(finding: &Finding<'_>) -> bool {
 /// What a single header cannot say so that everybody reads it: debug (D04) goes
 /// into the multiple headers, and a parent without a decision (B06), for which
 /// the grammar has no place, is left out of both.
-fn readable_by_all((mut b3, mut forms): (B3, Forms)) -> (B3, Forms) {
+fn readable_by_all(says: Says) -> Says {
+    let Says {
+        mut b3, mut forms, ..
+    } = says;
     if forms.single && b3.sampling == Sampling::Debug {
         forms = Forms {
             multi: true,
@@ -745,7 +899,7 @@ fn readable_by_all((mut b3, mut forms): (B3, Forms)) -> (B3, Forms) {
             ..ids
         });
     }
-    (b3, forms)
+    Says { b3, forms, ..says }
 }
 
 /// The first of several request IDs, which Envoy joins with commas; `None` if

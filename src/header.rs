@@ -168,11 +168,15 @@ pub struct TraceHeaders<'a> {
     pub method: Field<'a>,
     /// `:path`
     pub path: Field<'a>,
-    /// `x-ot-span-context` and the headers of the copy list, name and value; in
-    /// the request's order, repeated ones included.
+    /// Headers of the trace context that are copied verbatim: `x-ot-span-context` and
+    /// `tracestate`, name and value; in the request's order, repeated ones included.
+    pub opaque: Vec<(&'a [u8], &'a [u8])>,
+    /// The headers of the copy list, likewise.
     pub copied: Vec<(&'a [u8], &'a [u8])>,
-    /// How many headers there are, and their bytes.
-    pub size: Size,
+    /// Every header of the request, in its order.
+    pub all: Vec<(&'a [u8], &'a [u8])>,
+    /// Envoy made the request ID up: the request came to it without one.
+    pub has_new_request_id: bool,
     /// The headers that are look-up keys, besides those with a field of their
     /// own: index into [`Wanted::keys`], and the first value.
     pub keys: Vec<(usize, &'a [u8])>,
@@ -191,24 +195,19 @@ pub struct Size {
 
 impl Size {
     /// What may be sent without being refused by the next proxy: Envoy takes 100
-    /// headers and 60 KiB, and its router adds some of its own.
+    /// headers and 60 KiB (`max_headers_count`, `max_request_headers_kb`), and its
+    /// router adds some of its own.
     const MOST: Self = Self {
         headers: 95,
         bytes: 58 * 1024,
     };
 
-    /// There is room for these as well.
-    pub fn has_room(self, edits: &[Edit]) -> bool {
-        let added = edits.iter().filter_map(|edit| match edit {
-            Edit::Set(name, value) | Edit::Add(name, value) => Some(name.len() + value.len()),
-            Edit::Remove(_) => None,
-        });
-        let (mut headers, mut bytes) = (self.headers, self.bytes);
-        for length in added {
-            headers += 1;
-            bytes += length;
-        }
-        headers <= Self::MOST.headers && bytes <= Self::MOST.bytes
+    fn of<'a>(pairs: impl IntoIterator<Item = &'a (&'a [u8], &'a [u8])>) -> Self {
+        let pairs = pairs.into_iter();
+        pairs.fold(Self::default(), |size, (name, value)| Self {
+            headers: size.headers + 1,
+            bytes: size.bytes + name.len() + value.len(),
+        })
     }
 }
 
@@ -261,6 +260,32 @@ pub fn is_of_the_connection(name: &[u8]) -> bool {
     ) || name.starts_with(b":")
 }
 
+/// A header of the trace context whose value nobody but its own tracer reads.
+pub fn is_opaque(name: &[u8]) -> bool {
+    name == OT_SPAN_CONTEXT.as_bytes() || name == TRACESTATE.as_bytes()
+}
+
+/// Envoy made the request ID up, as far as the order of the headers tells.
+///
+/// Envoy adds `x-forwarded-proto` to a request that lacks it, and then `x-request-id`
+/// (`ConnectionManagerUtility::mutateRequestHeaders`), each behind what the client sent.
+/// So an ID that Envoy made up stands directly behind `x-forwarded-proto`, and before
+/// nothing but what Envoy adds later. Where a client sends `x-forwarded-proto` itself,
+/// the order does not tell, and the ID counts as the client's.
+fn has_new_request_id(all: &[(&[u8], &[u8])]) -> bool {
+    let at = all
+        .iter()
+        .position(|(name, _)| *name == REQUEST_ID.as_bytes());
+    let Some((before, [_, after @ ..])) = at.and_then(|at| all.split_at_checked(at)) else {
+        return false;
+    };
+    let added_by_envoy = |(name, _): &(&[u8], &[u8])| name.starts_with(b"x-envoy-");
+    before
+        .last()
+        .is_some_and(|(name, _)| *name == b"x-forwarded-proto")
+        && after.iter().all(added_by_envoy)
+}
+
 impl<'a> TraceHeaders<'a> {
     /// One pass over the pairs of a request.
     pub fn read<I>(pairs: I, wanted: &Wanted) -> Self
@@ -269,14 +294,13 @@ impl<'a> TraceHeaders<'a> {
     {
         let mut headers = Self::default();
         for (name, value) in pairs {
-            headers.size.headers += 1;
-            headers.size.bytes += name.len() + value.len();
+            headers.all.push((name, value));
             let key = wanted.keys.iter().position(|key| key.as_bytes() == name);
             headers.keys.extend(key.map(|index| (index, value)));
             if let Some(field) = headers.field(name) {
                 field.add(value);
-                if name == OT_SPAN_CONTEXT.as_bytes() {
-                    headers.copied.push((name, value));
+                if is_opaque(name) {
+                    headers.opaque.push((name, value));
                 }
                 continue;
             }
@@ -287,7 +311,31 @@ impl<'a> TraceHeaders<'a> {
                 headers.tokens.push(value);
             }
         }
+        headers.has_new_request_id = has_new_request_id(&headers.all);
         headers
+    }
+
+    /// The request carries this header.
+    pub fn has(&self, name: &str) -> bool {
+        self.all.iter().any(|(known, _)| *known == name.as_bytes())
+    }
+
+    /// The next proxy takes the request with these edits, or they make it no larger.
+    pub fn has_room(&self, edits: &[Edit]) -> bool {
+        let before = Size::of(&self.all);
+        let replaced = |name: &[u8]| {
+            let mut edits = edits.iter();
+            edits.any(|edit| !matches!(edit, Edit::Add(..)) && edit.name().as_bytes() == name)
+        };
+        let mut after = Size::of(self.all.iter().filter(|(name, _)| !replaced(name)));
+        for edit in edits {
+            if let Edit::Set(name, value) | Edit::Add(name, value) = edit {
+                after.headers += 1;
+                after.bytes += name.len() + value.len();
+            }
+        }
+        after.headers <= Size::MOST.headers.max(before.headers)
+            && after.bytes <= Size::MOST.bytes.max(before.bytes)
     }
 
     fn field(&mut self, name: &[u8]) -> Option<&mut Field<'a>> {
@@ -320,8 +368,10 @@ impl<'a> TraceHeaders<'a> {
             method: self.method,
             path: self.path,
             tokens: self.tokens.clone(),
+            opaque: self.opaque.clone(),
             copied: self.copied.clone(),
-            size: self.size,
+            all: self.all.clone(),
+            has_new_request_id: self.has_new_request_id,
             keys: self.keys.clone(),
             ..Self::default()
         }
@@ -339,7 +389,7 @@ impl<'a> TraceHeaders<'a> {
             .filter(|(_, field)| field.value().is_some())
             .map(|(name, _)| name.as_bytes())
             .collect();
-        for (name, _) in &self.copied {
+        for (name, _) in self.opaque.iter().chain(&self.copied) {
             if !names.contains(name) {
                 names.push(name);
             }

@@ -36,6 +36,11 @@ impl Key {
         Self(key)
     }
 
+    /// It is a trace ID.
+    pub fn is_trace(&self) -> bool {
+        self.0.first() == Some(&b't')
+    }
+
     /// Of nothing: no call has it.
     pub fn unnamed(random: [u8; 16]) -> Self {
         let mut key = vec![b'n'];

@@ -59,6 +59,8 @@ families! {
         "Requests whose B3 headers were rewritten (mode `repair`).";
     REJECTED, "rejected_total", ["direction"],
         "Requests that were answered instead of forwarded (mode `enforce`).";
+    NO_ROOM, "no_room_total", ["direction"],
+        "Requests that were not changed as configured (`emit`, mode `repair`, a request ID), since the next proxy would refuse them for their size. Calls that get no context for that reason are `too_large`.";
     UNTRUSTED, "untrusted_total", ["action"],
         "Requests that brought B3 headers which were not used (`incoming_b3`): `ignored` or `dropped`.";
     DOUBT, "attribution_doubt_millionths_total", [],
@@ -94,6 +96,8 @@ pub enum Counter {
     Repaired(Option<Direction>),
     /// A request that was answered.
     Rejected(Option<Direction>),
+    /// A request that had no room for a change.
+    NoRoom(Option<Direction>),
     /// A request whose B3 headers were passed on unread.
     Ignored,
     /// A request whose B3 headers were removed.
@@ -124,6 +128,7 @@ impl Counter {
             Self::CopyDropped => COPY_DROPPED,
             Self::Repaired(_) => REPAIRED,
             Self::Rejected(_) => REJECTED,
+            Self::NoRoom(_) => NO_ROOM,
             Self::Ignored | Self::Dropped => UNTRUSTED,
             Self::Doubt(_) => DOUBT,
             Self::HostErrors => HOST_ERRORS,
@@ -133,9 +138,10 @@ impl Counter {
     /// The values of the family's labels, in their order.
     pub fn values(self) -> Vec<&'static str> {
         match self {
-            Self::Requests(direction) | Self::Repaired(direction) | Self::Rejected(direction) => {
-                vec![direction_label(direction)]
-            }
+            Self::Requests(direction)
+            | Self::Repaired(direction)
+            | Self::Rejected(direction)
+            | Self::NoRoom(direction) => vec![direction_label(direction)],
             Self::Findings(rule, direction) => vec![rule.id(), direction_label(direction)],
             Self::Calls(decision) => vec![decision.label()],
             Self::Ignored => vec!["ignored"],
@@ -213,6 +219,7 @@ mod tests {
             Counter::CopyDropped,
             Counter::Repaired(None),
             Counter::Rejected(None),
+            Counter::NoRoom(None),
             Counter::Ignored,
             Counter::Dropped,
             Counter::Doubt(0),

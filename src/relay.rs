@@ -3,17 +3,22 @@
 //!
 //! A wrong stitch is worse than a missing one: [`decide`] copies only what it
 //! is sure of, and names its reason either way.
+//!
+//! The trace context and the headers of the copy list are two things. A trace context
+//! says of which trace a call is, and requests of one trace may stand for each other.
+//! The headers of the copy list say whose a request is (a tenant, a user), and no
+//! request may stand for another: see [`choose`].
 
 use crate::b3::{B3, Ids, Sampling, SpanId, TraceId};
 use crate::bytes::{split, take};
 use crate::check::{Checked, Finding, Forms, Fragments};
-use crate::config::{Config, SpanIds};
+use crate::config::{Config, Mode, OwnSpans, RestoreRequestId, SpanIds};
 use crate::header::{self, Edit, Field, TraceHeaders};
 use crate::key;
 use crate::request_id;
 use crate::rules::Rule;
 use crate::store::{Found, RequestOf};
-use crate::w3c;
+use crate::w3c::{self, TraceParent};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
@@ -21,63 +26,172 @@ use alloc::vec::Vec;
 /// request, the context not counted. Memory is bounded.
 pub const COPIED_MOST: usize = 8192;
 
+/// Header names and values.
+pub type Headers = Vec<(String, Vec<u8>)>;
+
+/// What an inbound request had of W3C Trace Context.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Received {
+    /// No `traceparent` that can be read.
+    #[default]
+    Absent,
+    /// One of another trace than its B3: the application's own tracing.
+    Other,
+    /// One of the same trace, with an older span than B3: the sidecar's tracer does
+    /// not write W3C.
+    Stale,
+    /// The request's own context: the sidecar's tracer writes W3C.
+    Current,
+}
+
+/// Which formats the tracer of a sidecar writes, as far as inbound requests showed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracer {
+    /// B3: Envoy's Zipkin tracer.
+    B3,
+    /// W3C: Envoy's OpenTelemetry tracer.
+    W3c,
+    /// Both: the Zipkin tracer with `USE_B3_WITH_W3C_PROPAGATION`.
+    Both,
+}
+
+impl Tracer {
+    /// What one request shows. An inbound filter behind the router sees what the tracer
+    /// has written, and what the client sent in the other format.
+    pub fn shown(headers: &TraceHeaders<'_>, checked: &Checked<'_>) -> Option<Self> {
+        let has_b3 = checked.forms.multi || checked.forms.single;
+        match (checked.b3.ids, checked.w3c) {
+            (Some(_), None) if headers.traceparent.value().is_none() => Some(Self::B3),
+            (None, Some(_)) if !has_b3 => Some(Self::W3c),
+            (Some(ids), Some(w3c)) if ids.trace.same(w3c.trace) => {
+                if ids.span == w3c.span {
+                    Some(Self::Both)
+                } else if ids.parent == Some(w3c.span) {
+                    Some(Self::B3)
+                } else {
+                    None
+                }
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The context of an inbound request, of its B3 and its `traceparent` the newer one, and
+/// what the `traceparent` is beside it.
+///
+/// Of two spans of one trace that one is newer whose parent is the other. A `traceparent`
+/// does not name its parent. So it is newer where B3 names none either: a sidecar's tracer
+/// that had continued the trace in B3 would have. Else, and where they are of different
+/// traces, B3 counts, unless the tracer is known to write W3C alone.
+pub fn newest(checked: &Checked<'_>, tracer: Option<Tracer>) -> (B3, Received) {
+    let b3 = checked.b3;
+    let Some(w3c) = checked.w3c else {
+        return (b3, Received::Absent);
+    };
+    let Some(ids) = b3.ids else {
+        return match b3.is_empty() {
+            true => (w3c.b3(), Received::Current),
+            false => (b3, Received::Other),
+        };
+    };
+    if !ids.trace.same(w3c.trace) {
+        match tracer {
+            Some(Tracer::W3c) => (w3c.b3(), Received::Current),
+            _ => (b3, Received::Other),
+        }
+    } else if ids.span == w3c.span {
+        (b3, Received::Current)
+    } else if ids.parent == Some(w3c.span) {
+        (b3, Received::Stale)
+    } else if tracer == Some(Tracer::W3c) || (tracer.is_none() && ids.parent.is_none()) {
+        (w3c.b3(), Received::Current)
+    } else {
+        (b3, Received::Stale)
+    }
+}
+
 /// What is remembered of an inbound request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Remembered {
     /// Its context as the application sees it; empty if it came without one.
     pub b3: B3,
-    /// The forms that the context came in, which are those it is copied in.
+    /// The forms that the context is copied in: those that it came in.
     pub forms: Forms,
+    /// What it had of W3C.
+    pub received: Received,
     /// Its request ID, up to 255 bytes, where a call may be found without it.
     pub request_id: Vec<u8>,
-    /// The headers of the copy list, repeated ones included, and those of W3C
-    /// that cannot be made from the context.
-    pub copied: Vec<(String, Vec<u8>)>,
+    /// Headers of the trace context that are copied verbatim: `x-ot-span-context`,
+    /// `tracestate`, and a `traceparent` of another trace. Repeated ones included.
+    pub opaque: Headers,
+    /// The headers of the copy list, likewise.
+    pub copied: Headers,
 }
 
 impl Remembered {
-    /// From an inbound request. Also returns how many headers of the copy list
-    /// had no room ([`COPIED_MOST`]).
+    /// From an inbound request with this context ([`newest`]). Also returns how many
+    /// headers had no room ([`COPIED_MOST`]).
     ///
     /// A `traceparent` of the same trace is made anew for each call, with the
     /// span that the application serves the request in. One of another trace
     /// (the application's own tracing, beside the mesh's) is copied as it is, as
     /// an application would that forwards it.
-    pub fn of(headers: &TraceHeaders<'_>, checked: &Checked<'_>) -> (Self, usize) {
-        let mut b3 = checked.b3;
+    pub fn of(
+        headers: &TraceHeaders<'_>,
+        checked: &Checked<'_>,
+        (b3, received): (B3, Received),
+    ) -> (Self, usize) {
         let mut forms = checked.forms;
-        if let Some(w3c) = checked.w3c.filter(|_| b3.is_empty()) {
-            b3 = w3c.b3();
-        }
         forms.w3c &= b3.ids.is_some();
-        let w3c = [
-            (header::TRACEPARENT, headers.traceparent, !forms.w3c),
-            (header::TRACESTATE, headers.tracestate, true),
-        ];
-        let w3c = w3c
+        let other = headers.traceparent.value();
+        let other = other.filter(|_| received == Received::Other);
+        let other = other.map(|value| (header::TRACEPARENT.as_bytes(), value));
+        let has_state =
+            |name: &[u8]| name != header::TRACESTATE.as_bytes() || received != Received::Absent;
+        let opaque = headers.opaque.iter().copied();
+        let opaque = other
             .into_iter()
-            .filter(|(_, _, opaque)| *opaque && checked.w3c.is_some())
-            .filter_map(|(name, field, _)| Some((name.as_bytes(), field.value()?)));
-        let mut room = COPIED_MOST;
-        let mut dropped = 0;
-        let mut copied = Vec::new();
-        for (name, value) in w3c.chain(headers.copied.iter().copied()) {
+            .chain(opaque.filter(|(name, _)| has_state(name)));
+        let (mut room, mut dropped) = (COPIED_MOST, 0);
+        let mut taken = |(name, value): (&[u8], &[u8])| {
             let rest = room.checked_sub(name.len() + value.len());
             match (rest, core::str::from_utf8(name)) {
                 (Some(rest), Ok(name)) if !name.is_empty() && name.len() < 256 => {
                     room = rest;
-                    copied.push((name.to_string(), value.to_vec()));
+                    Some((name.to_string(), value.to_vec()))
                 }
-                _ => dropped += 1,
+                _ => {
+                    dropped += 1;
+                    None
+                }
             }
-        }
+        };
+        let opaque = opaque.filter_map(&mut taken).collect();
+        let copied = headers.copied.iter().copied();
+        let copied = copied.filter_map(&mut taken).collect();
         let remembered = Self {
             b3,
             forms,
+            received,
             request_id: Vec::new(),
+            opaque,
             copied,
         };
         (remembered, dropped)
+    }
+
+    /// The trace of the `traceparent` that the request came with.
+    fn w3c_trace(&self) -> Option<TraceId> {
+        match self.received {
+            Received::Absent => None,
+            Received::Stale | Received::Current => self.b3.ids.map(|ids| ids.trace),
+            Received::Other => {
+                let mut opaque = self.opaque.iter();
+                let (_, value) = opaque.find(|(name, _)| name == header::TRACEPARENT)?;
+                Some(TraceParent::read(value)?.trace)
+            }
+        }
     }
 
     /// Encodes for the store: two bytes of flags, then trace (16 bytes), span (8)
@@ -85,14 +199,22 @@ impl Remembered {
     /// request ID, then for each copied header its name's length u8, name,
     /// value's length u16, value; integers big-endian.
     pub fn encode(&self) -> Vec<u8> {
-        let copied = self.copied.iter().map(|(n, v)| n.len() + v.len() + 3);
+        let headers = || self.opaque.iter().chain(&self.copied);
+        let copied = headers().map(|(n, v)| n.len() + v.len() + 3);
         let mut out = Vec::with_capacity(40 + self.request_id.len() + copied.sum::<usize>());
-        out.push(match self.b3.sampling {
+        let sampling: u8 = match self.b3.sampling {
             Sampling::Defer => 0,
             Sampling::Deny => 1,
             Sampling::Accept => 2,
             Sampling::Debug => 3,
-        });
+        };
+        let received: u8 = match self.received {
+            Received::Absent => 0,
+            Received::Other => 1,
+            Received::Stale => 2,
+            Received::Current => 3,
+        };
+        out.push(sampling | (received << 2));
         let ids = self.b3.ids;
         let parent = ids.and_then(|ids| ids.parent);
         let bits = [
@@ -119,7 +241,7 @@ impl Remembered {
         let request_id = request_id.unwrap_or_default();
         out.push(request_id.len() as u8);
         out.extend_from_slice(request_id);
-        for (name, value) in &self.copied {
+        for (name, value) in headers() {
             if let (Ok(n), Ok(v)) = (u8::try_from(name.len()), u16::try_from(value.len())) {
                 out.push(n);
                 out.extend_from_slice(name.as_bytes());
@@ -132,7 +254,7 @@ impl Remembered {
 
     /// The inverse of [`Remembered::encode`]; `None` if the bytes are not its.
     pub fn decode(mut rest: &[u8]) -> Option<Self> {
-        let [sampling, flags] = take(&mut rest)?;
+        let [first, flags] = take(&mut rest)?;
         let bit = |n: u8| flags & (1 << n) != 0;
         let mut ids = None;
         if bit(5) {
@@ -148,21 +270,32 @@ impl Remembered {
                 parent,
             });
         }
-        let sampling = match sampling {
+        let sampling = match first & 3 {
             0 => Sampling::Defer,
             1 => Sampling::Deny,
             2 => Sampling::Accept,
             _ => Sampling::Debug,
         };
+        let received = match (first >> 2) & 3 {
+            0 => Received::Absent,
+            1 => Received::Other,
+            2 => Received::Stale,
+            _ => Received::Current,
+        };
         let [length] = take(&mut rest)?;
         let request_id = split(&mut rest, usize::from(length))?.to_vec();
-        let mut copied = Vec::new();
+        let (mut opaque, mut copied) = (Vec::new(), Vec::new());
         while !rest.is_empty() {
             let [n] = take(&mut rest)?;
             let name = split(&mut rest, usize::from(n))?.to_vec();
             let v = u16::from_be_bytes(take(&mut rest)?);
             let value = split(&mut rest, usize::from(v))?.to_vec();
-            copied.push((String::from_utf8(name).ok()?, value));
+            let name = String::from_utf8(name).ok()?;
+            let of_context = name == header::TRACEPARENT || header::is_opaque(name.as_bytes());
+            match of_context {
+                true => opaque.push((name, value)),
+                false => copied.push((name, value)),
+            }
         }
         Some(Self {
             b3: B3 { ids, sampling },
@@ -171,7 +304,9 @@ impl Remembered {
                 single: bit(1),
                 w3c: bit(0),
             },
+            received,
             request_id,
+            opaque,
             copied,
         })
     }
@@ -243,37 +378,147 @@ pub fn before_lookup(checked: &Checked<'_>, discard_malformed: bool) -> Result<(
     Ok(())
 }
 
-/// The one request that a call belongs to, among those found under its keys.
-///
-/// Several requests of one trace (a loop, a diamond, a retry) share their keys.
-/// Then that one is taken whose span the call names; or else, of those still
-/// being served rather than answered, that which began last: in a loop the others
-/// wait for it. The trace is right in any case; of siblings in a diamond the parent
-/// may be the other one's span.
-pub fn choose(found: &[Found], named: Option<SpanId>) -> Result<(RequestOf, Remembered), Decision> {
-    let mut chosen: Option<(Rank, RequestOf, Remembered)> = None;
-    for found in found {
-        let Some(remembered) = Remembered::decode(&found.payload) else {
-            continue;
-        };
-        let span = remembered.b3.ids.map(|ids| ids.span);
-        let rank = (
-            named.is_none() || span != named,
-            found.ended,
-            u64::MAX - found.started_ms,
-        );
-        match &chosen {
-            Some((_, _, other)) if !same_trace(other, &remembered) => {
-                return Err(Decision::Ambiguous);
-            }
-            // Equal in everything: what came last, as a retry does.
-            Some((best, _, _)) if *best < rank => {}
-            _ => chosen = Some((rank, found.request, remembered)),
+/// The spans that a call names, which tell requests of one trace apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Named {
+    /// Its own: that of its request, if the application forwards the context as it is.
+    span: Option<SpanId>,
+    /// The same, of its `traceparent`.
+    w3c: Option<SpanId>,
+    /// The parent of its own: that of its request, if the application's tracing makes
+    /// a span for each call.
+    parent: Option<SpanId>,
+}
+
+impl Named {
+    /// By a call's B3, whole or in parts, and by its `traceparent`.
+    pub fn of(checked: &Checked<'_>) -> Self {
+        let ids = checked.b3.ids;
+        let parts = checked.fragments;
+        let parent = |ids: Ids| ids.parent;
+        Self {
+            span: ids
+                .map(|ids| ids.span)
+                .or(parts.and_then(|parts| parts.span)),
+            w3c: checked.w3c.map(|w3c| w3c.span),
+            parent: ids
+                .and_then(parent)
+                .or(parts.and_then(|parts| parts.parent)),
         }
     }
-    match chosen {
-        Some((_, request, remembered)) => Ok((request, remembered)),
-        None => Err(Decision::Unknown),
+
+    /// The call names no span.
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+
+    /// How well a request's span fits: 0 is best, [`Named::NOT`] is not at all.
+    fn fits(self, span: Option<SpanId>) -> u8 {
+        let Some(span) = span.map(Some) else {
+            return Self::NOT;
+        };
+        let names = [self.span, self.w3c, self.parent];
+        let at = names.iter().position(|name| *name == span);
+        at.and_then(|at| u8::try_from(at).ok()).unwrap_or(Self::NOT)
+    }
+
+    const NOT: u8 = u8::MAX;
+}
+
+/// The request that a call belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    /// Its number.
+    pub request: RequestOf,
+    /// What of it may be copied.
+    pub remembered: Remembered,
+    /// The call names its span.
+    pub is_named: bool,
+    /// The spans of all that it was chosen among.
+    pub spans: Vec<SpanId>,
+}
+
+/// The one request that a call belongs to, among those found under its keys.
+///
+/// Several requests of one trace (a loop, a fan-out, a retry) may share their keys.
+/// Then that one is taken whose span the call names; or else, of those still
+/// being served rather than answered, that which began last: in a loop the others
+/// wait for it. The trace is right in any case; of siblings the parent may be the
+/// other one's span.
+///
+/// That is not enough to hand over the headers of the copy list, nor the request ID.
+/// Where the call does not name the span of one request, only those are left to copy
+/// that are the same in all.
+pub fn choose(found: &[Found], named: Named) -> Result<Chosen, Decision> {
+    let decoded = found
+        .iter()
+        .filter_map(|found| Some((found, Remembered::decode(&found.payload)?)));
+    let mut candidates: Vec<(&Found, Remembered)> = decoded.collect();
+    let Some(((_, first), others)) = candidates.split_first() else {
+        return Err(Decision::Unknown);
+    };
+    if !others.iter().all(|(_, other)| same_trace(first, other)) {
+        return Err(Decision::Ambiguous);
+    }
+    let span = |remembered: &Remembered| remembered.b3.ids.map(|ids| ids.span);
+    let spans: Vec<SpanId> = candidates.iter().filter_map(|(_, r)| span(r)).collect();
+    // The span named, served rather than answered, the latest; equal in everything: what
+    // came last, as a retry does.
+    let rank = |(found, remembered): &(&Found, Remembered)| {
+        (
+            named.fits(span(remembered)),
+            found.ended,
+            u64::MAX - found.started_ms,
+        )
+    };
+    let best = candidates
+        .iter()
+        .enumerate()
+        .rev()
+        .min_by_key(|(_, c)| rank(c));
+    let Some(at) = best.map(|(at, _)| at) else {
+        return Err(Decision::Unknown);
+    };
+    let (found, mut remembered) = candidates.swap_remove(at);
+    let is_named = named.fits(span(&remembered)) != Named::NOT;
+    // Attempts of one request have one span, and may differ in nothing else.
+    let others = candidates.iter().map(|(_, other)| other);
+    let same_span = |other: &&Remembered| span(other) == span(&remembered);
+    let others: Vec<&Remembered> = match is_named {
+        true => others.filter(same_span).collect(),
+        false => others.collect(),
+    };
+    keep_common(&mut remembered, &others);
+    Ok(Chosen {
+        request: found.request,
+        remembered,
+        is_named,
+        spans,
+    })
+}
+
+/// Leaves of the copy list, and of the request ID, what is the same in all.
+fn keep_common(remembered: &mut Remembered, others: &[&Remembered]) {
+    if others.is_empty() {
+        return;
+    }
+    let values = |headers: &Headers, name: &str| -> Vec<Vec<u8>> {
+        let named = headers.iter().filter(|(known, _)| known == name);
+        named.map(|(_, value)| value.clone()).collect()
+    };
+    let all = remembered.copied.clone();
+    remembered.copied.retain(|(name, _)| {
+        let own = values(&all, name);
+        others
+            .iter()
+            .all(|other| values(&other.copied, name) == own)
+    });
+    let id = &remembered.request_id;
+    if !others
+        .iter()
+        .all(|other| request_id::same(&other.request_id, id))
+    {
+        remembered.request_id = Vec::new();
     }
 }
 
@@ -286,28 +531,38 @@ pub fn all_of_other_traces(found: &[Found], one: &Remembered) -> bool {
     same.reduce(|a, b| a || b) == Some(false)
 }
 
-/// The span is another one than the call names, the request has been answered,
-/// age. The least is the best.
-type Rank = (bool, bool, u64);
-
-/// A span that the call itself names: its trace context has one, if in parts
-/// or in another form.
-pub fn named_span(checked: &Checked<'_>) -> Option<SpanId> {
-    let fragments = checked.fragments;
-    fragments
-        .and_then(|fragments| fragments.span.or(fragments.parent))
-        .or(checked.w3c.map(|w3c| w3c.span))
-}
-
 fn same_trace(a: &Remembered, b: &Remembered) -> bool {
     match (a.b3.ids, b.b3.ids) {
         (Some(a), Some(b)) => a.trace.same(b.trace),
         // Nothing says that they belong together, but for that all is the same.
         (None, None) => {
-            (a.b3.sampling, &a.copied) == (b.b3.sampling, &b.copied)
+            (a.b3.sampling, &a.opaque, &a.copied) == (b.b3.sampling, &b.opaque, &b.copied)
                 && request_id::same(&a.request_id, &b.request_id)
         }
         _ => false,
+    }
+}
+
+/// What a request is to say of its context, and in which forms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Says {
+    /// In B3.
+    pub b3: B3,
+    /// In these forms.
+    pub forms: Forms,
+    /// A `traceparent` that is there is replaced.
+    pub replaces_traceparent: bool,
+    /// What a `traceparent` says where B3 leaves the decision open; `None`: there is none.
+    pub deferred: Option<bool>,
+}
+
+impl Says {
+    /// These forms as well.
+    pub fn and(self, forms: Forms) -> Self {
+        Self {
+            forms: self.forms.and(forms),
+            ..self
+        }
     }
 }
 
@@ -316,8 +571,8 @@ fn same_trace(a: &Remembered, b: &Remembered) -> bool {
 pub struct Relayed {
     /// What, and why.
     pub decision: Decision,
-    /// What the call is to say in B3, and in which forms; `None` to leave it.
-    pub says: Option<(B3, Forms)>,
+    /// What the call is to say; `None` to leave it.
+    pub says: Option<Says>,
     /// The headers of the copy list that it lacks, and the request ID.
     pub edits: Vec<Edit>,
 }
@@ -338,6 +593,55 @@ impl Relayed {
     }
 }
 
+/// What the `traceparent` of a call without B3 is, beside the request it was made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OwnTrace {
+    /// There is none, or it says nothing about the mesh's trace.
+    Beside,
+    /// The call's own context, of the request's trace: its tracer reads it.
+    Own,
+    /// The same, but the mesh's tracers read only B3.
+    OwnInB3(TraceParent),
+    /// Of the request's trace, with a span that nobody reports.
+    Unreported,
+    /// The call's own context, of another trace.
+    Another,
+    /// Of another trace than the one that the request brought for the application to
+    /// carry on: the call is not of this request.
+    Contradiction,
+}
+
+impl OwnTrace {
+    /// Where the tracers of the mesh write W3C, an application whose tracing makes a
+    /// span for each call says so in `traceparent`, and that is the context of the call.
+    /// Where they write B3 alone, the application finds no `traceparent`, and its tracing
+    /// makes a trace up: that contradicts nothing.
+    pub fn of(checked: &Checked<'_>, remembered: &Remembered, own_spans: OwnSpans) -> Self {
+        let (None, Some(w3c)) = (checked.b3.ids, checked.w3c) else {
+            return Self::Beside;
+        };
+        let is_current = remembered.received == Received::Current;
+        if remembered
+            .b3
+            .ids
+            .is_some_and(|ids| ids.trace.same(w3c.trace))
+        {
+            return match own_spans {
+                OwnSpans::Unreported => Self::Unreported,
+                _ if is_current => Self::Own,
+                OwnSpans::Reported => Self::OwnInB3(w3c),
+                OwnSpans::Auto => Self::Beside,
+            };
+        }
+        match remembered.w3c_trace() {
+            None => Self::Beside,
+            Some(trace) if trace.same(w3c.trace) => Self::Beside,
+            Some(_) if is_current => Self::Another,
+            Some(_) => Self::Contradiction,
+        }
+    }
+}
+
 /// What to copy onto a call, once the request it belongs to is known: in the
 /// forms of that request (or those that `emit` lists), and in those that the
 /// call has begun itself.
@@ -350,6 +654,13 @@ pub fn decide(
     config: &Config,
     new_span: impl FnOnce() -> u64,
 ) -> Relayed {
+    let own = OwnTrace::of(checked, remembered, config.own_spans);
+    match own {
+        OwnTrace::Own => return present(headers, checked, remembered, config),
+        OwnTrace::Another => return Relayed::not(Decision::Present),
+        OwnTrace::Contradiction => return Relayed::not(Decision::Conflict),
+        OwnTrace::Beside | OwnTrace::OwnInB3(_) | OwnTrace::Unreported => {}
+    }
     let mut b3 = remembered.b3;
     let mut decision = Decision::Copied;
     if let Some(fragments) = checked.fragments.filter(|fragments| !fragments.malformed) {
@@ -374,20 +685,39 @@ pub fn decide(
             })
             .or(b3.ids);
     }
-    let says = if remembered.b3.is_empty() {
-        decision = Decision::NoContext;
-        None
-    } else {
-        let begun = Forms {
-            w3c: false,
-            ..checked.forms
-        };
-        Some((b3, config.emit.unwrap_or(remembered.forms).and(begun)))
-    };
-    let mut edits = copied(headers, remembered, config.emit);
-    if let Some(edit) = restored(headers, remembered) {
-        edits.push(edit);
+    if let OwnTrace::OwnInB3(w3c) = own {
+        b3 = w3c.b3();
     }
+    let deferred = config.deferred_w3c.sampled();
+    let mut forms = config.emit.unwrap_or(remembered.forms).and(Forms {
+        w3c: false,
+        ..checked.forms
+    });
+    forms.w3c &= w3c::sampled(b3.sampling, deferred).is_some();
+    if forms.is_empty() {
+        // Better in another form than not at all.
+        forms.multi = true;
+    }
+    // One that cannot be read is replaced where it is asked for, and else left alone.
+    let is_malformed = headers.traceparent.value().is_some() && checked.w3c.is_none();
+    let may_replace = config.emit.is_some() || config.mode == Mode::Repair;
+    if is_malformed && forms.w3c && !may_replace {
+        return Relayed::not(Decision::Malformed);
+    }
+    let replaces_traceparent = own == OwnTrace::Unreported || is_malformed;
+    let says = Says {
+        b3,
+        forms,
+        replaces_traceparent,
+        deferred,
+    };
+    let says = (!remembered.b3.is_empty()).then_some(says);
+    if says.is_none() {
+        decision = Decision::NoContext;
+    }
+    let writes_w3c = says.is_some_and(|says| says.forms.w3c);
+    let mut edits = copied(headers, remembered, writes_w3c, replaces_traceparent);
+    edits.extend(restored(headers, remembered, config.restore_request_id));
     Relayed {
         decision,
         says,
@@ -395,37 +725,69 @@ pub fn decide(
     }
 }
 
-/// The headers of the copy list that a call lacks.
-pub fn copied(
+/// A call with a context of its own: left as it is, but for the headers of the copy list
+/// and the request ID, if it is of the request's trace.
+pub fn present(
+    headers: &TraceHeaders<'_>,
+    checked: &Checked<'_>,
+    remembered: &Remembered,
+    config: &Config,
+) -> Relayed {
+    let mut relayed = Relayed::not(Decision::Present);
+    let own = checked.b3.ids.map(|ids| ids.trace);
+    let own = own.or(checked.w3c.map(|w3c| w3c.trace));
+    let theirs = remembered.b3.ids.map(|ids| ids.trace);
+    if let (Some(own), Some(theirs)) = (own, theirs) {
+        if own.same(theirs) {
+            relayed.edits = copied(headers, remembered, false, false);
+            let restored = restored(headers, remembered, config.restore_request_id);
+            relayed.edits.extend(restored);
+        }
+    }
+    relayed
+}
+
+/// The headers that a call lacks: those of the copy list, and of the trace context those
+/// that are copied verbatim. `writes_w3c`: it gets a `traceparent` of the request's trace,
+/// also in place of its own if it `replaces` that.
+fn copied(
     headers: &TraceHeaders<'_>,
     remembered: &Remembered,
-    emit: Option<Forms>,
+    writes_w3c: bool,
+    replaces: bool,
 ) -> Vec<Edit> {
+    let has_traceparent = headers.traceparent.value().is_some() && !replaces;
+    let other = remembered.received == Received::Other;
     let lacks = |name: &str| match name {
-        // W3C's two belong together, and give way to one made from B3.
-        header::TRACEPARENT | header::TRACESTATE => {
-            let made = name == header::TRACEPARENT && emit.is_some_and(|emit| emit.w3c);
-            headers.traceparent.value().is_none() && !made
-        }
-        _ => !headers
-            .copied
-            .iter()
-            .any(|(present, _)| *present == name.as_bytes()),
+        // W3C's two belong together: a state is of the traceparent that it came with.
+        header::TRACEPARENT => !has_traceparent && !writes_w3c,
+        header::TRACESTATE => !has_traceparent && writes_w3c != other && !headers.has(name),
+        _ => !headers.has(name),
     };
-    let copied = remembered.copied.iter().filter(|(name, _)| lacks(name));
-    copied
+    let all = remembered.opaque.iter().chain(&remembered.copied);
+    all.filter(|(name, _)| lacks(name))
         .map(|(name, value)| Edit::Add(name.clone().into(), value.clone()))
         .collect()
 }
 
 /// The request ID of the inbound request, where Envoy has made up a new one for
-/// the call. One that has not Envoy's form is the application's own, and stays.
-fn restored(headers: &TraceHeaders<'_>, remembered: &Remembered) -> Option<Edit> {
+/// the call.
+fn restored(
+    headers: &TraceHeaders<'_>,
+    remembered: &Remembered,
+    which: RestoreRequestId,
+) -> Option<Edit> {
     let given = headers.request_id.value().unwrap_or_default();
     let known = &remembered.request_id;
     let other = !known.is_empty() && !request_id::same(given, known);
-    (other && (given.is_empty() || request_id::is_envoys(given)))
-        .then(|| Edit::set(header::REQUEST_ID, known.as_slice()))
+    let gives_way = match which {
+        RestoreRequestId::New => {
+            given.is_empty() || (headers.has_new_request_id && request_id::is_envoys(given))
+        }
+        RestoreRequestId::AnyUuid => given.is_empty() || request_id::is_envoys(given),
+        RestoreRequestId::Never => false,
+    };
+    (other && gives_way).then(|| Edit::set(header::REQUEST_ID, known.as_slice()))
 }
 
 /// A host outside the mesh, as far as Istio's names tell. `authority`: the
@@ -487,12 +849,9 @@ pub fn propagation<'a>(
     headers: &TraceHeaders<'a>,
     checked: &Checked<'a>,
     remembered: &Remembered,
+    own_spans: OwnSpans,
 ) -> Option<Finding<'a>> {
-    let found = |rule, multi: (&'static str, Field<'a>)| {
-        let (header, field) = match checked.forms.single {
-            true => (header::B3, headers.b3),
-            false => multi,
-        };
+    let found = |rule, (header, field): (&'static str, Field<'a>)| {
         let value = field.value().unwrap_or_default();
         Some(Finding {
             rule,
@@ -500,18 +859,32 @@ pub fn propagation<'a>(
             value,
         })
     };
-    let trace_id = (header::TRACE_ID, headers.trace_id);
-    let decision = |b3: &B3| b3.sampling.decided();
-    match (checked.b3.ids, remembered.b3.ids) {
-        (None, Some(_)) => found(Rule::P01, trace_id),
-        (Some(ids), Some(inbound)) if !ids.trace.same(inbound.trace) => found(Rule::P02, trace_id),
-        (Some(_), Some(_)) => match (decision(&checked.b3), decision(&remembered.b3)) {
-            (Some(now), Some(then)) if now != then => {
-                found(Rule::P03, (header::SAMPLED, headers.sampled))
-            }
-            _ => None,
-        },
-        _ => None,
+    let b3 = |multi: (&'static str, Field<'a>)| match checked.forms.single {
+        true => (header::B3, headers.b3),
+        false => multi,
+    };
+    let traceparent = (header::TRACEPARENT, headers.traceparent);
+    let inbound = remembered.b3.ids?;
+    let changed = |now: Option<bool>| {
+        let then = remembered.b3.sampling.decided();
+        now.is_some() && then.is_some() && now != then
+    };
+    if let Some(ids) = checked.b3.ids {
+        if !ids.trace.same(inbound.trace) {
+            return found(Rule::P02, b3((header::TRACE_ID, headers.trace_id)));
+        }
+        if changed(checked.b3.sampling.decided()) {
+            return found(Rule::P03, b3((header::SAMPLED, headers.sampled)));
+        }
+        return None;
+    }
+    match OwnTrace::of(checked, remembered, own_spans) {
+        OwnTrace::Own if changed(checked.w3c.map(|w3c| w3c.sampled)) => {
+            found(Rule::P03, traceparent)
+        }
+        OwnTrace::Another => found(Rule::P02, traceparent),
+        _ if checked.w3c.is_some_and(|w3c| w3c.trace.same(inbound.trace)) => None,
+        _ => found(Rule::P01, b3((header::TRACE_ID, headers.trace_id))),
     }
 }
 
@@ -525,14 +898,15 @@ fn belongs(fragments: &Fragments, ids: Option<Ids>) -> bool {
             .is_none_or(|parent| ids.parent == Some(parent))
 }
 
-/// The edits after which a request says just `b3`, in these forms. Headers
+/// The edits after which a request says just this, in these forms. Headers
 /// that are right already are not touched, nor are those of a form in `kept`, nor
-/// a `traceparent` that is there: it may be of a span that the application
-/// reports itself.
+/// a `traceparent` that is there, unless it is to be replaced: it may be of a span
+/// that the application reports itself.
 ///
 /// Debug is written as `x-b3-flags: 1` and `x-b3-sampled: 1`: the specification
 /// asks for the first alone, but Envoy's Zipkin tracer reads only the second.
-pub fn rewrite(headers: &TraceHeaders<'_>, b3: &B3, forms: Forms, kept: Forms) -> Vec<Edit> {
+pub fn rewrite(headers: &TraceHeaders<'_>, says: &Says, kept: Forms) -> Vec<Edit> {
+    let Says { b3, forms, .. } = says;
     let hex = |write: &dyn Fn(&mut Vec<u8>)| {
         let mut text = Vec::with_capacity(32);
         write(&mut text);
@@ -580,9 +954,14 @@ pub fn rewrite(headers: &TraceHeaders<'_>, b3: &B3, forms: Forms, kept: Forms) -
             _ => {}
         }
     }
-    if let Some(ids) = b3.ids.filter(|_| forms.w3c && !kept.w3c) {
-        if headers.traceparent.value().is_none() {
-            edits.push(Edit::set(header::TRACEPARENT, w3c::write(ids, b3.sampling)));
+    let sampled = w3c::sampled(b3.sampling, says.deferred);
+    let w3c = b3.ids.zip(sampled).filter(|_| forms.w3c && !kept.w3c);
+    if let Some((ids, sampled)) = w3c {
+        let value = w3c::write(ids, sampled);
+        let given = headers.traceparent;
+        let is_right = given.value() == Some(&value) && !given.repeated();
+        if given.value().is_none() || (says.replaces_traceparent && !is_right) {
+            edits.push(Edit::set(header::TRACEPARENT, value));
         }
     }
     edits

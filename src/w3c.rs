@@ -62,15 +62,19 @@ impl TraceParent {
     }
 }
 
-/// A `traceparent` that says what B3 does. W3C cannot leave a decision open: what
-/// B3 defers is written as not sampled.
-pub fn write(ids: Ids, sampling: Sampling) -> Vec<u8> {
+/// What a `traceparent` says of a decision in B3. W3C cannot leave one open:
+/// `deferred` is what to say then, or `None` to write no `traceparent`.
+pub fn sampled(sampling: Sampling, deferred: Option<bool>) -> Option<bool> {
+    sampling.decided().or(deferred)
+}
+
+/// A `traceparent` of this span.
+pub fn write(ids: Ids, sampled: bool) -> Vec<u8> {
     let mut text = b"00-".to_vec();
     let trace = TraceId::new(ids.trace.value(), true).unwrap_or(ids.trace);
     trace.write(&mut text);
     text.push(b'-');
     ids.span.write(&mut text);
-    let sampled = sampling.decided() == Some(true);
     text.extend_from_slice(if sampled { b"-01" } else { b"-00" });
     text
 }
@@ -116,16 +120,16 @@ mod tests {
     fn b3_and_back() {
         let read = TraceParent::read(GOOD.as_bytes()).unwrap();
         let b3 = read.b3();
-        assert_eq!(write(b3.ids.unwrap(), b3.sampling), GOOD.as_bytes());
+        assert_eq!(write(b3.ids.unwrap(), read.sampled), GOOD.as_bytes());
         assert_eq!(
-            write(b3.ids.unwrap(), Sampling::Defer),
+            write(b3.ids.unwrap(), false),
             GOOD.replace("-01", "-00").as_bytes()
         );
         // 64 bits stay 64 bits.
         let padded = "00-000000000000000048485a3953bb6124-a2fb4a1d1a96d312-00";
         let b3 = TraceParent::read(padded.as_bytes()).unwrap().b3();
         assert_eq!(b3.single().unwrap(), b"48485a3953bb6124-a2fb4a1d1a96d312-0");
-        assert_eq!(write(b3.ids.unwrap(), b3.sampling), padded.as_bytes());
+        assert_eq!(write(b3.ids.unwrap(), false), padded.as_bytes());
     }
 
     proptest! {

@@ -124,7 +124,7 @@ fn requests_without_a_context_are_not_mixed() {
         Sidecar::new(r#"{"copy_headers": ["end-user"], "keys": ["x-session", "x-request-id"]}"#);
     let session = "x-session: 7";
     sidecar.inbound(&[session, ID, "end-user: alice"]);
-    let seen = sidecar.outbound(&[session, GENERATED_ID]);
+    let seen = sidecar.outbound(&[session, PROTO, GENERATED_ID]);
     assert_b3(&seen, Decision::NoContext, &[]);
     assert_headers(
         &seen,
@@ -372,6 +372,8 @@ fn enforce_answers_with_the_rule() {
 const TRACEPARENT: &str = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-01";
 const OTHER_ID: &str = "x-request-id: 1f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
 const GENERATED_ID: &str = "x-request-id: 8e8a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
+/// Envoy adds this to a call, and behind it the request ID that it makes up.
+const PROTO: &str = "x-forwarded-proto: http";
 const W3C: [&str; 2] = ["traceparent", "tracestate"];
 
 #[track_caller]
@@ -391,7 +393,7 @@ fn a_call_is_recognised_by_the_trace_id_that_it_carries_on() {
     let sidecar = sidecar();
     sidecar.inbound(&[&[ID], &context[..]].concat());
     for (part, decision) in [(carried, Decision::Copied), (TRACE, Decision::Completed)] {
-        let seen = sidecar.outbound(&[OTHER_ID, part]);
+        let seen = sidecar.outbound(&[part, PROTO, OTHER_ID]);
         assert_b3(&seen, decision, &context);
         assert_headers(&seen, &["traceparent"], &[part]);
         // The ID that Envoy has made up gives way to the request's.
@@ -451,7 +453,7 @@ fn headers_that_the_user_names_are_keys_in_order_of_preference() {
     let second = ["x-correlation-id: 8", OTHER_ID, OTHER_TRACE, OTHER_SPAN];
     sidecar.inbound(&first);
     sidecar.inbound(&second);
-    let seen = sidecar.outbound(&["x-correlation-id: \\xff7", OTHER_ID]);
+    let seen = sidecar.outbound(&["x-correlation-id: \\xff7", PROTO, OTHER_ID]);
     assert_b3(&seen, Decision::Copied, &first);
     assert_headers(&seen, &["x-request-id"], &[ID]);
     let seen = sidecar.outbound(&["x-correlation-id: 9", OTHER_ID]);
@@ -573,7 +575,12 @@ fn emit_gives_a_context_of_its_own_the_forms_it_lacks() {
         let carried = only(&seen.headers, &["traceparent"]);
         if !carried.is_empty() {
             let call = sidecar.request(Some(Direction::Outbound), &carried);
-            assert_eq!(call.decision, Some(Decision::Copied));
+            // Where the request came with one, it is a context of the call's own.
+            let decision = match given == [TRACEPARENT] {
+                true => Decision::Present,
+                false => Decision::Copied,
+            };
+            assert_eq!(call.decision, Some(decision));
             assert!(call.headers.contains(&header(SPAN)));
         }
     }
@@ -610,8 +617,8 @@ fn a_traceparent_of_another_trace_is_copied_as_it_is() {
     let seen = sidecar.outbound(&[ID, TRACEPARENT]);
     assert_headers(&seen, &W3C, &[TRACEPARENT]);
     // One of the same trace is made anew, with the span of the application.
-    let stale = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-1111111111111111-01";
-    sidecar.inbound(&[OTHER_ID, TRACE, SPAN, SAMPLED, stale]);
+    let stale = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-0020000000000001-01";
+    sidecar.inbound(&[OTHER_ID, TRACE, SPAN, PARENT, SAMPLED, stale]);
     assert_headers(&sidecar.outbound(&[OTHER_ID]), &W3C, &[TRACEPARENT]);
 }
 

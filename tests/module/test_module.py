@@ -88,6 +88,8 @@ def headers(*lines: str) -> Headers:
 
 ID = "x-request-id: 0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f"
 OTHER_ID = "x-request-id: 1f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f"
+# Envoy adds this to a call, and behind it the request ID that it makes up.
+PROTO = "x-forwarded-proto: http"
 NEW_ID = "x-request-id: 2f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f"
 CONTEXT = (
     "x-b3-traceid: 463ac35c9f6413ad48485a3953bb6124",
@@ -483,7 +485,7 @@ def test_a_part_of_the_context_is_enough() -> None:
     """Envoy makes up a request ID where the application forwards none."""
     both = sidecar()
     served(both.inbound, ID, *CONTEXT)
-    for lines in ([NEW_ID, CONTEXT[0]], [CONTEXT[0]]):
+    for lines in ([CONTEXT[0], PROTO, NEW_ID], [CONTEXT[0]]):
         made, seen = both.sent(*lines)
         assert (made, b3(seen)) == ("completed", b3(headers(*CONTEXT)))
         assert [pair for pair in seen if pair[0] == "x-request-id"] == headers(ID)
@@ -518,9 +520,9 @@ def test_w3c_is_made_from_b3_and_read_back() -> None:
     seen = both.inbound.request(headers(ID, *CONTEXT))
     assert seen.headers == headers(ID, *CONTEXT, TRACEPARENT)
     # The application carries on nothing else.
-    made, sent = both.sent(NEW_ID, TRACEPARENT)
+    made, sent = both.sent(TRACEPARENT, PROTO, NEW_ID)
     assert made == "copied"
-    assert sorted(sent) == sorted(headers(ID, *CONTEXT, TRACEPARENT))
+    assert sorted(sent) == sorted(headers(PROTO, ID, *CONTEXT, TRACEPARENT))
     # Nor what it doesn't know: both forms are made.
     made, sent = both.sent(ID)
     assert made == "copied"
@@ -626,7 +628,7 @@ def test_listed_headers_are_copied() -> None:
     call = headers(ID, "accept: */*")
     assert both.outbound.request(call).headers == [
         *call,
-        *headers("baggage: a=\\xff", "baggage: b", "x-ot-span-context: \\x00\\xfe"),
+        *headers("x-ot-span-context: \\x00\\xfe", "baggage: a=\\xff", "baggage: b"),
     ]
 
 
@@ -1348,7 +1350,7 @@ INFERRED: dict[str, object] = {"attribution": "inferred"}
 def fresh(number: int, *lines: str) -> tuple[str, ...]:
     """A call as Envoy hands it on: with a request ID that it has just made up."""
     made_up = f"x-request-id: 11111111-2222-4333-8444-{number:012}"
-    return (":method: GET", ":authority: h1", ":path: /items/7", made_up, *lines)
+    return (":method: GET", ":authority: h1", ":path: /items/7", *lines, PROTO, made_up)
 
 
 @pytest.mark.parametrize("attribution", ["exclusive", "inferred"])

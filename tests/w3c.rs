@@ -1,0 +1,243 @@
+//! W3C Trace Context: meshes whose tracers write it, and applications with tracing of
+//! their own.
+// A test may panic: that is how it fails.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::string_slice
+)]
+
+mod support;
+
+use b3relay::relay::Decision;
+use support::{Seen, Sidecar, header, headers, only};
+
+const ID: &str = "x-request-id: 0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
+const OTHER_ID: &str = "x-request-id: 1f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
+const PROTO: &str = "x-forwarded-proto: http";
+const NEW_ID: &str = "x-request-id: 8e8a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
+
+const TRACE: &str = "x-b3-traceid: 463ac35c9f6413ad48485a3953bb6124";
+const SPAN: &str = "x-b3-spanid: a2fb4a1d1a96d312";
+const PARENT: &str = "x-b3-parentspanid: 0020000000000001";
+const SAMPLED: &str = "x-b3-sampled: 1";
+/// The sidecar's span.
+const SERVER: &str = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-01";
+/// A span of the application's own, below it.
+const CLIENT: &str = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-cccccccccccccccc-01";
+/// The caller's span.
+const CALLER: &str = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-0020000000000001-01";
+/// A trace that the application has made up.
+const MADE_UP: &str = "traceparent: 00-dddddddddddddddddddddddddddddddd-cccccccccccccccc-01";
+
+const B3: [&str; 4] = [TRACE, SPAN, PARENT, SAMPLED];
+const CONTEXT: [&str; 4] = ["b3", "x-b3-", "traceparent", "tracestate"];
+
+#[track_caller]
+fn assert_seen(seen: &Seen, decision: Decision, lines: &[&str]) {
+    let found = only(&seen.headers, &CONTEXT);
+    assert_eq!(found, only(&headers(lines), &CONTEXT));
+    assert_eq!(seen.decision, Some(decision));
+}
+
+/// Of that mesh, by what an inbound request came with.
+fn sidecar(config: &str, inbound: &[&str]) -> Sidecar {
+    let sidecar = Sidecar::new(config);
+    sidecar.inbound(&[&[ID], inbound].concat());
+    sidecar
+}
+
+#[test]
+fn where_the_tracer_writes_w3c_a_call_of_the_trace_is_left_as_it_is() {
+    for inbound in [&[SERVER][..], &[&B3[..], &[SERVER]].concat()] {
+        // Forwarded as it came, or with a span of the application's own.
+        for carried in [SERVER, CLIENT] {
+            for id in [ID, NEW_ID] {
+                let seen = sidecar("{}", inbound).outbound(&[carried, PROTO, id]);
+                assert_seen(&seen, Decision::Present, &[carried]);
+                assert_eq!(seen.rules, [""; 0]);
+                assert_eq!(only(&seen.headers, &["x-request-id"]), [header(ID)]);
+            }
+        }
+        let seen = sidecar("{}", inbound).outbound(&[CLIENT.replace("-01", "-00").as_str(), ID]);
+        assert_eq!(seen.rules, ["P03"]);
+    }
+}
+
+#[test]
+fn a_span_that_nobody_reports_gives_way_if_the_user_says_so() {
+    let config = r#"{"own_spans": "unreported"}"#;
+    let both = [&B3[..], &[SERVER]].concat();
+    for (inbound, expected) in [
+        (&[SERVER][..], &[SERVER][..]),
+        (&both, &both),
+        (&B3, &[&B3[..], &[CLIENT]].concat()),
+    ] {
+        let seen = sidecar(config, inbound).outbound(&[CLIENT, ID]);
+        assert_seen(&seen, Decision::Copied, expected);
+    }
+}
+
+#[test]
+fn a_span_that_is_reported_is_the_calls_in_b3_too_if_the_user_says_so() {
+    let config = r#"{"own_spans": "reported", "emit": ["b3multi", "w3c"]}"#;
+    let seen = sidecar(config, &B3).outbound(&[CLIENT, ID]);
+    let expected = [TRACE, "x-b3-spanid: cccccccccccccccc", SAMPLED, CLIENT];
+    assert_seen(&seen, Decision::Copied, &expected);
+}
+
+#[test]
+fn a_traceparent_that_the_application_made_up_contradicts_nothing() {
+    let expected = [&B3[..], &[MADE_UP]].concat();
+    let seen = sidecar("{}", &B3).outbound(&[MADE_UP, ID]);
+    assert_seen(&seen, Decision::Copied, &expected);
+    let seen = sidecar("{}", &B3).outbound(&[":authority: b", MADE_UP, PROTO, NEW_ID]);
+    assert_seen(&seen, Decision::Exclusive, &expected);
+    let off = sidecar(r#"{"attribution": "off"}"#, &B3);
+    let seen = off.outbound(&[MADE_UP, PROTO, NEW_ID]);
+    assert_seen(&seen, Decision::Unknown, &[MADE_UP]);
+}
+
+#[test]
+fn where_it_had_one_to_carry_on_another_trace_is_another_request() {
+    for inbound in [&[SERVER][..], &[&B3[..], &[SERVER]].concat()] {
+        let seen = sidecar("{}", inbound).outbound(&[MADE_UP, ID]);
+        assert_seen(&seen, Decision::Present, &[MADE_UP]);
+        assert_eq!(seen.rules, ["P02"]);
+        let seen = sidecar("{}", inbound).outbound(&[":authority: b", MADE_UP, PROTO, NEW_ID]);
+        assert_seen(&seen, Decision::Present, &[MADE_UP]);
+    }
+    // It was given a stale one.
+    let seen = sidecar("{}", &[&B3[..], &[CALLER]].concat()).outbound(&[MADE_UP, ID]);
+    assert_seen(&seen, Decision::Conflict, &[MADE_UP]);
+}
+
+#[test]
+fn of_two_forms_at_odds_the_newer_one_is_copied() {
+    // The Zipkin tracer writes B3, and leaves the client's traceparent.
+    let seen = sidecar("{}", &[&B3[..], &[CALLER]].concat()).outbound(&[ID]);
+    assert_seen(&seen, Decision::Copied, &[&B3[..], &[SERVER]].concat());
+    // The OpenTelemetry tracer writes traceparent, and leaves the client's B3.
+    let stale = [TRACE, "x-b3-spanid: 0020000000000001", SAMPLED];
+    let with_parent = [&stale[..], &["x-b3-parentspanid: 0010000000000001"]].concat();
+    for (stale, is_known) in [
+        (&stale[..], false),
+        (&stale[..], true),
+        (&with_parent, true),
+    ] {
+        let otel = Sidecar::new("{}");
+        if is_known {
+            otel.inbound(&[OTHER_ID, MADE_UP]);
+        }
+        otel.inbound(&[&[ID], stale, &[SERVER]].concat());
+        let newest = [TRACE, SPAN, SAMPLED, SERVER];
+        assert_seen(&otel.outbound(&[ID]), Decision::Copied, &newest);
+    }
+    // One that is two hops old, or of a span of the caller's own.
+    let old = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-0010000000000001-01";
+    let zipkin = Sidecar::new("{}");
+    zipkin.inbound(&[&[ID], &B3[..], &[old]].concat());
+    assert_seen(
+        &zipkin.outbound(&[ID]),
+        Decision::Copied,
+        &[&B3[..], &[SERVER]].concat(),
+    );
+    // Another trace in B3, where the tracer is known to write W3C.
+    let otel = Sidecar::new("{}");
+    otel.inbound(&[OTHER_ID, MADE_UP]);
+    let foreign = "x-b3-traceid: 563ac35c9f6413ad48485a3953bb6124";
+    otel.inbound(&[ID, foreign, SPAN, SAMPLED, SERVER]);
+    assert_seen(
+        &otel.outbound(&[ID]),
+        Decision::Copied,
+        &[TRACE, SPAN, SAMPLED, SERVER],
+    );
+}
+
+#[test]
+fn emit_replaces_a_traceparent_with_an_older_span_or_that_cannot_be_read() {
+    let emit = r#"{"emit": ["b3multi", "w3c"]}"#;
+    let zero = "traceparent: 00-00000000000000000000000000000000-0000000000000000-00";
+    let whole = [&B3[..], &[SERVER]].concat();
+    for given in [
+        CALLER,
+        zero,
+        "traceparent: ",
+        "traceparent: nonsense",
+        "traceparent: \\xff",
+    ] {
+        let seen = Sidecar::new(emit).inbound(&[&[ID], &B3[..], &[given]].concat());
+        assert_eq!(
+            only(&seen.headers, &CONTEXT),
+            only(&headers(&whole), &CONTEXT),
+            "{given}"
+        );
+    }
+    for given in [zero, "traceparent: "] {
+        let seen = sidecar(emit, &B3).outbound(&[ID, given]);
+        assert_seen(&seen, Decision::Copied, &whole);
+        // Not asked for.
+        let seen = sidecar("{}", &[SERVER]).outbound(&[ID, given]);
+        assert_seen(&seen, Decision::Malformed, &[given]);
+    }
+}
+
+#[test]
+fn every_tracestate_is_kept_in_order() {
+    let states = [
+        "tracestate: b=2,a=1",
+        "tracestate: c=3",
+        "tracestate: \\xff=4",
+    ];
+    let seen = sidecar("{}", &[&[SERVER], &states[..]].concat()).outbound(&[ID]);
+    let found: Vec<_> = seen
+        .headers
+        .iter()
+        .filter(|(name, _)| name == "tracestate")
+        .cloned()
+        .collect();
+    assert_eq!(found, headers(&states));
+    // A state is of its own traceparent.
+    let seen = sidecar("{}", &[&[SERVER], &states[..]].concat()).outbound(&[ID, CLIENT]);
+    assert_seen(&seen, Decision::Present, &[CLIENT]);
+}
+
+#[test]
+fn a_decision_left_open_is_not_written_as_a_no() {
+    let open = [TRACE, SPAN];
+    for (choice, flag) in [
+        ("omit", None),
+        ("sampled", Some("01")),
+        ("not_sampled", Some("00")),
+    ] {
+        let config = format!(r#"{{"emit": ["b3multi", "w3c"], "deferred_w3c": "{choice}"}}"#);
+        let written = flag.map(|flag| SERVER.replace("-01", &format!("-{flag}")));
+        let expected = [
+            &open[..],
+            &written.iter().map(String::as_str).collect::<Vec<_>>(),
+        ]
+        .concat();
+        let seen = Sidecar::new(&config).inbound(&[&[ID], &open[..]].concat());
+        assert_eq!(
+            only(&seen.headers, &CONTEXT),
+            only(&headers(&expected), &CONTEXT)
+        );
+        let seen = sidecar(&config, &open).outbound(&[ID]);
+        assert_seen(&seen, Decision::Copied, &expected);
+    }
+    // In another form rather than not at all.
+    let seen = sidecar(r#"{"emit": ["w3c"]}"#, &open).outbound(&[ID]);
+    assert_seen(&seen, Decision::Copied, &open);
+}
+
+/// A background call of a mesh that traces by W3C.
+#[test]
+fn a_traceparent_of_nobodys_is_the_calls_own_context() {
+    let sidecar = Sidecar::new(r#"{"attribution": "off"}"#);
+    let seen = sidecar.inbound(&[ID, SERVER]);
+    sidecar.end(&seen);
+    sidecar.wait(2000);
+    let seen = sidecar.outbound(&[MADE_UP, PROTO, NEW_ID]);
+    assert_seen(&seen, Decision::Present, &[MADE_UP]);
+}
