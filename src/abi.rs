@@ -226,6 +226,11 @@ extern "C" fn proxy_on_response_headers(context: u32, _headers: Size, _end_of_st
 }
 
 #[unsafe(no_mangle)]
+extern "C" fn proxy_on_log(context: u32) {
+    host::over(context);
+}
+
+#[unsafe(no_mangle)]
 extern "C" fn proxy_on_delete(context: u32) {
     host::delete(context);
 }

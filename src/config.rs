@@ -218,6 +218,47 @@ pub struct Config {
 }
 
 impl Config {
+    /// The keys that both filters of a pod must hold the same, and what they hold.
+    pub fn shared_settings(&self) -> Vec<(&'static str, String)> {
+        let list = |parts: &mut dyn Iterator<Item = String>| {
+            let mut text = String::from("[");
+            for (n, part) in parts.enumerate() {
+                text.push_str(if n == 0 { "" } else { ", " });
+                text.push_str(&part);
+            }
+            text + "]"
+        };
+        let key = |key: &KeyOf| match *key {
+            KeyOf::RequestId => header::REQUEST_ID.to_string(),
+            KeyOf::TraceParent => header::TRACEPARENT.to_string(),
+            KeyOf::B3 => header::B3.to_string(),
+            KeyOf::Header(index) => self.wanted.keys.get(index).cloned().unwrap_or_default(),
+        };
+        let pattern = |pattern: &Pattern| match pattern {
+            Pattern::Name(name) => name.clone(),
+            Pattern::Prefix(prefix) => format!("{prefix}*"),
+        };
+        let attribution = match self.attribution {
+            AttributionMode::Off => "off",
+            AttributionMode::Exclusive => "exclusive",
+            AttributionMode::Inferred => "inferred",
+        };
+        let mut settings = vec![
+            ("relay", self.relay.to_string()),
+            (
+                "copy_headers",
+                list(&mut self.wanted.copy.iter().map(pattern)),
+            ),
+            ("keys", list(&mut self.keys.iter().map(key))),
+            ("attribution", attribution.to_string()),
+        ];
+        if self.attribution == AttributionMode::Inferred {
+            let tokens = list(&mut self.wanted.tokens.iter().cloned());
+            settings.push(("token_headers", tokens));
+        }
+        settings
+    }
+
     /// How much a rule matters; `None` if it is off.
     pub fn severity(&self, rule: Rule) -> Option<Severity> {
         match self.rules.iter().find(|(changed, _)| *changed == rule) {

@@ -14,6 +14,7 @@ use crate::metrics::{Counter, direction_label};
 use crate::relay::{self, Chosen, Decision, Named, Received, Relayed, Remembered, Says, Tracer};
 use crate::request_id;
 use crate::rules::{Rule, Severity};
+use crate::setup::Expected;
 use crate::store::{Found, Limits, SharedData, Store, Ticket};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -90,6 +91,8 @@ pub struct Outcome<'a> {
     pub ticket: Option<Ticket>,
     /// A call's number; given back to [`Filter::returned`] when it has returned.
     pub call: Option<u64>,
+    /// What a call was given that got its request's context.
+    pub expected: Option<Expected>,
     /// The answer to send instead of forwarding the request.
     pub reply: Option<Reply>,
     /// The value of the header [`REPORT`] for the response.
@@ -614,6 +617,9 @@ impl Filter {
         let restores = |edit: &Edit| edit.name() == header::REQUEST_ID;
         let restores = plan.edits.iter().any(restores);
         let mut written = self.write(request, plan, outcome);
+        if let Some(says) = relayed.says.filter(|_| written.whole) {
+            outcome.expected = Expected::of(&says);
+        }
         if writes && !written.whole {
             relayed.decision = Decision::TooLarge;
             // Counted as a decision.

@@ -11,6 +11,7 @@ use crate::metrics::Counter;
 use crate::relay::Decision;
 use crate::report::{self, RateLimit};
 use crate::rules::Severity;
+use crate::setup::{self, Expected, Labels, Setup};
 use crate::store::{self, NotSet, SharedData, Ticket};
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
@@ -152,6 +153,7 @@ pub(crate) fn create(context: u32, parent: u32) {
                 ticket: None,
                 answered: false,
                 call: None,
+                expected: None,
                 response_report: None,
             }),
         };
@@ -175,6 +177,9 @@ pub(crate) fn configure(context: u32) -> bool {
             let plugin = Rc::new(Plugin::new(config, extension()));
             plugin.say_at_work();
             plugin.tried(abi::set_tick_period(TICK_MS));
+            if let Some(problem) = setup::without_labels(&Envoy, Envoy.labels()) {
+                log::warn!("{}", problem.text);
+            }
             with(|module| {
                 module.memory();
                 module.put(context, Context::Plugin(Some(plugin)));
@@ -216,10 +221,11 @@ fn extension() -> Option<Vec<u8>> {
 /// Time has passed.
 pub(crate) fn tick(context: u32) {
     with(|module| {
+        module.memory().tick(&Envoy);
         if let Some(plugin) = module.plugin(context) {
             plugin.say_at_work();
+            plugin.look_at_setup(module.memory());
         }
-        module.memory().tick(&Envoy);
     });
 }
 
@@ -230,6 +236,7 @@ pub(crate) fn request_headers(context: u32) -> bool {
     let answered: Option<()> = with(|module| {
         let plugin = module.stream(context)?.plugin.clone()?;
         let direction = plugin.direction();
+        plugin.setup.borrow_mut().request(direction);
         let map = plugin.tried(Map::Request.pairs())?;
         let memory = module.memory();
         let outcome = plugin
@@ -243,6 +250,8 @@ pub(crate) fn request_headers(context: u32) -> bool {
         if let Some(stream) = module.stream(context) {
             stream.ticket = outcome.ticket;
             stream.call = outcome.call;
+            let mut setup = plugin.setup.borrow_mut();
+            stream.expected = outcome.expected.filter(|_| setup.samples());
             if answered.is_none() {
                 stream.response_report = outcome.response_report;
             }
@@ -261,6 +270,28 @@ pub(crate) fn response_headers(context: u32) {
         stream.answered = true;
         if let (Some(plugin), Some(report)) = (&stream.plugin, stream.response_report.take()) {
             plugin.tried(Map::Response.add(REPORT, report.as_bytes()));
+        }
+    });
+}
+
+/// The stream is over. An ordinary HTTP filter is told so while the headers of the
+/// request can still be read, as they were sent.
+pub(crate) fn over(context: u32) {
+    with(|module| {
+        let Some(stream) = module.stream(context) else {
+            return;
+        };
+        let (Some(plugin), Some(expected)) = (&stream.plugin, stream.expected.take()) else {
+            return;
+        };
+        let Some(map) = plugin.tried(Map::Request.pairs()) else {
+            return;
+        };
+        if expected.is_overwritten(Pairs::new(&map)) {
+            plugin.count(Counter::Overwritten);
+            if let Some(problem) = setup::overwritten(&Envoy) {
+                log::warn!("{}", problem.text);
+            }
         }
     });
 }
@@ -293,6 +324,7 @@ struct Plugin {
     /// Few enough to look through: no name is built for a counter that is known.
     metrics: RefCell<Vec<(Counter, u32)>>,
     log: RefCell<RateLimit>,
+    setup: RefCell<Setup>,
 }
 
 impl Plugin {
@@ -303,6 +335,7 @@ impl Plugin {
             extension,
             metrics: RefCell::default(),
             log,
+            setup: RefCell::default(),
         };
         // Counters that exist from the start read 0 until something happens.
         for decision in Decision::ALL {
@@ -319,6 +352,18 @@ impl Plugin {
         if let Some(key) = &self.extension {
             let now = Envoy.now_ms().to_le_bytes();
             self.tried(abi::set_shared_data(key, &now, 0));
+        }
+    }
+
+    fn look_at_setup(&self, memory: &mut Memory) {
+        let now_ms = Envoy.now_ms();
+        let has_workers = || !memory.store.workers(&Envoy, now_ms).is_empty();
+        let mut setup = self.setup.borrow_mut();
+        for problem in setup.tick(&Envoy, &self.filter.config, now_ms, has_workers) {
+            log::warn!("{}", problem.text);
+            if let Some(key) = problem.key {
+                self.count(Counter::Misconfigured(key));
+            }
         }
     }
 
@@ -409,6 +454,8 @@ struct Stream {
     /// The response has begun.
     answered: bool,
     call: Option<u64>,
+    /// What is to be looked at again when the stream is over.
+    expected: Option<Expected>,
     response_report: Option<String>,
 }
 
@@ -419,6 +466,22 @@ fn first_half(random: [u8; 16]) -> u64 {
     let [a, b, c, d, e, f, g, h, ..] = random;
     // Should there be no randomness, two VMs still differ in the time.
     u64::from_le_bytes([a, b, c, d, e, f, g, h]) ^ abi::now().unwrap_or_default().rotate_left(20)
+}
+
+impl Envoy {
+    /// What Istio was told of labels, as far as the node's metadata tell: pilot-agent
+    /// puts the proxy configuration there. A list cannot be read as a property, but is
+    /// told apart from one that is missing.
+    fn labels(&self) -> Labels {
+        let node = |name: &[u8]| abi::property(&[b"xds\0node\0metadata\0", name].concat());
+        if node(b"ISTIO_VERSION").is_err() {
+            return Labels::NotIstio;
+        }
+        match node(b"PROXY_CONFIG\0extraStatTags") {
+            Err(Failure::NOT_FOUND) => Labels::Missing,
+            Ok(_) | Err(_) => Labels::Given,
+        }
+    }
 }
 
 impl Host for Envoy {

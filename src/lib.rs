@@ -23,6 +23,7 @@
 //! | [`config`] | the table of configuration keys |
 //! | [`metrics`] | the table of metrics |
 //! | [`report`] | log lines: escaped, cut and rate-limited |
+//! | [`setup`] | what is wrong with how it was set up in a pod |
 //! | [`filter`] | the above, put together for one request |
 #![cfg_attr(not(target_arch = "wasm32"), forbid(unsafe_code))]
 #![cfg_attr(target_arch = "wasm32", deny(unsafe_code))]
@@ -46,6 +47,7 @@ pub mod relay;
 pub mod report;
 pub mod request_id;
 pub mod rules;
+pub mod setup;
 pub mod store;
 pub mod w3c;
 

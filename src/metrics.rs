@@ -63,6 +63,10 @@ families! {
         "Requests that were not changed as configured (`emit`, mode `repair`, a request ID), since the next proxy would refuse them for their size. Calls that get no context for that reason are `too_large`.";
     UNTRUSTED, "untrusted_total", ["action"],
         "Requests that brought B3 headers which were not used (`incoming_b3`): `ignored` or `dropped`.";
+    OVERWRITTEN, "overwritten_total", [],
+        "Copied contexts that Envoy's own tracing of outbound calls overwrote. Of a few calls only it is looked: any at all means that client spans are on, and the traces in pieces.";
+    MISCONFIGURED, "misconfigured_total", ["key"],
+        "Configuration keys that the two filters of a pod hold differently, each once.";
     DOUBT, "attribution_doubt_millionths_total", [],
         "The probability that the context copied by `token` or `inferred` is a wrong one, summed up in millionths: divided by a million, how many of those calls the filter itself expects to be wrong.";
     HOST_ERRORS, "host_errors_total", [],
@@ -102,6 +106,10 @@ pub enum Counter {
     Ignored,
     /// A request whose B3 headers were removed.
     Dropped,
+    /// A call whose context was overwritten.
+    Overwritten,
+    /// A configuration key that the two sides hold differently.
+    Misconfigured(&'static str),
     /// What was missing to certainty, in millionths.
     Doubt(u32),
     /// A host call that failed.
@@ -130,6 +138,8 @@ impl Counter {
             Self::Rejected(_) => REJECTED,
             Self::NoRoom(_) => NO_ROOM,
             Self::Ignored | Self::Dropped => UNTRUSTED,
+            Self::Overwritten => OVERWRITTEN,
+            Self::Misconfigured(_) => MISCONFIGURED,
             Self::Doubt(_) => DOUBT,
             Self::HostErrors => HOST_ERRORS,
         }
@@ -144,6 +154,7 @@ impl Counter {
             | Self::NoRoom(direction) => vec![direction_label(direction)],
             Self::Findings(rule, direction) => vec![rule.id(), direction_label(direction)],
             Self::Calls(decision) => vec![decision.label()],
+            Self::Misconfigured(key) => vec![key],
             Self::Ignored => vec!["ignored"],
             Self::Dropped => vec!["dropped"],
             Self::NoKey => vec!["no_key"],
@@ -153,6 +164,7 @@ impl Counter {
             | Self::Restored
             | Self::Evicted
             | Self::CopyDropped
+            | Self::Overwritten
             | Self::Doubt(_)
             | Self::HostErrors => Vec::new(),
         }
@@ -222,6 +234,8 @@ mod tests {
             Counter::NoRoom(None),
             Counter::Ignored,
             Counter::Dropped,
+            Counter::Overwritten,
+            Counter::Misconfigured("keys"),
             Counter::Doubt(0),
             Counter::HostErrors,
         ];

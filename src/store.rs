@@ -67,7 +67,7 @@ pub struct NotSet;
 
 /// Sets only a key that was never set: Envoy ignores the CAS number of a
 /// missing key, and numbers keys from 1 upwards.
-const IF_MISSING: u32 = u32::MAX;
+pub(crate) const IF_MISSING: u32 = u32::MAX;
 /// Sets whatever is there: no other worker writes this key.
 const ALWAYS: u32 = 0;
 

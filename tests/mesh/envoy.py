@@ -11,7 +11,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -101,6 +101,10 @@ class Common:
     shared_span_context: bool = False
     # Further labels of metrics (Istio: proxy.istio.io/config, extraStatTags).
     extra_stat_tags: Sequence[str] = ()
+    # Envoy's own spans of outbound calls, which a Telemetry is to switch off.
+    client_spans: bool = False
+    # Of the node, besides its name.
+    node_metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 def sidecar(
@@ -113,6 +117,7 @@ def sidecar(
     app_port: int,
     callees: Mapping[str, int],
     wasm: Wasm | None = None,
+    outbound_wasm: Wasm | None = None,
     inbound: Literal["upstream", "http"] = "upstream",
     retries: bool = False,
 ) -> Config:
@@ -150,8 +155,12 @@ def sidecar(
         outbound_port,
         "OUTBOUND",
         {
+            **({"tracing": _tracing(common)} if common.client_spans else {}),
             "use_remote_address": False,
-            "http_filters": [*([wasm.http_filter()] if wasm else []), _router()],
+            "http_filters": [
+                *([outbound.http_filter()] if (outbound := outbound_wasm or wasm) else []),
+                _router(),
+            ],
             "route_config": {
                 "name": "outbound",
                 "virtual_hosts": [
@@ -413,7 +422,7 @@ def _bootstrap(
             "id": f"sidecar~{HOST}~{name}-v1.default~default.svc.cluster.local",
             # The service name of the spans.
             "cluster": name,
-            "metadata": {"NAME": f"{name}-v1", "NAMESPACE": "default"},
+            "metadata": {"NAME": f"{name}-v1", "NAMESPACE": "default", **common.node_metadata},
         },
         "admin": {"address": _address((HOST, admin_port))},
         "layered_runtime": {

@@ -138,7 +138,8 @@ class Mesh:
     fail_first   percentage of clicks for which ratings fails once
     parallel     an app makes its calls at the same time
     work_ms      how long an app waits before it does anything
-    failure_policy, shared_span_context, extra_stat_tags   see envoy.py
+    outbound_config   the filter's configuration on the outbound side, if it is another one
+    client_spans, node_metadata, failure_policy, shared_span_context, extra_stat_tags   see envoy.py
     collector    a collector, or the address of another one, instead of its own
     """
 
@@ -159,6 +160,9 @@ class Mesh:
         failure_policy: str | None = "FAIL_OPEN",
         shared_span_context: bool = False,
         extra_stat_tags: Iterable[str] = (),
+        client_spans: bool = False,
+        node_metadata: Mapping[str, Any] | None = None,
+        outbound_config: str | None = None,
         collector: Collector | Address | None = None,
         timeout: float = 60.0,
     ) -> None:
@@ -177,6 +181,9 @@ class Mesh:
         self._work_ms = work_ms
         self._shared_span_context = shared_span_context
         self._extra_stat_tags = tuple(extra_stat_tags)
+        self._client_spans = client_spans
+        self._node_metadata = dict(node_metadata or {})
+        self._outbound_config = outbound_config
         self._given_collector = collector
         self._timeout = timeout
         self._next_click = 1
@@ -219,6 +226,8 @@ class Mesh:
             http2=self._http2,
             shared_span_context=self._shared_span_context,
             extra_stat_tags=self._extra_stat_tags,
+            client_spans=self._client_spans,
+            node_metadata=self._node_metadata,
         )
         wasm = self._wasm
         if wasm:
@@ -235,6 +244,10 @@ class Mesh:
                 app_port=self.app_ports[name],
                 callees=self.inbound_ports,
                 wasm=wasm if name in self._filtered else None,
+                outbound_wasm=wasm
+                and replace(wasm, config=self._outbound_config or wasm.config)
+                if name in self._filtered
+                else None,
                 inbound=self._inbound,
                 retries=self._retries,
             )
