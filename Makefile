@@ -158,6 +158,12 @@ accuracy-keyed: go $(WASM) $(TOOLS)/venv/.done ## A million calls: does each get
 	$(call say,accuracy: a million calls through a real Envoy$(comma) 15 to 20 minutes)
 	$(PYTHON) -m load.keyed $(KEYED)
 
+SIBLINGS ?= --markdown docs/accuracy-keyed.md
+.PHONY: accuracy-siblings
+accuracy-siblings: $(WASM) $(TOOLS)/venv/.done ## 100,000 calls of requests of one trace in parallel: does one get another tenant's header? Writes into docs/accuracy-keyed.md
+	$(call say,siblings: 100$(comma)000 calls through real Envoys with 1 to 4 workers; about 4 minutes)
+	$(PYTHON) -m load.siblings $(SIBLINGS)
+
 SIMULATOR := tests/accuracy/sim/Cargo.toml
 SIMULATED ?= --markdown=docs/accuracy-simulated.md
 .PHONY: accuracy-simulated
