@@ -535,9 +535,10 @@ impl Filter {
     ) -> LookedUp {
         let before = relay::before_lookup(&request.checked, self.config.mode == Mode::Repair);
         if let Err(decision) = before {
-            let asked = [Rule::P02, Rule::P03].map(|rule| self.config.severity(rule).is_some());
+            let asked = [Rule::P02, Rule::P03, Rule::P04];
+            let asked = asked.map(|rule| self.config.severity(rule).is_some());
             let copies = !self.config.wanted.copy.is_empty();
-            if decision != Decision::Present || (asked == [false; 2] && !copies) {
+            if decision != Decision::Present || (asked == [false; 3] && !copies) {
                 return LookedUp {
                     before,
                     found: Err(decision),
@@ -579,7 +580,10 @@ impl Filter {
             by: None,
         }) = &found
         {
-            let findings = relay::propagation(&request.headers, &request.checked, remembered);
+            let span = remembered.b3.ids.map(|ids| ids.span);
+            let spans = span.as_slice();
+            let findings =
+                relay::propagation(&request.headers, &request.checked, remembered, spans);
             outcome.findings.extend(findings);
         }
         LookedUp { before, found }
@@ -729,16 +733,10 @@ fn rewrites(finding: &Finding<'_>) -> bool {
 }
 
 /// What a single header cannot say so that everybody reads it: debug (D04) goes
-/// into the multiple headers, and a parent without a decision (B06), for which
+/// into the multiple headers beside it, and a parent without a decision (B06), for which
 /// the grammar has no place, is left out of both.
 fn readable_by_all((mut b3, mut forms): (B3, Forms)) -> (B3, Forms) {
-    if forms.single && b3.sampling == Sampling::Debug {
-        forms = Forms {
-            multi: true,
-            single: false,
-            ..forms
-        };
-    }
+    forms.multi |= forms.single && b3.sampling == Sampling::Debug;
     if forms.single && b3.sampling == Sampling::Defer {
         b3.ids = b3.ids.map(|ids| Ids {
             parent: None,
@@ -752,7 +750,12 @@ fn readable_by_all((mut b3, mut forms): (B3, Forms)) -> (B3, Forms) {
 /// there is just one.
 fn first_of(request_id: Field<'_>) -> Option<&[u8]> {
     let given = request_id.value()?;
-    let first = given.split(|&byte| byte == b',').next()?.trim_ascii();
+    // Of a very long one no more than its beginning is looked at.
+    let looked_at = given.get(..512).unwrap_or(given);
+    let first = match looked_at.iter().position(|&byte| byte == b',') {
+        Some(at) => given.get(..at)?.trim_ascii(),
+        None => given,
+    };
     (!first.is_empty() && (request_id.repeated() || first != given)).then_some(first)
 }
 

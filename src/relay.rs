@@ -482,37 +482,49 @@ fn is_inside(host: &[u8], mesh_hosts: &[String]) -> bool {
 }
 
 /// What a call breaks of the rules about propagation, beside the request that
-/// it was made for.
+/// it was made for. `spans`: those in which the requests of its trace are served
+/// that it may be of.
 pub fn propagation<'a>(
     headers: &TraceHeaders<'a>,
     checked: &Checked<'a>,
     remembered: &Remembered,
-) -> Option<Finding<'a>> {
+    spans: &[SpanId],
+) -> Vec<Finding<'a>> {
     let found = |rule, multi: (&'static str, Field<'a>)| {
-        let (header, field) = match checked.forms.single {
+        // What was read, if there are two.
+        let (header, field) = match checked.forms.single && !checked.stale.single {
             true => (header::B3, headers.b3),
             false => multi,
         };
         let value = field.value().unwrap_or_default();
-        Some(Finding {
+        Finding {
             rule,
             header,
             value,
-        })
+        }
     };
     let trace_id = (header::TRACE_ID, headers.trace_id);
     let decision = |b3: &B3| b3.sampling.decided();
+    let mut findings = Vec::new();
     match (checked.b3.ids, remembered.b3.ids) {
-        (None, Some(_)) => found(Rule::P01, trace_id),
-        (Some(ids), Some(inbound)) if !ids.trace.same(inbound.trace) => found(Rule::P02, trace_id),
-        (Some(_), Some(_)) => match (decision(&checked.b3), decision(&remembered.b3)) {
-            (Some(now), Some(then)) if now != then => {
-                found(Rule::P03, (header::SAMPLED, headers.sampled))
+        (None, Some(_)) => findings.push(found(Rule::P01, trace_id)),
+        (Some(ids), Some(inbound)) if !ids.trace.same(inbound.trace) => {
+            findings.push(found(Rule::P02, trace_id));
+        }
+        (Some(ids), Some(_)) => {
+            if let (Some(now), Some(then)) = (decision(&checked.b3), decision(&remembered.b3)) {
+                if now != then {
+                    findings.push(found(Rule::P03, (header::SAMPLED, headers.sampled)));
+                }
             }
-            _ => None,
-        },
-        _ => None,
+            let named = |span: &SpanId| *span == ids.span || Some(*span) == ids.parent;
+            if !spans.iter().any(named) {
+                findings.push(found(Rule::P04, (header::SPAN_ID, headers.span_id)));
+            }
+        }
+        _ => {}
     }
+    findings
 }
 
 /// The identifiers that the call carries are those of the remembered context.
@@ -531,7 +543,8 @@ fn belongs(fragments: &Fragments, ids: Option<Ids>) -> bool {
 /// reports itself.
 ///
 /// Debug is written as `x-b3-flags: 1` and `x-b3-sampled: 1`: the specification
-/// asks for the first alone, but Envoy's Zipkin tracer reads only the second.
+/// asks for the first alone, but Envoy's Zipkin tracer reads only the second. Where
+/// they say it, `b3` says `1`: not everybody who reads `b3` knows its `d`.
 pub fn rewrite(headers: &TraceHeaders<'_>, b3: &B3, forms: Forms, kept: Forms) -> Vec<Edit> {
     let hex = |write: &dyn Fn(&mut Vec<u8>)| {
         let mut text = Vec::with_capacity(32);
@@ -542,6 +555,10 @@ pub fn rewrite(headers: &TraceHeaders<'_>, b3: &B3, forms: Forms, kept: Forms) -
     let sampled = b3.sampling.decided().filter(|_| forms.multi);
     let sampled = sampled.map(|yes| if yes { b"1".to_vec() } else { b"0".to_vec() });
     let debug = (forms.multi && b3.sampling == Sampling::Debug).then(|| b"1".to_vec());
+    let mut single = *b3;
+    if debug.is_some() {
+        single.sampling = Sampling::Accept;
+    }
     let wanted: [(&'static str, Field<'_>, Option<Vec<u8>>); 6] = [
         (
             header::TRACE_ID,
@@ -564,7 +581,7 @@ pub fn rewrite(headers: &TraceHeaders<'_>, b3: &B3, forms: Forms, kept: Forms) -
         (
             header::B3,
             headers.b3,
-            forms.single.then(|| b3.single()).flatten(),
+            forms.single.then(|| single.single()).flatten(),
         ),
     ];
     let mut edits = Vec::with_capacity(5);
