@@ -756,7 +756,7 @@ fn first_of(request_id: Field<'_>) -> Option<&[u8]> {
         Some(at) => given.get(..at)?.trim_ascii(),
         None => given,
     };
-    (!first.is_empty() && (request_id.repeated() || first != given)).then_some(first)
+    (!first.is_empty() && (request_id.repeated() || first.len() != given.len())).then_some(first)
 }
 
 /// What was found and done, in one line: the direction, the rules that are
