@@ -1,7 +1,7 @@
 //! The B3 format of openzipkin/b3-propagation: types, reading and writing.
 //!
-//! Reading is lenient where implementations are (upper case, short IDs) and
-//! says so; writing is canonical: lower case, IDs of 16 or 32 characters,
+//! Reading is lenient where implementations are (upper case, short IDs in the
+//! multiple headers) and says so; writing is canonical: lower case, IDs of 16 or 32 characters,
 //! `1`/`0`.
 //!
 //! Grammar of the single header:
@@ -188,6 +188,8 @@ pub enum IdError {
     Empty,
     /// More characters than the ID may have.
     TooLong,
+    /// So few characters that nobody, or only one implementation, reads it.
+    TooShort,
     /// A character that is not a hexadecimal digit.
     NotHex,
     /// All zeros.
@@ -203,6 +205,16 @@ pub struct Lenient<T> {
     pub upper_case: bool,
     /// It had fewer digits than the format asks for; zeros were put before it.
     pub padded: bool,
+}
+
+impl<T> Lenient<T> {
+    /// As the single header has it: there nobody pads.
+    pub fn of_full_length(self) -> Result<Self, IdError> {
+        match self.padded {
+            true => Err(IdError::TooShort),
+            false => Ok(self),
+        }
+    }
 }
 
 const UPPER_CASE: u8 = 0x10;
@@ -257,24 +269,37 @@ fn hex(text: &[u8], most: usize) -> Result<(u128, bool), IdError> {
     Ok((value, seen & UPPER_CASE != 0))
 }
 
+/// Fewer digits than this are no ID to brave, nor to others; Envoy alone reads one.
+const SHORTEST: usize = 2;
+
 impl TraceId {
-    /// Reads 1 to 32 digits; 16 and 32 are in the format, others are padded
-    /// with zeros on the left to the next of the two.
+    /// Reads 16 or 32 digits, as the format has it. 2 to 15 are padded with zeros
+    /// on the left, as brave and Envoy do with `x-b3-traceid`; 17 to 31, which of
+    /// these only brave reads, are refused.
     pub fn read(text: &[u8]) -> Result<Lenient<Self>, IdError> {
         let (value, upper_case) = hex(text, 32)?;
-        let id = Self::new(value, text.len() > 16).ok_or(IdError::Zero)?;
+        let wide = match text.len() {
+            SHORTEST..=16 => false,
+            32 => true,
+            _ => return Err(IdError::TooShort),
+        };
+        let id = Self::new(value, wide).ok_or(IdError::Zero)?;
         Ok(Lenient {
             id,
             upper_case,
-            padded: text.len() != 16 && text.len() != 32,
+            padded: !wide && text.len() != 16,
         })
     }
 }
 
 impl SpanId {
-    /// Reads 1 to 16 digits; fewer than 16 are padded with zeros on the left.
+    /// Reads 16 digits, as the format has it; 2 to 15 are padded with zeros on the
+    /// left, as brave and Envoy do with `x-b3-spanid`.
     pub fn read(text: &[u8]) -> Result<Lenient<Self>, IdError> {
         let (value, upper_case) = hex(text, 16)?;
+        if text.len() < SHORTEST {
+            return Err(IdError::TooShort);
+        }
         let id = u64::try_from(value)
             .ok()
             .and_then(Self::new)
@@ -312,14 +337,17 @@ pub enum Single<'a> {
         span: &'a [u8],
         /// The state, if there is one.
         state: Option<Sampling>,
+        /// The state is empty, or spelt true or false.
+        odd_state: bool,
         /// The parent's text, if there is one.
         parent: Option<&'a [u8]>,
     },
 }
 
 impl<'a> Single<'a> {
-    /// Splits the header by its grammar. `t-s-parent`, without a state, is no
-    /// part of the grammar but is taken (brave and OpenTelemetry do).
+    /// Splits the header by its grammar. Three things are no part of it but are
+    /// taken, as most of those do that are no proxy: `t-s-parent`, without a state;
+    /// `t-s-`, with an empty one; `t-s-true` and `t-s-false`.
     /// `None`: not of this form at all.
     pub fn split(text: &'a [u8]) -> Option<Self> {
         let state = |text: &[u8]| match text {
@@ -337,15 +365,33 @@ impl<'a> Single<'a> {
         if parts.next().is_some() {
             return None;
         }
+        let mut odd_state = false;
         let (state, parent) = match (third, fourth) {
             (None, _) => (None, None),
             (Some(third), None) if third.len() == 16 => (None, Some(third)),
-            (Some(third), parent) => (Some(state(third)?), parent),
+            (Some(b""), None) => {
+                odd_state = true;
+                (None, None)
+            }
+            (Some(third), parent) => match (state(third), read_sampled(third)) {
+                (Some(state), _) => (Some(state), parent),
+                (None, Some((sampled, _))) => {
+                    odd_state = true;
+                    let state = if sampled {
+                        Sampling::Accept
+                    } else {
+                        Sampling::Deny
+                    };
+                    (Some(state), parent)
+                }
+                (None, None) => return None,
+            },
         };
         Some(Self::Ids {
             trace,
             span,
             state,
+            odd_state,
             parent,
         })
     }
@@ -384,11 +430,7 @@ mod tests {
         let short = TraceId::read(b"6124").unwrap();
         assert_eq!(text(|to| short.id.write(to)), "0000000000006124");
         assert!(short.padded);
-        let odd = TraceId::read(b"0123463ac35c9f6413ad").unwrap();
-        assert_eq!(
-            text(|to| odd.id.write(to)),
-            "0000000000000123463ac35c9f6413ad"
-        );
+        assert!(short.of_full_length().is_err());
         assert!(SpanId::read(b"d312").unwrap().padded);
     }
 
@@ -397,6 +439,10 @@ mod tests {
         assert_eq!(TraceId::read(b""), Err(IdError::Empty));
         assert_eq!(TraceId::read(&[b'1'; 33]), Err(IdError::TooLong));
         assert_eq!(TraceId::read(&[b'0'; 32]), Err(IdError::Zero));
+        for short in [1, 17, 20, 31] {
+            assert_eq!(TraceId::read(&[b'1'; 32][..short]), Err(IdError::TooShort));
+        }
+        assert_eq!(SpanId::read(b"1"), Err(IdError::TooShort));
         assert_eq!(SpanId::read(&[b'1'; 17]), Err(IdError::TooLong));
         assert_eq!(SpanId::read(b"0"), Err(IdError::Zero));
         for bad in [
@@ -421,16 +467,30 @@ mod tests {
             "05e3ac9a4f6e3b90",
         );
         let cases = [
-            (format!("{t}-{s}"), None, None),
-            (format!("{t}-{s}-1"), Some(Sampling::Accept), None),
-            (format!("{t}-{s}-d-{p}"), Some(Sampling::Debug), Some(p)),
-            (format!("{t}-{s}-{p}"), None, Some(p)),
+            (format!("{t}-{s}"), None, None, false),
+            (format!("{t}-{s}-1"), Some(Sampling::Accept), None, false),
+            (
+                format!("{t}-{s}-d-{p}"),
+                Some(Sampling::Debug),
+                Some(p),
+                false,
+            ),
+            (format!("{t}-{s}-{p}"), None, Some(p), false),
+            (format!("{t}-{s}-"), None, None, true),
+            (format!("{t}-{s}-true"), Some(Sampling::Accept), None, true),
+            (
+                format!("{t}-{s}-False-{p}"),
+                Some(Sampling::Deny),
+                Some(p),
+                true,
+            ),
         ];
-        for (text, state, parent) in cases {
+        for (text, state, parent, odd_state) in cases {
             let parts = Single::Ids {
                 trace: t.as_bytes(),
                 span: s.as_bytes(),
                 state,
+                odd_state,
                 parent: parent.map(str::as_bytes),
             };
             assert_eq!(Single::split(text.as_bytes()), Some(parts), "{text}");
@@ -441,7 +501,9 @@ mod tests {
             "2",
             "1-",
             "abc",
+            "true",
             &format!("{t}-{s}-2"),
+            &format!("{t}-{s}--{p}"),
             &format!("{t}-{s}-1-{p}-1"),
         ] {
             let none = Single::split(bad.as_bytes()).is_none();
@@ -476,7 +538,7 @@ mod tests {
             };
             match Single::split(&text).unwrap() {
                 Single::State(state) => prop_assert_eq!(b3, B3 { ids: None, sampling: state }),
-                Single::Ids { trace, span, state, parent } => {
+                Single::Ids { trace, span, state, parent, odd_state: false } => {
                     let ids = b3.ids.unwrap();
                     prop_assert_eq!(TraceId::read(trace).unwrap().id, ids.trace);
                     prop_assert_eq!(SpanId::read(span).unwrap().id, ids.span);
@@ -485,6 +547,7 @@ mod tests {
                     let kept = ids.parent.filter(|_| state.is_some());
                     prop_assert_eq!(parent, kept);
                 }
+                odd => prop_assert!(false, "{odd:?}"),
             }
         }
 

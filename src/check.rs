@@ -1,7 +1,9 @@
 //! Which rules a request breaks, and how to read it all the same.
 //!
 //! Reading follows the specification where it has a word (the single header
-//! wins), and otherwise what loses least.
+//! wins), and otherwise what loses least; but of two forms of one trace that one is
+//! read which names the other's span as its parent: the other was left behind by
+//! somebody on the way. A context that most implementations would not read is none.
 
 use crate::b3::{B3, IdError, Ids, Lenient, Sampling, Single, SpanId, TraceId, read_sampled};
 use crate::header::{self, Field, TraceHeaders};
@@ -11,6 +13,15 @@ use alloc::vec::Vec;
 
 /// Longer than any encoding of `x-ot-span-context` seen in use, in bytes.
 const OT_SPAN_CONTEXT_MOST: usize = 1024;
+
+/// Bytes of a value that are looked at: the longest that is good has 68, and several
+/// may be joined. What is longer is malformed without a look at the rest, so that
+/// no request costs more than others.
+const LOOKED_AT: usize = 512;
+
+fn beginning(value: &[u8]) -> &[u8] {
+    value.get(..LOOKED_AT).unwrap_or(value)
+}
 
 /// A rule that a request breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +98,9 @@ pub struct Checked<'a> {
     pub w3c: Option<TraceParent>,
     /// The forms that the request uses.
     pub forms: Forms,
+    /// Those of them that name an older span of the trace: the parent of the span
+    /// that another form names.
+    pub stale: Forms,
     /// `b3` is a sampling decision and nothing else.
     pub single_decides: bool,
     /// Identifiers, where they do not make a context.
@@ -102,7 +116,7 @@ pub fn check<'a>(headers: &TraceHeaders<'a>) -> Checked<'a> {
     checker.ot_span_context(headers.ot_span_context);
     let multi = checker.multi(headers);
     let single = checker.single(headers.b3);
-    let b3 = checker.both(headers, &multi, single);
+    let (b3, mut stale) = checker.both(headers, &multi, single);
     let fragments = match b3.ids {
         Some(_) => None,
         None => {
@@ -112,6 +126,7 @@ pub fn check<'a>(headers: &TraceHeaders<'a>) -> Checked<'a> {
         }
     };
     let w3c = checker.w3c(headers.traceparent, &b3, fragments);
+    stale.w3c = w3c.is_some_and(|w3c| is_older(w3c, &b3));
     let w3c_too = |w3c: TraceParent| b3.ids.is_none_or(|ids| ids.trace.same(w3c.trace));
     Checked {
         b3,
@@ -123,11 +138,18 @@ pub fn check<'a>(headers: &TraceHeaders<'a>) -> Checked<'a> {
             single: headers.b3.value().is_some(),
             w3c: w3c.is_some_and(w3c_too),
         },
+        stale,
         w3c,
         single_decides: matches!(single, SingleForm::Read(B3 { ids: None, .. })),
         fragments,
         findings: checker.findings,
     }
+}
+
+/// The `traceparent` is of the trace, and names the parent of its span.
+fn is_older(w3c: TraceParent, b3: &B3) -> bool {
+    b3.ids
+        .is_some_and(|ids| ids.trace.same(w3c.trace) && ids.parent == Some(w3c.span))
 }
 
 /// The multiple headers, read.
@@ -195,7 +217,7 @@ impl<'a> Checker<'a> {
         let name = header::REQUEST_ID;
         let value = field.value().unwrap_or_default();
         // Envoy joins repeated request IDs before a filter sees them.
-        if field.repeated() || value.contains(&b',') {
+        if field.repeated() || beginning(value).contains(&b',') {
             self.found(Rule::R06, name, value);
         }
         if value.is_empty() {
@@ -228,26 +250,42 @@ impl<'a> Checker<'a> {
     ) -> Option<TraceParent> {
         let value = field.value()?;
         let name = header::TRACEPARENT;
+        // As the specification has it: none of them is taken.
+        if field.repeated() || beginning(value).contains(&b',') {
+            self.found(Rule::W06, name, value);
+            return None;
+        }
         let Some(read) = TraceParent::read(value) else {
             self.found(Rule::W04, name, value);
             return None;
         };
         match b3.ids {
             Some(ids) if !ids.trace.same(read.trace) => self.found(Rule::W01, name, value),
-            Some(_) if b3.sampling.decided().is_some_and(|yes| yes != read.sampled) => {
-                self.found(Rule::W02, name, value);
+            Some(_) => {
+                if b3.sampling.decided().is_some_and(|yes| yes != read.sampled) {
+                    self.found(Rule::W02, name, value);
+                }
+                if is_older(read, b3) {
+                    self.found(Rule::W05, name, value);
+                }
             }
             None if fragments.is_some_and(|fragments| fragments.malformed) => {
                 self.found(Rule::W03, name, value);
             }
-            _ => {}
+            None => {}
         }
         Some(read)
     }
 
     /// The one value that a B3 header stands for. `None` if it is absent or
-    /// empty, `Err` if it holds several that differ.
-    fn value(&mut self, name: &'static str, field: Field<'a>) -> Result<Option<&'a [u8]>, ()> {
+    /// empty, `Err` if it holds several that differ, or is far too long: `malformed`
+    /// is the rule that says so.
+    fn value(
+        &mut self,
+        name: &'static str,
+        field: Field<'a>,
+        malformed: Rule,
+    ) -> Result<Option<&'a [u8]>, ()> {
         let Some(value) = field.value() else {
             return Ok(None);
         };
@@ -257,13 +295,26 @@ impl<'a> Checker<'a> {
             self.found(Rule::L11, name, value);
         }
         if value.is_empty() {
-            self.found(Rule::L10, name, value);
+            // Flags that say nothing harm nobody.
+            let rule = if name == header::FLAGS {
+                malformed
+            } else {
+                Rule::L10
+            };
+            self.found(rule, name, value);
             return Ok(None);
         }
-        if !value.contains(&b',') {
+        let joined = beginning(value).contains(&b',');
+        if joined {
+            self.found(Rule::L12, name, value);
+        }
+        if value.len() > LOOKED_AT {
+            self.found(malformed, name, value);
+            return Err(());
+        }
+        if !joined {
             return Ok(Some(value));
         }
-        self.found(Rule::L12, name, value);
         let mut values = value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
         match values.next() {
             Some(first) if !first.is_empty() && values.all(|other| other == first) => {
@@ -289,7 +340,9 @@ impl<'a> Checker<'a> {
         read: impl Fn(&[u8]) -> Result<Lenient<T>, IdError>,
     ) -> Part<T> {
         let whole = field.value().unwrap_or_default();
-        let text = match self.value(name, field) {
+        let is_parent = name == header::PARENT_SPAN_ID;
+        let too_long = if is_parent { Rule::L06 } else { Rule::L03 };
+        let text = match self.value(name, field, too_long) {
             Ok(Some(text)) => text,
             Ok(None) => return Part::Absent,
             Err(()) => return Part::Malformed,
@@ -299,12 +352,9 @@ impl<'a> Checker<'a> {
                 self.forgiven(name, whole, &lenient);
                 Part::Read(lenient.id)
             }
-            Err(_) if name == header::PARENT_SPAN_ID => {
-                self.found(Rule::L06, name, whole);
-                Part::Malformed
-            }
             Err(error) => {
-                self.found(rule_of(error), name, whole);
+                let rule = if is_parent { Rule::L06 } else { rule_of(error) };
+                self.found(rule, name, whole);
                 Part::Malformed
             }
         }
@@ -367,7 +417,7 @@ impl<'a> Checker<'a> {
 
     fn sampling(&mut self, headers: &TraceHeaders<'a>) -> Sampling {
         let whole = headers.sampled.value().unwrap_or_default();
-        let sampled = match self.value(header::SAMPLED, headers.sampled) {
+        let sampled = match self.value(header::SAMPLED, headers.sampled, Rule::L08) {
             Ok(None) => None,
             Ok(Some(text)) => match read_sampled(text) {
                 Some((sampled, legacy)) => {
@@ -384,7 +434,7 @@ impl<'a> Checker<'a> {
             Err(()) => None,
         };
         let flags = headers.flags.value().unwrap_or_default();
-        let debug = match self.value(header::FLAGS, headers.flags) {
+        let debug = match self.value(header::FLAGS, headers.flags, Rule::L09) {
             Ok(Some(b"1")) => true,
             Ok(Some(b"0")) => {
                 self.found(Rule::L14, header::FLAGS, flags);
@@ -415,12 +465,12 @@ impl<'a> Checker<'a> {
     fn single(&mut self, field: Field<'a>) -> SingleForm {
         let name = header::B3;
         let whole = field.value().unwrap_or_default();
-        let text = match self.value(name, field) {
+        let text = match self.value(name, field, Rule::B01) {
             Ok(Some(text)) => text,
             Ok(None) => return SingleForm::Absent,
             Err(()) => return SingleForm::Malformed,
         };
-        let (trace, span, state, parent) = match Single::split(text) {
+        let (trace, span, state, odd_state, parent) = match Single::split(text) {
             None => {
                 self.found(Rule::B01, name, whole);
                 return SingleForm::Malformed;
@@ -436,21 +486,29 @@ impl<'a> Checker<'a> {
                 trace,
                 span,
                 state,
+                odd_state,
                 parent,
-            }) => (trace, span, state, parent),
+            }) => (trace, span, state, odd_state, parent),
         };
         self.debug(state.unwrap_or_default(), whole);
-        let (trace, span) = match (TraceId::read(trace), SpanId::read(span)) {
+        let trace = TraceId::read(trace).and_then(Lenient::of_full_length);
+        let span_of = |text| SpanId::read(text).and_then(Lenient::of_full_length);
+        let (trace, span) = match (trace, span_of(span)) {
             (Ok(trace), Ok(span)) => (trace, span),
             (Err(error), _) | (_, Err(error)) => {
-                self.found(rule_of(error), name, whole);
+                if error != IdError::Empty {
+                    self.found(rule_of(error), name, whole);
+                }
                 self.found(Rule::B01, name, whole);
                 return SingleForm::Malformed;
             }
         };
         self.forgiven(name, whole, &trace);
         self.forgiven(name, whole, &span);
-        let parent = parent.and_then(|text| match SpanId::read(text) {
+        if odd_state {
+            self.found(Rule::B10, name, whole);
+        }
+        let parent = parent.and_then(|text| match span_of(text) {
             Ok(parent) => {
                 self.forgiven(name, whole, &parent);
                 Some(parent.id)
@@ -480,11 +538,18 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// The two forms side by side, and the one reading of both.
-    fn both(&mut self, headers: &TraceHeaders<'a>, multi: &MultiForm, single: SingleForm) -> B3 {
+    /// The two forms side by side, the one reading of both, and which of them is
+    /// stale.
+    fn both(
+        &mut self,
+        headers: &TraceHeaders<'a>,
+        multi: &MultiForm,
+        single: SingleForm,
+    ) -> (B3, Forms) {
         let name = header::B3;
         let value = headers.b3.value().unwrap_or_default();
         let multi = multi.b3;
+        let mut stale = Forms::default();
         let b3 = match single {
             SingleForm::Absent | SingleForm::Malformed => multi,
             SingleForm::Read(single) => {
@@ -496,37 +561,44 @@ impl<'a> Checker<'a> {
                     self.found(Rule::B08, name, value);
                 }
                 let mut ids = single.ids.or(multi.ids);
-                match (single.ids, multi.ids) {
-                    (Some(one), Some(other)) if !one.trace.same(other.trace) => {
-                        let cut = |trace: TraceId| trace.value() == u128::from(trace.low());
-                        if one.trace.low() == other.trace.low()
-                            && (cut(one.trace) || cut(other.trace))
-                        {
-                            self.found(Rule::B04, name, value);
-                            // Cut to 64 bits somewhere: the longer one is the original.
-                            let wide = one.trace.value().max(other.trace.value());
-                            let trace = TraceId::new(wide, true).unwrap_or(one.trace);
-                            ids = Some(Ids { trace, ..one });
-                        } else {
-                            self.found(Rule::B02, name, value);
+                if let (Some(one), Some(other)) = (single.ids, multi.ids) {
+                    stale = older(&one, &other);
+                    let newer = if stale.single { other } else { one };
+                    if one.trace.same(other.trace) {
+                        ids = Some(newer);
+                        if one.span != other.span {
+                            let multi = (header::SPAN_ID, headers.span_id);
+                            let single = (name, headers.b3);
+                            let (name, field) = if stale.multi { multi } else { single };
+                            self.found(Rule::B03, name, field.value().unwrap_or_default());
+                        } else if ours.or(theirs).is_some() {
+                            if one.parent.is_none() && other.parent.is_some() {
+                                self.found(Rule::B09, name, value);
+                            }
+                            let parent = one.parent.or(other.parent);
+                            ids = Some(Ids { parent, ..one });
                         }
+                    } else if is_cut(one.trace, other.trace) {
+                        self.found(Rule::B04, name, value);
+                        // The longer one is the original.
+                        let wide = one.trace.value().max(other.trace.value());
+                        let trace = TraceId::new(wide, true).unwrap_or(one.trace);
+                        ids = Some(Ids { trace, ..newer });
+                    } else {
+                        self.found(Rule::B02, name, value);
                     }
-                    (Some(one), Some(other)) if one.span != other.span => {
-                        self.found(Rule::B03, name, value);
-                    }
-                    (Some(one), Some(other)) if ours.or(theirs).is_some() => {
-                        if one.parent.is_none() && other.parent.is_some() {
-                            self.found(Rule::B09, name, value);
-                        }
-                        let parent = one.parent.or(other.parent);
-                        ids = Some(Ids { parent, ..one });
-                    }
-                    (None, Some(_)) => self.found(Rule::B07, name, value),
-                    _ => {}
+                } else if multi.ids.is_some() {
+                    self.found(Rule::B07, name, value);
                 }
-                let sampling = match single.sampling {
-                    Sampling::Defer => multi.sampling,
-                    decided => decided,
+                let (first, second) = match stale.single {
+                    true => (multi.sampling, single.sampling),
+                    false => (single.sampling, multi.sampling),
+                };
+                let sampling = match (first, second) {
+                    (Sampling::Defer, other) => other,
+                    // One decision, of which debug says more.
+                    (Sampling::Accept, Sampling::Debug) => Sampling::Debug,
+                    (decided, _) => decided,
                 };
                 if sampling == Sampling::Defer && single.ids.is_some() {
                     // Without a decision there is no place in b3 for a parent.
@@ -545,7 +617,26 @@ impl<'a> Checker<'a> {
             };
             self.found(Rule::S06, name, value);
         }
-        b3
+        (b3, stale)
+    }
+}
+
+/// One of the two trace IDs is the other, cut to its low 64 bits somewhere.
+fn is_cut(one: TraceId, other: TraceId) -> bool {
+    let narrow = |trace: TraceId| trace.value() == u128::from(trace.low());
+    one.low() == other.low() && (narrow(one) || narrow(other))
+}
+
+/// Which of the two forms names an older span: the parent of the other's. None
+/// where they are of different traces, or it cannot be told.
+fn older(single: &Ids, multi: &Ids) -> Forms {
+    let same = single.trace.same(multi.trace) || is_cut(single.trace, multi.trace);
+    let single_is = same && multi.parent == Some(single.span);
+    let multi_is = same && single.parent == Some(multi.span);
+    Forms {
+        single: single_is && !multi_is,
+        multi: multi_is && !single_is,
+        w3c: false,
     }
 }
 
@@ -553,6 +644,7 @@ fn rule_of(error: IdError) -> Rule {
     match error {
         IdError::Empty => Rule::L10,
         IdError::TooLong => Rule::L03,
+        IdError::TooShort => Rule::L15,
         IdError::NotHex => Rule::L01,
         IdError::Zero => Rule::L05,
     }

@@ -128,6 +128,10 @@ impl Request<'_> {
         let (b3, received) = relay::newest(&self.checked, memory.tracer);
         self.received = received;
         if self.checked.b3.ids.is_some() {
+            if received == Received::Current && self.checked.b3.ids != b3.ids {
+                self.checked.stale.multi = self.checked.forms.multi;
+                self.checked.stale.single = self.checked.forms.single;
+            }
             self.checked.b3 = b3;
             self.checked.forms.w3c |= received == Received::Current;
         }
@@ -299,7 +303,13 @@ impl Filter {
             return plan;
         }
         if plan.repaired.is_none() {
-            plan.kept = checked.forms;
+            // What is there stays, but for an older span in a form that is asked for.
+            let stale = checked.stale;
+            plan.kept = checked.forms.without(Forms {
+                multi: stale.multi && emit.multi,
+                single: stale.single && emit.single,
+                w3c: false,
+            });
         }
         // One that cannot be read says nothing, and one with an older span is wrong.
         let is_malformed = request.headers.traceparent.value().is_some() && checked.w3c.is_none();
@@ -667,8 +677,9 @@ impl Filter {
             || (self.config.restore_request_id != RestoreRequestId::Never
                 && request.headers.has_new_request_id);
         if let Err(decision) = before {
-            let asked = [Rule::P02, Rule::P03].map(|rule| self.config.severity(rule).is_some());
-            if decision != Decision::Present || (asked == [false; 2] && !gets_headers) {
+            let asked = [Rule::P02, Rule::P03, Rule::P04];
+            let asked = asked.map(|rule| self.config.severity(rule).is_some());
+            if decision != Decision::Present || (asked == [false; 3] && !gets_headers) {
                 return LookedUp {
                     before,
                     found: Err(decision),
@@ -681,12 +692,15 @@ impl Filter {
         let Memory {
             store, attribution, ..
         } = memory;
+        let mut spans = Vec::new();
         let found = match self.look_up(store, host, request, all) {
             Ok(Chosen {
                 request: owner,
                 remembered,
+                spans: among,
                 ..
             }) => {
+                spans = among;
                 if self.attributes() && before.is_ok() {
                     attribution.carries_key(host_of(&request.headers));
                 }
@@ -718,8 +732,13 @@ impl Filter {
         }) = &found
         {
             let own_spans = self.config.own_spans;
-            let findings =
-                relay::propagation(&request.headers, &request.checked, remembered, own_spans);
+            let findings = relay::propagation(
+                &request.headers,
+                &request.checked,
+                remembered,
+                own_spans,
+                &spans,
+            );
             outcome.findings.extend(findings);
         }
         LookedUp { before, found }
@@ -886,19 +905,13 @@ fn rewrites(finding: &Finding<'_>) -> bool {
 }
 
 /// What a single header cannot say so that everybody reads it: debug (D04) goes
-/// into the multiple headers, and a parent without a decision (B06), for which
+/// into the multiple headers beside it, and a parent without a decision (B06), for which
 /// the grammar has no place, is left out of both.
 fn readable_by_all(says: Says) -> Says {
     let Says {
         mut b3, mut forms, ..
     } = says;
-    if forms.single && b3.sampling == Sampling::Debug {
-        forms = Forms {
-            multi: true,
-            single: false,
-            ..forms
-        };
-    }
+    forms.multi |= forms.single && b3.sampling == Sampling::Debug;
     if forms.single && b3.sampling == Sampling::Defer {
         b3.ids = b3.ids.map(|ids| Ids {
             parent: None,
@@ -912,8 +925,13 @@ fn readable_by_all(says: Says) -> Says {
 /// there is just one.
 fn first_of(request_id: Field<'_>) -> Option<&[u8]> {
     let given = request_id.value()?;
-    let first = given.split(|&byte| byte == b',').next()?.trim_ascii();
-    (!first.is_empty() && (request_id.repeated() || first != given)).then_some(first)
+    // Of a very long one no more than its beginning is looked at.
+    let looked_at = given.get(..512).unwrap_or(given);
+    let first = match looked_at.iter().position(|&byte| byte == b',') {
+        Some(at) => given.get(..at)?.trim_ascii(),
+        None => given,
+    };
+    (!first.is_empty() && (request_id.repeated() || first.len() != given.len())).then_some(first)
 }
 
 /// What was found and done, in one line: the direction, the rules that are

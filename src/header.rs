@@ -3,6 +3,7 @@
 //! Names arrive in lower case (Envoy lower-cases them on every protocol);
 //! values are bytes, since HTTP/1.1 and Envoy allow `obs-text` in them.
 
+use crate::bytes::alike;
 use alloc::borrow::Cow;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -103,6 +104,9 @@ pub fn serialize<V: AsRef<[u8]>>(headers: &[(&str, V)]) -> Vec<u8> {
     map
 }
 
+/// Bytes of repeated values that are compared: no good `b3` or `traceparent` has more.
+const COMPARED: usize = 128;
+
 /// What a request carries under one name: the first value, and whether there
 /// were others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -123,7 +127,8 @@ impl<'a> Field<'a> {
         self.repeated
     }
 
-    /// The header came more than once, with different values.
+    /// The header came more than once, with different values: of different length, or
+    /// different within as many bytes as a good one may have.
     pub fn differing(&self) -> bool {
         self.differing
     }
@@ -133,7 +138,7 @@ impl<'a> Field<'a> {
             None => self.first = Some(value),
             Some(first) => {
                 self.repeated = true;
-                self.differing |= first != value;
+                self.differing = self.differing || !alike(first, value, COMPARED);
             }
         }
     }

@@ -844,48 +844,63 @@ fn is_inside(host: &[u8], mesh_hosts: &[String]) -> bool {
 }
 
 /// What a call breaks of the rules about propagation, beside the request that
-/// it was made for.
+/// it was made for. `spans`: those in which the requests of its trace are served
+/// that it may be of.
 pub fn propagation<'a>(
     headers: &TraceHeaders<'a>,
     checked: &Checked<'a>,
     remembered: &Remembered,
     own_spans: OwnSpans,
-) -> Option<Finding<'a>> {
+    spans: &[SpanId],
+) -> Vec<Finding<'a>> {
     let found = |rule, (header, field): (&'static str, Field<'a>)| {
         let value = field.value().unwrap_or_default();
-        Some(Finding {
+        Finding {
             rule,
             header,
             value,
-        })
+        }
     };
-    let b3 = |multi: (&'static str, Field<'a>)| match checked.forms.single {
+    // What was read, if there are two.
+    let b3 = |multi: (&'static str, Field<'a>)| match checked.forms.single && !checked.stale.single
+    {
         true => (header::B3, headers.b3),
         false => multi,
     };
     let traceparent = (header::TRACEPARENT, headers.traceparent);
-    let inbound = remembered.b3.ids?;
+    let trace_id = (header::TRACE_ID, headers.trace_id);
+    let mut findings = Vec::new();
+    let Some(inbound) = remembered.b3.ids else {
+        return findings;
+    };
     let changed = |now: Option<bool>| {
         let then = remembered.b3.sampling.decided();
         now.is_some() && then.is_some() && now != then
     };
     if let Some(ids) = checked.b3.ids {
         if !ids.trace.same(inbound.trace) {
-            return found(Rule::P02, b3((header::TRACE_ID, headers.trace_id)));
+            findings.push(found(Rule::P02, b3(trace_id)));
+            return findings;
         }
         if changed(checked.b3.sampling.decided()) {
-            return found(Rule::P03, b3((header::SAMPLED, headers.sampled)));
+            findings.push(found(Rule::P03, b3((header::SAMPLED, headers.sampled))));
         }
-        return None;
+        let named = |span: &SpanId| *span == ids.span || Some(*span) == ids.parent;
+        if !spans.iter().any(named) {
+            findings.push(found(Rule::P04, b3((header::SPAN_ID, headers.span_id))));
+        }
+        return findings;
     }
-    match OwnTrace::of(checked, remembered, own_spans) {
+    let finding = match OwnTrace::of(checked, remembered, own_spans) {
         OwnTrace::Own if changed(checked.w3c.map(|w3c| w3c.sampled)) => {
-            found(Rule::P03, traceparent)
+            Some(found(Rule::P03, traceparent))
         }
-        OwnTrace::Another => found(Rule::P02, traceparent),
+        OwnTrace::Another => Some(found(Rule::P02, traceparent)),
         _ if checked.w3c.is_some_and(|w3c| w3c.trace.same(inbound.trace)) => None,
-        _ => found(Rule::P01, b3((header::TRACE_ID, headers.trace_id))),
-    }
+        _ => Some(found(Rule::P01, b3(trace_id))),
+    };
+    findings.extend(finding);
+    findings
 }
 
 /// The identifiers that the call carries are those of the remembered context.
@@ -904,7 +919,8 @@ fn belongs(fragments: &Fragments, ids: Option<Ids>) -> bool {
 /// that the application reports itself.
 ///
 /// Debug is written as `x-b3-flags: 1` and `x-b3-sampled: 1`: the specification
-/// asks for the first alone, but Envoy's Zipkin tracer reads only the second.
+/// asks for the first alone, but Envoy's Zipkin tracer reads only the second. Where
+/// they say it, `b3` says `1`: not everybody who reads `b3` knows its `d`.
 pub fn rewrite(headers: &TraceHeaders<'_>, says: &Says, kept: Forms) -> Vec<Edit> {
     let Says { b3, forms, .. } = says;
     let hex = |write: &dyn Fn(&mut Vec<u8>)| {
@@ -916,6 +932,10 @@ pub fn rewrite(headers: &TraceHeaders<'_>, says: &Says, kept: Forms) -> Vec<Edit
     let sampled = b3.sampling.decided().filter(|_| forms.multi);
     let sampled = sampled.map(|yes| if yes { b"1".to_vec() } else { b"0".to_vec() });
     let debug = (forms.multi && b3.sampling == Sampling::Debug).then(|| b"1".to_vec());
+    let mut single = *b3;
+    if debug.is_some() {
+        single.sampling = Sampling::Accept;
+    }
     let wanted: [(&'static str, Field<'_>, Option<Vec<u8>>); 6] = [
         (
             header::TRACE_ID,
@@ -938,7 +958,7 @@ pub fn rewrite(headers: &TraceHeaders<'_>, says: &Says, kept: Forms) -> Vec<Edit
         (
             header::B3,
             headers.b3,
-            forms.single.then(|| b3.single()).flatten(),
+            forms.single.then(|| single.single()).flatten(),
         ),
     ];
     let mut edits = Vec::with_capacity(5);

@@ -28,8 +28,16 @@ pub fn line(finding: &Finding<'_>, severity: Severity, direction: Option<Directi
     let shown = finding.value.get(..SHOWN).unwrap_or(finding.value);
     line.push('"');
     for byte in shown {
-        // Writing to a String cannot fail.
-        let _ = write!(line, "{}", byte.escape_ascii());
+        match byte {
+            // Most, and without the machinery of formatting.
+            b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'-' | b',' | b' ' => {
+                line.push(char::from(*byte));
+            }
+            // Writing to a String cannot fail.
+            _ => {
+                let _ = write!(line, "{}", byte.escape_ascii());
+            }
+        }
     }
     line.push('"');
     if shown.len() < finding.value.len() {

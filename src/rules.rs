@@ -53,10 +53,12 @@ pub enum Repair {
     First,
     /// Takes the other form, if it is good.
     OtherForm,
-    /// Writes the multiple headers instead of the single one.
+    /// Writes debug into the multiple headers, and 1 into the single one.
     MultiForm,
     /// Takes the single header, as the specification says.
     Single,
+    /// Takes the form that is newer, or else the single header.
+    Newer,
     /// Takes the trace ID of 128 bits.
     Wide,
     /// Takes what is missing in one form from the other.
@@ -82,8 +84,11 @@ impl Repair {
             Self::FirstIfEqual => "keeps the value if all are equal, else removes the header",
             Self::First => "keeps the first value",
             Self::OtherForm => "takes the other form, if it is good",
-            Self::MultiForm => "writes the multiple headers instead of the single one",
+            Self::MultiForm => "writes debug into the multiple headers, and 1 into b3",
             Self::Single => "takes the single header, as the specification says",
+            Self::Newer => {
+                "takes the form whose parent is the other's span, or else the single header"
+            }
             Self::Wide => "takes the trace ID of 128 bits",
             Self::FoldIn => "takes what is missing in one form from the other",
             Self::Generate => "fills it in, in every mode",
@@ -99,7 +104,7 @@ impl Repair {
 }
 
 macro_rules! rules {
-    ($($id:ident, $severity:ident, $repair:ident, $condition:literal, $right:literal, $readers:literal;)*) => {
+    ($($id:ident, $severity:ident, $repair:ident, $condition:literal, $right:literal, $remark:literal;)*) => {
         /// A rule, by its ID.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Rule {
@@ -136,11 +141,12 @@ macro_rules! rules {
             }
         }
 
-        /// What real implementations do with a request that breaks the rule.
-        /// For documentation: not part of the module.
+        /// Why it matters, where that needs a word: what real implementations make
+        /// of it, `docs/rules.md` shows from runs. For documentation: not part of the
+        /// module.
         #[cfg(not(target_arch = "wasm32"))]
-        pub fn readers(rule: Rule) -> &'static str {
-            match rule { $(Rule::$id => $readers,)* }
+        pub fn remark(rule: Rule) -> &'static str {
+            match rule { $(Rule::$id => $remark,)* }
         }
     };
 }
@@ -151,138 +157,146 @@ rules! {
     L01, Error, DropIds,
         "an ID has a character that is not a hexadecimal digit",
         "only 0-9 and a-f",
-        "brave, OpenTelemetry and linkerd start a new trace; Envoy makes no span at this hop and forwards the headers as they are.";
+        "";
     L02, Warn, Pad,
-        "an ID is shorter than the format asks for",
+        "an ID of the multiple headers has only 2 to 15 characters",
         "16 or 32 characters for a trace ID, 16 for a span ID",
-        "brave and Envoy read it as a number, padded with zeros (Envoy not for trace IDs of 17 to 31 characters, and not in `b3`); OpenTelemetry drops the context, except for JavaScript's trace IDs.";
+        "Some of the first implementations wrote numbers without the zeros before them.";
     L03, Error, DropIds,
         "an ID is too long",
         "at most 32 characters for a trace ID, 16 for a span ID",
-        "All drop the context, but Envoy makes no span at this hop and forwards the headers as they are.";
+        "";
     L04, Warn, LowerCase,
         "an ID has upper-case digits",
         "lower-case digits",
-        "Envoy, OpenTelemetry for Python and linkerd read it; brave and most of OpenTelemetry drop the context.";
+        "";
     L05, Error, DropIds,
         "a trace ID or span ID is all zeros",
         "an ID other than zero",
-        "Envoy and linkerd continue the trace of zeros, which everybody shares; brave and OpenTelemetry drop the context.";
-    L06, Warn, RemoveParent,
+        "Whoever continues the trace of zeros shares it with everybody else who does.";
+    L06, Error, RemoveParent,
         "the parent span ID is malformed or zero",
-        "16 lower-case hexadecimal characters, or no header on a root span",
-        "brave drops the whole context, Envoy makes no span at this hop (zero it takes), OpenTelemetry ignores the parent.";
+        "16 lower-case hexadecimal characters, or no parent on a root span",
+        "";
     L07, Warn, Rewrite,
         "the sampling decision is spelt true or false",
         "1 or 0",
-        "Legacy. brave reads any case; Envoy takes TRUE for a no; OpenTelemetry is of several minds.";
+        "Legacy: may be read, and is not to be written.";
     L08, Error, RemoveDecision,
         "the sampling decision is neither 1 nor 0",
         "1, 0, or no header to leave the decision open",
-        "brave drops the context, Envoy takes it for a no, OpenTelemetry is of several minds.";
+        "";
     L09, Warn, Rewrite,
         "x-b3-flags is neither 1 nor 0",
         "1 for debug, or no header",
         "The specification says to ignore it.";
-    L10, Warn, Rewrite,
+    L10, Error, Rewrite,
         "a B3 header is empty",
         "a value, or no header",
-        "brave drops the context for an empty ID and for an empty decision; Envoy takes an empty decision for a no; others ignore the header.";
+        "";
     L11, Warn, Rewrite,
         "a B3 header came more than once, with the same value",
         "one header",
-        "Most read the first; brave reads what the framework's getter gives, which may be both joined by a comma.";
+        "Frameworks differ in what they hand over: the first value, or both joined by a comma.";
     L12, Error, FirstIfEqual,
         "several values are joined by a comma in one B3 header",
         "one value",
-        "brave and OpenTelemetry drop the context; Envoy makes no span at this hop.";
+        "";
     L13, Error, First,
         "a B3 header came more than once, with different values",
         "one header",
-        "Most read the first; brave reads what the framework's getter gives.";
+        "Frameworks differ in what they hand over: the first value, or both joined by a comma.";
     L14, Info, Rewrite,
         "x-b3-flags is 0",
         "no header",
-        "All ignore it.";
+        "";
+    L15, Error, DropIds,
+        "an ID is too short to be read: of one character, a trace ID of 17 to 31, or any but full length in b3",
+        "16 or 32 characters for a trace ID, 16 for a span ID",
+        "Padded with zeros, an ID such as 1 would be a trace that all requests share which carry it.";
     // Structural: the multiple headers together.
     S01, Error, DropIds,
         "a trace ID without a span ID",
         "both, or neither",
-        "All start a new trace; brave and Envoy keep the sampling decision.";
+        "";
     S02, Error, DropIds,
         "a span ID without a trace ID",
         "both, or neither",
-        "All start a new trace; brave and Envoy keep the sampling decision.";
+        "";
     S03, Error, RemoveParent,
         "a parent span ID without a trace ID and a span ID",
         "all three, or no parent",
-        "All ignore it.";
+        "";
     S04, Error, RemoveParent,
         "the span is its own parent",
         "a parent other than the span",
-        "All take it, and the backend draws a circle.";
+        "";
     S05, Info, None,
         "the span ID is the root's (the low 64 bits of the trace ID), yet there is a parent",
         "no parent on a root span",
-        "All take it. A tracer that gives its root span the trace's ID sends no parent with it.";
+        "A tracer that gives its root span the trace's ID sends no parent with it.";
     S06, Info, None,
         "identifiers without a sampling decision, or a decision without identifiers",
         "legal: the receiver decides, or starts the trace",
-        "Legal. OpenTelemetry reads an open decision as a no, and cannot hold a decision without identifiers.";
+        "Legal.";
     // Debug.
     D01, Error, Rewrite,
         "x-b3-flags is 1 (debug) and x-b3-sampled is 0",
         "debug implies sampled: one of the two",
-        "brave and OpenTelemetry sample, Envoy and linkerd do not: the trace has holes.";
+        "";
     D02, Info, None,
         "x-b3-flags is 1 (debug) and x-b3-sampled is 1",
         "the specification wants x-b3-flags alone; Envoy needs x-b3-sampled",
-        "All sample. Without x-b3-sampled Envoy would not know.";
+        "";
     D03, Warn, Rewrite,
         "x-b3-flags is 1 (debug) without x-b3-sampled, and Envoy reads only the second",
         "x-b3-sampled: 1 beside it",
-        "brave and OpenTelemetry sample; Envoy never reads x-b3-flags, and decides by itself.";
+        "";
     D04, Info, MultiForm,
         "b3 says debug",
-        "x-b3-flags: 1 and x-b3-sampled: 1, which everybody reads",
-        "Legal, but OpenTelemetry for Rust drops the context, or continues it unsampled if it was set up for both forms.";
+        "x-b3-flags: 1 and x-b3-sampled: 1, with 1 in b3, which everybody reads",
+        "Legal.";
     // Both forms in one request.
     B01, Error, OtherForm,
         "the b3 header is malformed",
         "{trace}-{span}[-{0|1|d}[-{parent}]], or 0, 1 or d",
-        "brave and OpenTelemetry for Go, Java and Rust fall back to the multiple headers; OpenTelemetry for Python and JavaScript drop the context; Envoy makes no span at this hop.";
+        "";
     B02, Error, Single,
         "b3 and the multiple headers name different traces",
         "the same trace in both forms",
-        "The single header wins by the specification, except in linkerd, which reads only the multiple ones. Envoy passes both on, disagreeing.";
-    B03, Warn, Single,
-        "b3 and the multiple headers name the same trace, but different spans",
+        "The single header wins by the specification.";
+    B03, Warn, Newer,
+        "b3 and the multiple headers name the same trace, but different spans; found is the stale one, whose span is the other's parent, or b3 where neither is",
         "the same span in both forms",
-        "Somebody on the way copied a stale header. The single header wins, except in linkerd.";
+        "Somebody on the way renewed one form and passed the other on, as Envoy 1.36 to 1.39 do with b3. The single header wins by the specification, also where it is the older one.";
     B04, Warn, Wide,
         "the trace IDs of b3 and of the multiple headers agree only in their low 64 bits",
         "the same 128 bits in both forms",
-        "Somebody on the way cut the trace ID to 64 bits. The single header wins, except in linkerd, and backends show two traces.";
-    B05, Error, Single,
+        "Somebody on the way cut the trace ID to 64 bits.";
+    B05, Error, Newer,
         "b3 and the multiple headers disagree on sampling",
         "the same decision in both forms",
-        "The single header wins, except in linkerd: the trace has holes.";
+        "";
     B06, Warn, RemoveParent,
         "b3 has a parent but no sampling decision",
         "{trace}-{span}-{0|1|d}-{parent}",
-        "brave takes it, Envoy makes no span at this hop, OpenTelemetry is of several minds.";
+        "";
     B07, Warn, FoldIn,
         "b3 is a sampling decision alone, but the multiple headers have identifiers",
         "identifiers in b3 too, or no b3",
-        "brave and Envoy follow b3 and start a new trace; OpenTelemetry is of several minds.";
+        "";
     B08, Warn, FoldIn,
         "b3 leaves the sampling decision open, but the multiple headers have one",
         "the decision in b3 too, or no b3",
-        "The single header wins by the specification, which leaves the decision open; of OpenTelemetry, Python then reads a yes and the others a no.";
+        "The single header wins by the specification, which leaves the decision open.";
     B09, Info, FoldIn,
         "b3 leaves out the parent that x-b3-parentspanid names",
         "the parent in b3 too, or no b3",
-        "The single header wins by the specification, and has no parent: brave sees a root.";
+        "The single header wins by the specification, and has no parent.";
+    B10, Error, Rewrite,
+        "the sampling state in b3 is empty, or spelt true or false",
+        "0, 1 or d, or nothing behind the span ID",
+        "";
     // W3C Trace Context beside B3.
     W01, Warn, None,
         "traceparent and B3 name different traces",
@@ -295,11 +309,19 @@ rules! {
     W03, Error, DropIds,
         "B3 is malformed, but traceparent is good",
         "a good B3 context, or none",
-        "Envoy set up for both formats reads B3 first, makes no span, and does not fall back.";
+        "";
     W04, Warn, None,
-        "traceparent is malformed",
+        "traceparent is malformed, empty or has an ID of zeros",
         "{2 hex}-{32 hex}-{16 hex}-{2 hex}, in lower case",
         "By the specification whoever reads it starts a new trace.";
+    W05, Warn, None,
+        "traceparent is stale: of B3's trace, but it names the parent of B3's span",
+        "the same span in both",
+        "Somebody on the way renewed B3 and passed traceparent on. Who reads it hangs beside the span that B3 names, not below it.";
+    W06, Error, None,
+        "traceparent came more than once",
+        "one header",
+        "By the specification none of them is taken, and a new trace starts; so does b3relay.";
     // The request ID.
     R01, Warn, Generate,
         "x-request-id is missing or empty",
@@ -316,7 +338,7 @@ rules! {
     R06, Error, First,
         "x-request-id came more than once",
         "one header",
-        "Envoy joins them with a comma, and everybody logs something else.";
+        "Envoy joins them with a comma.";
     // Propagation: an outbound call beside the inbound request that it was made for.
     P01, Info, Relay,
         "the call lost the context of its inbound request",
@@ -330,11 +352,15 @@ rules! {
         "the call carries another sampling decision than its inbound request",
         "the same decision",
         "The trace has holes.";
+    P04, Info, None,
+        "the call carries the trace of its inbound request, but neither its span nor its parent is that request's span",
+        "the span that the application serves the request in, or a child of it",
+        "Legal where the application reports the spans between; if nobody does, the callee hangs from a span that is nowhere.";
     // OpenTracing.
     O01, Info, None,
         "x-ot-span-context is empty, repeated, or longer than 1024 bytes",
         "one opaque value, copied verbatim",
-        "Opaque; nobody checks it.";
+        "";
 }
 
 impl fmt::Display for Rule {

@@ -2,6 +2,7 @@
 //! (w3.org/TR/trace-context, section 3.2).
 
 use crate::b3::{B3, Ids, Sampling, SpanId, TraceId};
+use crate::bytes::{split, take};
 use alloc::vec::Vec;
 
 /// A `traceparent`, read.
@@ -20,26 +21,35 @@ impl TraceParent {
     /// hexadecimal characters. Versions after 00 may add more, behind a dash;
     /// ff is forbidden.
     pub fn read(text: &[u8]) -> Option<Self> {
-        let mut parts = text.split(|&byte| byte == b'-');
-        let (version, trace) = (parts.next()?, parts.next()?);
-        let (span, flags) = (parts.next()?, parts.next()?);
-        let known = version == b"00";
-        if (known && parts.next().is_some()) || version == b"ff" || version.len() != 2 {
+        let mut rest = text;
+        let [v, w, b'-'] = take(&mut rest)? else {
+            return None;
+        };
+        let trace = split(&mut rest, 32)?;
+        let [b'-'] = take(&mut rest)? else {
+            return None;
+        };
+        let span = split(&mut rest, 16)?;
+        let [b'-', high, low] = take(&mut rest)? else {
+            return None;
+        };
+        let version = [v, w];
+        // What follows is not looked at, however long.
+        let more = rest
+            .first()
+            .is_some_and(|&byte| version == *b"00" || byte != b'-');
+        if more || version == *b"ff" {
             return None;
         }
         let lower = |text: &[u8]| text.iter().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
-        if !(lower(version) && lower(trace) && lower(span) && lower(flags)) {
+        if !(lower(&version) && lower(trace) && lower(span) && lower(&[high])) {
             return None;
         }
-        if trace.len() != 32 || span.len() != 16 {
-            return None;
-        }
-        let [_, low] = flags else { return None };
-        let low = char::from(*low).to_digit(16)?;
+        let flags = lower(&[low]).then(|| char::from(low).to_digit(16))??;
         Some(Self {
             trace: TraceId::read(trace).ok()?.id,
             span: SpanId::read(span).ok()?.id,
-            sampled: low & 1 == 1,
+            sampled: flags & 1 == 1,
         })
     }
 
@@ -107,6 +117,9 @@ mod tests {
             GOOD.to_uppercase(),
             GOOD.replacen("00", "ff", 1),
             GOOD.to_string() + "-more",
+            GOOD.replacen("00", "01", 1) + "more",
+            GOOD.replace("463ac35c9f6413ad48485a3953bb6124", &"0".repeat(32)),
+            format!("{GOOD},{GOOD}"),
             GOOD.replace("-01", "-1"),
             GOOD.replace("463a", "463"),
             GOOD.replace("a2fb4a1d1a96d312", "0000000000000000"),

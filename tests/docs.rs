@@ -13,7 +13,7 @@ mod support;
 use b3relay::config::{Config, KEYS};
 use b3relay::metrics::{FAMILIES, PREFIX};
 use b3relay::relay::Decision;
-use b3relay::rules::{Rule, Severity, readers};
+use b3relay::rules::{Rule, Severity, remark};
 use std::path::Path;
 use support::Vector;
 
@@ -75,13 +75,18 @@ fn rules() -> String {
             .iter()
             .find(|v| v.near.as_deref() == Some(rule.id()));
         text += &format!(
-            "\n## {}\n\n{}: {}.\n\n- Right: {}.\n- Read: {}\n- Repair: {}.\n\n```text\n{}```\n\nNot broken by:\n\n```text\n{}```\n",
+            "\n## {}\n\n{}: {}.\n\n- Right: {}.\n- Repair: {}.\n",
             rule.id(),
             capital(rule.severity().name()),
             rule.condition(),
             rule.right(),
-            readers(*rule),
             rule.repair().meaning(),
+        );
+        if !remark(*rule).is_empty() {
+            text += &format!("- {}\n", remark(*rule));
+        }
+        text += &format!(
+            "\n```text\n{}```\n\nNot broken by:\n\n```text\n{}```\n",
             example(breaks.unwrap()),
             example(near.unwrap()),
         );

@@ -9,7 +9,7 @@
 
 mod support;
 
-use b3relay::check::check;
+use b3relay::check::{Forms, check};
 use b3relay::config::Direction;
 use b3relay::header::{Pairs, TraceHeaders, Wanted};
 use b3relay::rules::Rule;
@@ -60,6 +60,91 @@ fn repair() {
         };
         assert_eq!(only(&after, &B3), only(&expected, &B3), "{}", vector.name);
         assert_eq!(repaired(&after), after, "{}: repairing twice", vector.name);
+    }
+}
+
+/// The forms that name an older span of the trace, as few readers as possible are to
+/// be misled by.
+#[test]
+fn the_older_form_is_told() {
+    let checked = |lines: &[&str]| {
+        let map = map(&support::headers(lines));
+        let headers = TraceHeaders::read(Pairs::new(&map), &Wanted::default());
+        let checked = check(&headers);
+        let b03 = checked.findings.iter().find(|f| f.rule == Rule::B03);
+        (checked.stale, b03.map(|finding| finding.header))
+    };
+    const T: &str = "x-b3-traceid: 463ac35c9f6413ad48485a3953bb6124";
+    const FRESH: [&str; 3] = [
+        T,
+        "x-b3-spanid: b2fb4a1d1a96d312",
+        "x-b3-parentspanid: a2fb4a1d1a96d312",
+    ];
+    const OLD: &str = "b3: 463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1";
+    let old_w3c = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-01";
+    let none = Forms::default();
+    let single = Forms {
+        single: true,
+        ..none
+    };
+    let multi = Forms {
+        multi: true,
+        ..none
+    };
+    let with = |lines: &[&'static str]| [&FRESH[..], &["x-b3-sampled: 1"], lines].concat();
+    assert_eq!(checked(&with(&[OLD])), (single, Some("b3")));
+    let both = Forms {
+        w3c: true,
+        ..single
+    };
+    assert_eq!(checked(&with(&[OLD, old_w3c])), (both, Some("b3")));
+    let w3c = Forms { w3c: true, ..none };
+    assert_eq!(checked(&with(&[old_w3c])), (w3c, None));
+    // Fresh in b3, old in the others.
+    let fresh = "b3: 463ac35c9f6413ad48485a3953bb6124-b2fb4a1d1a96d312-1-a2fb4a1d1a96d312";
+    let old = [T, "x-b3-spanid: a2fb4a1d1a96d312", fresh];
+    assert_eq!(checked(&old), (multi, Some("x-b3-spanid")));
+    // It cannot be told, or there is nothing to tell.
+    let unknown = [T, "x-b3-spanid: c2fb4a1d1a96d312", fresh];
+    assert_eq!(checked(&unknown), (none, Some("b3")));
+    let other_trace = "b3: 563ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1";
+    assert_eq!(checked(&with(&[other_trace])), (none, None));
+    let another = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-c2fb4a1d1a96d312-01";
+    assert_eq!(checked(&with(&[another])), (none, None));
+}
+
+/// What is far too long is malformed by the rule of its header, and told once.
+#[test]
+fn very_long_values() {
+    for (name, rules) in [
+        ("x-b3-traceid", vec!["L03"]),
+        ("x-b3-spanid", vec!["L03"]),
+        ("x-b3-parentspanid", vec!["L06"]),
+        ("x-b3-sampled", vec!["L08"]),
+        ("x-b3-flags", vec!["L09"]),
+        ("b3", vec!["B01"]),
+        ("traceparent", vec!["W04"]),
+        ("tracestate", vec![]),
+    ] {
+        for (part, more) in [("a", None), ("-", None), ("0", None), ("1,", Some("L12"))] {
+            let value = part.repeat(60_000 / part.len());
+            let sidecar = Sidecar::new(r#"{"mode": "repair"}"#);
+            let line = format!("{name}: {value}");
+            let id = "x-request-id: 0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
+            let before = support::headers(&[id, line.as_str()]);
+            let seen = sidecar.request(Some(Direction::Inbound), &before);
+            let mut expected = rules.clone();
+            match more {
+                Some(_) if name == "traceparent" => expected = vec!["W06"],
+                Some(_) if name == "tracestate" => {}
+                Some(more) => expected.push(more),
+                None => {}
+            }
+            expected.sort_by_key(|id| Rule::ALL.iter().position(|rule| rule.id() == *id));
+            assert_eq!(seen.rules, expected, "{name} {part}");
+            let b3 = only(&seen.headers, &B3);
+            assert!(b3.is_empty(), "{name} {part}");
+        }
     }
 }
 
