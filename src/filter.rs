@@ -140,11 +140,11 @@ impl Request<'_> {
 
 /// What is to be written onto a request.
 #[derive(Debug, Default)]
-struct Plan {
+struct Plan<'a> {
     /// What mode `repair` writes.
     repaired: Option<Says>,
     /// The one of several request IDs that mode `repair` keeps.
-    request_id: Option<Vec<u8>>,
+    request_id: Option<&'a [u8]>,
     /// What it is to say in the end; `None` to leave it.
     converted: Option<Says>,
     /// The forms that stay as they are.
@@ -276,7 +276,12 @@ impl Filter {
 
     /// What the request is to say of its own context: what repair writes, and what it is
     /// besides in the forms that `emit` asks for.
-    fn plan(&self, request: &Request<'_>, repaired: bool, direction: Option<Direction>) -> Plan {
+    fn plan<'a>(
+        &self,
+        request: &Request<'a>,
+        repaired: bool,
+        direction: Option<Direction>,
+    ) -> Plan<'a> {
         let Request {
             checked, received, ..
         } = request;
@@ -290,7 +295,7 @@ impl Filter {
         let mut plan = Plan::default();
         if repaired {
             plan.repaired = Some(says(checked.b3, checked.forms));
-            plan.request_id = first_of(request.headers.request_id).map(<[u8]>::to_vec);
+            plan.request_id = first_of(request.headers.request_id);
         }
         plan.converted = plan.repaired;
         let emit = self.config.emit.filter(|_| direction.is_some());
@@ -327,7 +332,7 @@ impl Filter {
 
     /// Turns a plan into edits: the whole of it, or if the request would become larger
     /// than the next proxy takes, only the repair, or nothing.
-    fn write(&self, request: &Request<'_>, plan: Plan, outcome: &mut Outcome<'_>) -> Written {
+    fn write(&self, request: &Request<'_>, plan: Plan<'_>, outcome: &mut Outcome<'_>) -> Written {
         let Request {
             headers, checked, ..
         } = request;
@@ -335,40 +340,36 @@ impl Filter {
             Mode::Repair => readable_by_all(says),
             Mode::Observe | Mode::Enforce => says,
         };
-        let request_id = plan.request_id.as_deref();
-        let request_id = request_id.map(|id| Edit::set(header::REQUEST_ID, id));
-        let edits_of = |says: Option<Says>, kept: Forms, more: &[Edit]| {
-            let mut edits = match says.map(readable) {
-                Some(says) => relay::rewrite(headers, &says, kept),
-                None => Vec::new(),
-            };
-            edits.extend(request_id.iter().cloned());
-            edits.extend_from_slice(more);
-            edits
-        };
-        let before = outcome.edits.len();
-        let mut fits = |edits: Vec<Edit>| {
-            outcome.edits.truncate(before);
-            outcome.edits.extend(edits);
-            headers.has_room(&outcome.edits)
-        };
         let forms =
             |says: Option<Says>| says.map(readable).map_or(checked.forms, |says| says.forms);
-        let repair = edits_of(plan.repaired, Forms::default(), &[]);
-        let repaired = plan.repaired.is_some() && !repair.is_empty();
-        if fits(edits_of(plan.converted, plan.kept, &plan.edits)) {
-            return Written {
-                whole: true,
-                repaired,
-                forms: forms(plan.converted),
-            };
+        let rewritten = |says: Option<Says>, kept: Forms| {
+            says.map_or_else(Vec::new, |says| {
+                relay::rewrite(headers, &readable(says), kept)
+            })
+        };
+        let Plan { repaired, .. } = plan;
+        let before = outcome.edits.len();
+        let request_id = plan.request_id;
+        let request_id = request_id.map(|id| Edit::set(header::REQUEST_ID, id));
+        outcome.edits.extend(request_id);
+        let common = outcome.edits.len();
+        let repair = rewritten(repaired, Forms::default());
+        let mut written = Written {
+            whole: true,
+            repaired: repaired.is_some() && (!repair.is_empty() || common > before),
+            forms: forms(plan.converted),
+        };
+        outcome.edits.extend(rewritten(plan.converted, plan.kept));
+        outcome.edits.extend(plan.edits);
+        if headers.has_room(&outcome.edits) {
+            return written;
         }
-        if fits(repair) {
-            return Written {
-                whole: false,
-                repaired,
-                forms: forms(plan.repaired),
-            };
+        written.whole = false;
+        outcome.edits.truncate(common);
+        outcome.edits.extend(repair);
+        if headers.has_room(&outcome.edits) {
+            written.forms = forms(repaired);
+            return written;
         }
         outcome.edits.truncate(before);
         Written {
@@ -558,7 +559,7 @@ impl Filter {
         memory: &Memory,
         host: &impl Host,
         request: &Request<'_>,
-        mut plan: Plan,
+        mut plan: Plan<'_>,
         looked_up: &LookedUp,
         outcome: &mut Outcome<'_>,
     ) -> Written {
