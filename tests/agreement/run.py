@@ -232,7 +232,7 @@ def w3c_outcome(request: Headers, ours: Reading, theirs: Reading) -> str:
     return word + (", not sampled" if theirs.decision == "0" else "")
 
 
-def readings() -> str:
+def record() -> str:
     """What each implementation makes of the vectors: `readings.json`."""
 
     def line(name: str, value: object) -> str:
@@ -347,7 +347,7 @@ def main() -> int:
     report += ["", f"Of all {len(everything)}, pair by pair, before / after, in per cent:", ""]
     report += matrix(joined(0), joined(1))
     print("\n".join(report))
-    (HERE / "readings.json").write_text(readings())
+    (HERE / "readings.json").write_text(record())
     if failures:
         print("\nstill disagreeing after the repair:\n" + "\n".join(failures))
     if given.markdown:
