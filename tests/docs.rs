@@ -14,6 +14,8 @@ use b3relay::config::{Config, KEYS};
 use b3relay::metrics::{FAMILIES, PREFIX};
 use b3relay::relay::Decision;
 use b3relay::rules::{Rule, Severity, remark};
+use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::path::Path;
 use support::Vector;
 
@@ -90,8 +92,121 @@ fn rules() -> String {
             example(breaks.unwrap()),
             example(near.unwrap()),
         );
+        text += &read(*rule, &vectors);
     }
     text
+}
+
+/// What `make agreement` wrote of one form of context.
+#[derive(Deserialize)]
+struct Readings {
+    /// Column and name of each, in the order of the readings.
+    implementations: Vec<(String, String)>,
+    vectors: BTreeMap<String, Asked>,
+}
+
+/// A vector as it was asked, and what each implementation read.
+#[derive(Deserialize)]
+struct Asked {
+    request: Vec<String>,
+    readings: Vec<String>,
+}
+
+/// By form, `B3` and `W3C`.
+fn readings() -> BTreeMap<String, Readings> {
+    serde_json::from_str(include_str!("agreement/readings.json")).unwrap()
+}
+
+fn form(rule: Rule) -> Option<&'static str> {
+    match rule.id().as_bytes()[0] {
+        b'L' | b'S' | b'D' | b'B' => Some("B3"),
+        b'W' => Some("W3C"),
+        _ => None,
+    }
+}
+
+/// What each implementation made of the vectors that break the rule, when it was run.
+fn read(rule: Rule, vectors: &[Vector]) -> String {
+    let Some(form) = form(rule) else {
+        return String::new();
+    };
+    let readings = &readings()[form];
+    let breaks = |v: &&Vector| v.findings.iter().any(|id| id == rule.id());
+    let mut asked: Vec<&Vector> = vectors.iter().filter(breaks).collect();
+    let own = format!("{}: ", rule.id());
+    if asked.iter().any(|vector| vector.name.starts_with(&own)) {
+        asked.retain(|vector| vector.name.starts_with(&own));
+    }
+    let row = |vector: &&Vector| {
+        let name = vector.name.split_once(": ").unwrap().1;
+        let cells = readings.vectors[&vector.name].readings.iter();
+        let cells = cells.map(|cell| if cell.is_empty() { "–" } else { cell }.to_string());
+        [name.to_string()].into_iter().chain(cells).collect()
+    };
+    let rows: Vec<Vec<String>> = asked.iter().map(row).collect();
+    let columns = readings.implementations.iter();
+    let columns = columns.map(|(column, _)| column.as_str());
+    let head: Vec<&str> = ["request"].into_iter().chain(columns).collect();
+    format!("\nRead, when they were run:\n\n{}", table(&head, rows))
+}
+
+/// The implementations of the tables.
+fn implementations() -> String {
+    let mut text = String::new();
+    for (form, readings) in readings() {
+        let named = readings.implementations.iter();
+        let named = named.map(|(column, name)| format!("`{column}` {name}"));
+        text += &format!("- {form}: {}.\n", named.collect::<Vec<_>>().join("; "));
+    }
+    text
+}
+
+/// A vector that is new, or was changed, has to be run.
+#[test]
+fn the_readings_are_of_these_vectors() {
+    let mut readings = readings();
+    for vector in Vector::all() {
+        let request = vector.request(&vector.headers);
+        let latin = |bytes: &[u8]| {
+            bytes
+                .iter()
+                .map(|byte| char::from(*byte))
+                .collect::<String>()
+        };
+        let lines: Vec<String> = request
+            .iter()
+            .map(|(name, value)| format!("{name}: {}", latin(value)))
+            .collect();
+        for (form, families) in [("B3", "LSDB"), ("W3C", "W")] {
+            let mut broken = vector.findings.iter();
+            let asked = broken.any(|id| families.contains(&id[..1])) && vector.inbound.is_none();
+            let of_form = readings.get_mut(form).unwrap();
+            let found = of_form.vectors.remove(&vector.name);
+            let found = found.map(|asked| asked.request);
+            let expected = asked.then(|| lines.clone());
+            assert_eq!(found, expected, "{}: make agreement", vector.name);
+        }
+    }
+    for (form, readings) in readings {
+        let left: Vec<_> = readings.vectors.keys().collect();
+        assert!(left.is_empty(), "{form}: no such vectors: {left:?}");
+    }
+}
+
+/// What the table of rules says of implementations, outside the tables of readings.
+#[test]
+fn what_the_rules_say_of_envoy_was_seen() {
+    let readings = readings();
+    let envoy = |name: &str| readings["B3"].vectors[name].readings[0].as_str();
+    // Envoy reads only x-b3-sampled, not x-b3-flags.
+    assert_eq!(readings["B3"].implementations[0].0, "Envoy");
+    assert_eq!(envoy("D01: debug, yet not sampled"), "reads, not sampled");
+    assert_eq!(envoy("D02: debug and sampled"), "reads");
+    assert_eq!(envoy("D03: debug alone"), "reads, decides itself");
+    // The repair of D04 is what all of them read.
+    let repaired = "D04 near: debug in the multiple headers, beside b3";
+    let all = &readings["B3"].vectors[repaired].readings;
+    assert!(all.iter().all(|reading| reading == "reads"), "{all:?}");
 }
 
 fn capital(word: &str) -> String {
@@ -139,6 +254,7 @@ fn tables_are_those_of_the_code() {
     check("README.md", "configuration", &configuration());
     check("README.md", "metrics", &metrics());
     check("README.md", "decisions", &decisions());
+    check("docs/rules.md", "implementations", &implementations());
     check("docs/rules.md", "rules", &rules());
 }
 

@@ -113,6 +113,113 @@ fn the_older_form_is_told() {
     assert_eq!(checked(&with(&[another])), (none, None));
 }
 
+/// Every combination of both forms over few IDs: repair keeps the reading, leaves
+/// nothing to repair, and writes the newer of two spans into both forms.
+#[test]
+fn both_forms_in_all_combinations() {
+    const TRACES: [&str; 3] = [
+        "463ac35c9f6413ad48485a3953bb6124",
+        "48485a3953bb6124",
+        "563ac35c9f6413ad48485a3953bb6124",
+    ];
+    const SPANS: [&str; 3] = ["a2fb4a1d1a96d312", "b2fb4a1d1a96d312", "c2fb4a1d1a96d312"];
+    let some = |values: &[&str]| -> Vec<Option<String>> {
+        let values = values.iter().map(|value| Some(value.to_string()));
+        [None].into_iter().chain(values).collect()
+    };
+    let mut singles = some(&["0", "1", "d"]);
+    for (trace, span) in TRACES.iter().flat_map(|t| SPANS.map(|s| (t, s))) {
+        for end in ["", "-", "-0", "-1", "-d", "-true", "-2"] {
+            for parent in some(&SPANS) {
+                let parent = parent.map(|parent| format!("-{parent}"));
+                let parent = parent.unwrap_or_default();
+                singles.push(Some(format!("{trace}-{span}{end}{parent}")));
+            }
+        }
+    }
+    let mut multis = Vec::new();
+    for trace in some(&TRACES[..2]) {
+        for (span, parent) in some(&SPANS[..2])
+            .iter()
+            .flat_map(|s| some(&SPANS).into_iter().map(move |p| (s.clone(), p)))
+        {
+            for (sampled, flags) in [
+                (None, None),
+                (Some("0"), None),
+                (Some("1"), Some("1")),
+                (None, Some("1")),
+            ] {
+                let field = |name: &str, value: Option<String>| {
+                    value.map(|value| (name.to_string(), value.into_bytes()))
+                };
+                let fields = [
+                    field("x-b3-traceid", trace.clone()),
+                    field("x-b3-spanid", span.clone()),
+                    field("x-b3-parentspanid", parent.clone()),
+                    field("x-b3-sampled", sampled.map(str::to_string)),
+                    field("x-b3-flags", flags.map(str::to_string)),
+                ];
+                multis.push(fields.into_iter().flatten().collect::<Headers>());
+            }
+        }
+    }
+    let sidecar = Sidecar::new(r#"{"mode": "repair", "relay": false, "rules": {"R01": "off"}}"#);
+    let read = |headers: &Headers| {
+        let map = map(headers);
+        let headers = TraceHeaders::read(Pairs::new(&map), &Wanted::default());
+        let checked = check(&headers);
+        (checked.b3, checked.stale)
+    };
+    let parts = |headers: &Headers| {
+        let of = |name: &str| {
+            let value = headers.iter().find(|(found, _)| found == name);
+            value.map(|(_, value)| String::from_utf8(value.clone()).unwrap())
+        };
+        (of("b3"), of("x-b3-spanid"))
+    };
+    for (single, multi) in singles
+        .iter()
+        .flat_map(|s| multis.iter().map(move |m| (s, m)))
+    {
+        let single = single
+            .iter()
+            .map(|b3| ("b3".to_string(), b3.clone().into_bytes()));
+        let given: Headers = single.chain(multi.iter().cloned()).collect();
+        let (before, stale) = read(&given);
+        let once = sidecar.request(Some(Direction::Outbound), &given).headers;
+        let again = sidecar.request(Some(Direction::Outbound), &once);
+        assert_eq!(again.headers, once, "{given:?}");
+        let left = again
+            .rules
+            .iter()
+            .filter_map(|id| Rule::ALL.iter().find(|rule| rule.id() == *id));
+        let left: Vec<_> = left.filter(|rule| rule.repair().rewrites()).collect();
+        assert!(left.is_empty(), "{left:?}: {once:?} of {given:?}");
+        let (after, still) = read(&once);
+        let ids = |b3: &b3relay::b3::B3| b3.ids.map(|ids| (ids.trace.value(), ids.span));
+        assert_eq!(ids(&after), ids(&before), "{given:?}");
+        assert_eq!(
+            after.sampling.decided(),
+            before.sampling.decided(),
+            "{given:?}"
+        );
+        assert_eq!(still, Forms::default(), "{once:?}");
+        // Neither form is left behind, and neither is lost that names the newer span.
+        if let (Some(single), Some(multi)) = parts(&once) {
+            assert!(single.contains(&format!("-{multi}")), "{once:?}");
+        }
+        if stale.single || stale.multi {
+            let (single, multi) = parts(&given);
+            let newer = if stale.single {
+                multi.unwrap()
+            } else {
+                single.unwrap()[..].split('-').nth(1).unwrap().to_string()
+            };
+            assert_eq!(parts(&once).1, Some(newer), "{given:?}");
+        }
+    }
+}
+
 /// What is far too long is malformed by the rule of its header, and told once.
 #[test]
 fn very_long_values() {

@@ -21,6 +21,8 @@ class Reading:
     parent: str
     # `1`, `0`, `?` or `~`.
     decision: str
+    # False: no span at this hop, and the headers go on as they are (Envoy).
+    span: bool = True
 
     def __str__(self) -> str:
         context = "-".join(self.context) if self.context else "none"

@@ -6,15 +6,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from opentelemetry.propagators.b3 import B3MultiFormat
+from opentelemetry.context import Context
+from opentelemetry.propagators.b3 import B3MultiFormat, B3SingleFormat
+from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.trace import get_current_span
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from agreement.lines import Headers, Reading, read, read_headers, write
 from mesh import envoy
 from mesh.collector import Collector
-from mesh.envoy import Common, Envoy
+from mesh.envoy import Common, Config, Envoy
 from mesh.plain import Connection, Echo
 from mesh.ports import free_port
 from mesh.procs import Processes
@@ -75,30 +79,44 @@ def program(*command: str) -> Reader:
     return lambda requests: [read(line) for line in lines(list(command), requests)]
 
 
-def otel_python(requests: list[Headers]) -> list[Reading]:
-    """The extraction of every B3 propagator of the package (they differ in what
-    they inject). Values are as WSGI and ASGI decode them."""
-    propagator = B3MultiFormat()
+def otel_python(propagator: TextMapPropagator) -> Reader:
+    """Values are as WSGI and ASGI decode them."""
 
     def one(headers: Headers) -> Reading:
         carrier: dict[str, list[str]] = {}
         for name, value in headers:
             carrier.setdefault(name, []).append(value.decode("latin-1"))
-        span = get_current_span(propagator.extract(carrier)).get_span_context()
+        # In a context of its own: by default W3C's takes the current one.
+        span = get_current_span(propagator.extract(carrier, Context())).get_span_context()
         if not span.is_valid:
             return Reading(None, "~", "~")
         context = (f"{span.trace_id:032x}", f"{span.span_id:016x}")
         return Reading(context, "~", str(int(span.trace_flags.sampled)))
 
-    return [one(headers) for headers in requests]
+    return lambda requests: [one(headers) for headers in requests]
 
 
-def envoy_zipkin(requests: list[Headers]) -> list[Reading]:
+def envoy_tracing(tracer: Config | None = None) -> Reader:
     """A listener that traces, set up as Istio does; read off what the upstream gets.
 
     A span of Envoy's that continues a context names the caller's span as its
     parent. Headers that come out as they went in: no span at this hop.
     """
+
+    def reader(requests: list[Headers]) -> list[Reading]:
+        """A decision that hangs on how much Envoy samples itself is none that it read."""
+        all_, none = (_through_envoy(tracer, requests, sampled) for sampled in (100.0, 0.0))
+        return [
+            one if one.decision == other.decision else replace(one, decision="?")
+            for one, other in zip(all_, none, strict=True)
+        ]
+
+    return reader
+
+
+def _through_envoy(
+    tracer: Config | None, requests: list[Headers], sampled: float
+) -> list[Reading]:
     with ExitStack() as stack:
         collector = stack.enter_context(Collector())
         echo = stack.enter_context(Echo())
@@ -111,6 +129,17 @@ def envoy_zipkin(requests: list[Headers]) -> list[Reading]:
             callee="plain",
             callee_port=echo.address[1],
         )
+        [listener] = bootstrap["static_resources"]["listeners"]
+        [manager] = listener["filter_chains"][0]["filters"]
+        tracing = manager["typed_config"]["tracing"]
+        tracing["random_sampling"] = {"value": sampled}
+        if tracer is not None:
+            provider = tracing["provider"]
+            provider["name"] = tracer["name"]
+            if "typed_config" in tracer:
+                provider["typed_config"] = tracer["typed_config"]
+            else:
+                provider["typed_config"].update(tracer["zipkin"])
         started = Envoy(processes, "reader", bootstrap, concurrency=1)
         started.start()
         processes.wait_ready({started.process: started.ready}, 60)
@@ -142,18 +171,99 @@ def _of_upstream(sent: Headers, received: Headers) -> Reading:
         return Reading(read, "~", decision)
     if changed("x-b3-spanid"):
         trace, parent_of_span = after["x-b3-traceid"].rjust(32, "0"), after.get("x-b3-parentspanid")
+        sent_parent = before.get("x-b3-parentspanid")
+        if not changed("x-b3-parentspanid") and sent_parent != before.get("x-b3-spanid"):
+            parent_of_span = None  # passed on beside a root span
         read = (trace, parent_of_span) if parent_of_span else None
         return Reading(read, "~", after["x-b3-sampled"])
-    return Reading(None, "~", "~")
+    if changed("traceparent"):
+        # The parent is not to be seen: if it is the trace that came, then its span too.
+        _, trace, _, flags = after["traceparent"].split("-")
+        for value in (value for name, value in sent if name == "traceparent"):
+            if trace.encode() in value:
+                return Reading((trace, value.decode("latin-1").split("-")[2]), "~", flags[-1])
+        return Reading(None, "~", flags[-1])
+    return Reading(None, "~", "~", span=False)
 
 
-READERS: dict[str, Reader] = {
-    "b3relay": program(RUST, "read"),
-    "Envoy 1.40 (Zipkin tracer)": envoy_zipkin,
-    "brave 6.3.0": program(*JAVA, "brave"),
-    "OpenTelemetry Go 1.47.0": program(str(TOOLS / "go-reader")),
-    "OpenTelemetry Java 1.55.0": program(*JAVA, "otel"),
-    "OpenTelemetry JS 3.1.0": program("node", str(TOOLS / "js" / "reader.js")),
-    "OpenTelemetry Python 1.45.1": otel_python,
-    "OpenTelemetry Rust 0.32.0": program(RUST, "otel"),
+@dataclass(frozen=True)
+class Implementation:
+    """One that reads contexts, in one setting."""
+
+    # Its column in docs/rules.md.
+    column: str
+    name: str
+    read: Reader
+    # The headers that it reads, by their beginnings.
+    headers: tuple[str, ...]
+
+    def applies(self, request: Headers) -> bool:
+        """There is something in it that it reads."""
+        return any(name.startswith(self.headers) for name, _ in request)
+
+
+B3 = ("b3", "x-b3-")
+SINGLE = ("b3",)
+W3C = ("traceparent",)
+GO = str(TOOLS / "go-reader")
+JS = ("node", str(TOOLS / "js" / "reader.js"))
+OTEL = "OpenTelemetry"
+
+OURS = Implementation("b3relay", "b3relay", program(RUST, "read"), B3)
+READERS = [
+    OURS,
+    Implementation("Envoy", "Envoy 1.40 (Zipkin tracer)", envoy_tracing(), B3),
+    Implementation("brave", "brave 6.3.0", program(*JAVA, "brave"), B3),
+    Implementation("Go", f"{OTEL} Go 1.47.0", program(GO, "b3"), B3),
+    Implementation("Java", f"{OTEL} Java 1.55.0", program(*JAVA, "b3"), B3),
+    Implementation("JS", f"{OTEL} JS 3.1.0", program(*JS, "b3"), B3),
+    Implementation("JS, b3", f"{OTEL} JS 3.1.0, b3 alone", program(*JS, "single"), SINGLE),
+    Implementation("Python", f"{OTEL} Python 1.45.1", otel_python(B3MultiFormat()), B3),
+    Implementation("Rust", f"{OTEL} Rust 0.32.0", program(RUST, "otel"), B3),
+    Implementation(
+        "Rust, b3", f"{OTEL} Rust 0.32.0, set up for b3", program(RUST, "otel", "single"), B3
+    ),
+]
+# Set up for the single header, these read as they do by default: a run checks it.
+ALIKE = {
+    f"{OTEL} Go 1.47.0": program(GO, "single"),
+    f"{OTEL} Java 1.55.0": program(*JAVA, "single"),
+    f"{OTEL} Python 1.45.1": otel_python(B3SingleFormat()),
 }
+W3C_READERS = [
+    Implementation(
+        "Envoy, B3 and W3C",
+        "Envoy 1.40 (Zipkin tracer, set up for B3 and W3C)",
+        envoy_tracing(
+            {
+                "name": "envoy.tracers.zipkin",
+                "zipkin": {"trace_context_option": "USE_B3_WITH_W3C_PROPAGATION"},
+            }
+        ),
+        (*B3, *W3C),
+    ),
+    Implementation(
+        "Envoy, W3C",
+        "Envoy 1.40 (OpenTelemetry tracer)",
+        envoy_tracing(
+            {
+                "name": "envoy.tracers.opentelemetry",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig",
+                    "http_service": {
+                        "http_uri": {
+                            "uri": "http://collector/v1/traces",
+                            "cluster": "zipkin",
+                            "timeout": "1s",
+                        }
+                    },
+                },
+            }
+        ),
+        W3C,
+    ),
+    Implementation("Go", f"{OTEL} Go 1.47.0", program(GO, "w3c"), W3C),
+    Implementation("Java", f"{OTEL} Java 1.55.0", program(*JAVA, "w3c"), W3C),
+    Implementation("JS", f"{OTEL} JS 3.1.1", program(*JS, "w3c"), W3C),
+    Implementation("Python", f"{OTEL} Python 1.45.2", otel_python(TraceContextTextMapPropagator()), W3C),
+]

@@ -7,7 +7,11 @@ bits, and span ID) or both have none; if, where the request carries a sampling
 decision, both take the same; and if they have the same parent. What an
 implementation cannot tell is not held against it: OpenTelemetry has no decision
 without a context, and drops the parent; Envoy's parent is not to be seen. A
-decision that is left open is not compared: there each makes its own.
+decision that is left open is not compared: there each makes its own. Who reads
+`b3` alone is compared where the request came with one.
+
+What each makes of the vectors is written to `readings.json`, which docs/rules.md is
+made from.
 
 Ends with 1 if any two implementations disagree after the repair.
 """
@@ -23,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agreement import readers
-from agreement.lines import Headers, Reading, write
+from agreement.lines import Headers, Reading
 from mesh import vectors
 
 HERE = Path(__file__).resolve().parent
@@ -135,42 +139,143 @@ def agree(a: Reading, b: Reading, decided: bool) -> bool:
 
 @dataclass
 class Result:
-    """Readings of one corpus, by implementation; and which cases are decided."""
+    """Readings of one corpus, by implementation; None where nothing is there that it
+    reads. And which cases are decided."""
 
-    readings: dict[str, list[Reading]]
+    readings: dict[str, list[Reading | None]]
     decided: list[bool]
 
     def pair(self, a: str, b: str) -> float:
         pairs = zip(self.readings[a], self.readings[b], self.decided, strict=True)
-        good = [agree(*each) for each in pairs]
+        good = [agree(one, other, d) for one, other, d in pairs if one and other]
         return sum(good) / len(good)
 
     def disagreements(self, without: str = "") -> list[int]:
         found = []
         for case, decided in enumerate(self.decided):
             others = (name for name in self.readings if name != without)
-            all_ = [self.readings[name][case] for name in others]
+            all_ = [reading for name in others if (reading := self.readings[name][case])]
             if not all(agree(a, b, decided) for a, b in itertools.combinations(all_, 2)):
                 found.append(case)
         return found
 
     def contexts(self, implementation: str) -> float:
         """The share of requests in which it reads a context."""
-        found = [reading.context is not None for reading in self.readings[implementation]]
-        return sum(found) / len(found)
+        readings = [reading for reading in self.readings[implementation] if reading]
+        return sum(reading.context is not None for reading in readings) / len(readings)
 
     def share(self, without: str = "") -> float:
         """The share of requests on which all of them agree."""
         return 1 - len(self.disagreements(without)) / len(self.decided)
 
 
-def judge(requests: list[Headers], say: Callable[[str], None]) -> Result:
-    readings = {}
-    for name, reader in readers.READERS.items():
+def judge(
+    originals: list[Headers], requests: list[Headers], say: Callable[[str], None]
+) -> Result:
+    """What they make of the requests, which were those once."""
+    readings: dict[str, list[Reading | None]] = {}
+    for each in readers.READERS:
         began = time.monotonic()
-        readings[name] = reader(requests)
-        say(f"{name}: {len(requests)} requests in {time.monotonic() - began:.1f} s")
-    return Result(readings, [reading.decision != "?" for reading in readings["b3relay"]])
+        read = zip(originals, each.read(requests), strict=True)
+        readings[each.name] = [
+            reading if each.applies(original) else None for original, reading in read
+        ]
+        say(f"{each.name}: {len(requests)} requests in {time.monotonic() - began:.1f} s")
+    ours = readings[readers.OURS.name]
+    decided = [reading is not None and reading.decision != "?" for reading in ours]
+    return Result(readings, decided)
+
+
+def not_alike(requests: list[Headers]) -> list[str]:
+    """Implementations that read otherwise when they are set up for the single header."""
+    return [
+        f"{each.name}: set up for b3, it reads {other}, not {reading}: {request}"
+        for each in readers.READERS
+        if each.name in readers.ALIKE
+        for request, reading, other in zip(
+            requests, each.read(requests), readers.ALIKE[each.name](requests), strict=True
+        )
+        if reading != other
+    ]
+
+
+def outcome(ours: Reading, theirs: Reading) -> str:
+    """What becomes of a context, in words; `ours` is what repair makes of it."""
+    decisions = {"0": ", not sampled", "1": ", sampled"}
+    if not theirs.span:
+        return "no span"
+    if theirs.context is None:
+        return "new trace" + decisions.get(theirs.decision, "")
+    word = "reads"
+    if ours.context is not None and theirs.context != ours.context:
+        word = "another " + ("span" if theirs.context[0] == ours.context[0] else "trace")
+    if theirs.decision in decisions and theirs.decision != ours.decision:
+        word += decisions[theirs.decision]
+    if theirs.decision == "?" and ours.decision in decisions:
+        word += ", decides itself"
+    if word.startswith("reads") and theirs.parent == "-" and len(ours.parent) > 1:
+        word += ", no parent"
+    return word
+
+
+def w3c_outcome(request: Headers, ours: Reading, theirs: Reading) -> str:
+    """The same, of a request with a `traceparent`."""
+    if not theirs.span:
+        return "no span"
+    if theirs.context is None:
+        return "new trace"
+    value = next(value for name, value in request if name == "traceparent").decode("latin-1")
+    _, *named = value.lower().split("-")
+    word = "follows B3" if theirs.context == ours.context else "another"
+    if theirs.context == tuple(named[:2]):
+        word = "reads"
+    return word + (", not sampled" if theirs.decision == "0" else "")
+
+
+def record() -> str:
+    """What each implementation makes of the vectors: `readings.json`."""
+
+    def line(name: str, value: object) -> str:
+        return f"{json.dumps(name)}: {json.dumps(value)}"
+
+    lines = []
+    for form, rules, implementations in (
+        ("B3", "LSDB", readers.READERS[1:]),
+        ("W3C", "W", readers.W3C_READERS),
+    ):
+        asked = [
+            vector
+            for vector in vectors.load()
+            if vector.inbound is None and any(rule[0] in rules for rule in vector.findings)
+        ]
+        requests = [vector.headers for vector in asked]
+        ours = readers.OURS.read(requests)
+        cells: list[list[str]] = [[] for _ in asked]
+        for each in implementations:
+            read = zip(requests, ours, each.read(requests), strict=True)
+            for row, (request, our, their) in zip(cells, read, strict=True):
+                if not each.applies(request):
+                    row.append("")
+                elif form == "B3":
+                    row.append(outcome(our, their))
+                else:
+                    row.append(w3c_outcome(request, our, their))
+        columns = [[each.column, each.name] for each in implementations]
+        rows = [
+            # The request too: a vector that changed needs another run.
+            line(vector.name, {"request": [*map(_text, vector.headers)], "readings": row})
+            for vector, row in zip(asked, cells, strict=True)
+        ]
+        body = ",\n".join(rows)
+        lines.append(
+            f"{json.dumps(form)}: {{\n{line('implementations', columns)},\n"
+            f'"vectors": {{\n{body}\n}}}}'
+        )
+    return "{" + ",\n".join(lines) + "}\n"
+
+
+def _text(header: tuple[str, bytes]) -> str:
+    return f"{header[0]}: {header[1].decode('latin-1')}"
 
 
 def matrix(before: Result, after: Result) -> list[str]:
@@ -207,7 +312,8 @@ def main() -> int:
         print(f"{corpus.name}: {len(corpus.cases)} cases ...", file=sys.stderr, flush=True)
         requests = [headers for _, headers in corpus.cases]
         repaired = readers.repair(requests)
-        before, after = judge(requests, say), judge(repaired, say)
+        before, after = judge(requests, requests, say), judge(requests, repaired, say)
+        failures += not_alike([*requests, *repaired])
         results.append((before, after))
         report.append(
             f"| {corpus.name} | {len(requests)} "
@@ -235,12 +341,13 @@ def main() -> int:
         "| | before | after |",
         "|---|---|---|",
     ]
-    for name in readers.READERS:
+    for name in (each.name for each in readers.READERS):
         cells = (f"{100 * joined(which).contexts(name):.1f}" for which in (0, 1))
         report.append(f"| {name} | {' | '.join(cells)} |")
     report += ["", f"Of all {len(everything)}, pair by pair, before / after, in per cent:", ""]
     report += matrix(joined(0), joined(1))
     print("\n".join(report))
+    (HERE / "readings.json").write_text(record())
     if failures:
         print("\nstill disagreeing after the repair:\n" + "\n".join(failures))
     if given.markdown:

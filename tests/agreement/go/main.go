@@ -1,4 +1,5 @@
-// The reading of OpenTelemetry for Go. Lines: see lines.py.
+// The readings of OpenTelemetry for Go: of B3 in both forms (`b3`), set up for the
+// single header (`single`), and of W3C Trace Context (`w3c`). Lines: see lines.py.
 package main
 
 import (
@@ -16,7 +17,15 @@ import (
 )
 
 func main() {
-	propagator := b3.New()
+	var propagator propagation.TextMapPropagator
+	switch os.Args[1] {
+	case "b3":
+		propagator = b3.New()
+	case "single":
+		propagator = b3.New(b3.WithInjectEncoding(b3.B3SingleHeader))
+	case "w3c":
+		propagator = propagation.TraceContext{}
+	}
 	in := bufio.NewScanner(os.Stdin)
 	in.Buffer(nil, 1<<20)
 	out := bufio.NewWriter(os.Stdout)

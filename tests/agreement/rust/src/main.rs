@@ -1,6 +1,7 @@
 //! `agreement repair`: requests in, repaired requests out.
 //! `agreement read`: requests in, b3relay's own reading out.
-//! `agreement otel`: requests in, the reading of OpenTelemetry for Rust out.
+//! `agreement otel`: requests in, the reading of OpenTelemetry for Rust out; with
+//! `single` behind it, of its propagator that is set up for the single header.
 //!
 //! Lines: see `lines.py`.
 
@@ -13,7 +14,7 @@ use b3relay::header::{Pairs, TraceHeaders, Wanted};
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry::trace::TraceContextExt;
 #[allow(deprecated)] // with the exporter; it is still the B3 propagator
-use opentelemetry_zipkin::Propagator;
+use opentelemetry_zipkin::{B3Encoding, Propagator};
 use std::io::{BufRead, Write, stdin, stdout};
 use support::{Headers, Sidecar, map};
 
@@ -69,8 +70,12 @@ impl Extractor for Carrier<'_> {
 }
 
 #[allow(deprecated)]
-fn otel(headers: &Headers) -> String {
-    let context = Propagator::new().extract(&Carrier(headers));
+fn otel(headers: &Headers, single: bool) -> String {
+    let propagator = match single {
+        true => Propagator::with_encoding(B3Encoding::SingleHeader),
+        false => Propagator::new(),
+    };
+    let context = propagator.extract(&Carrier(headers));
     let span = context.span();
     let span = span.span_context();
     match span.is_valid() {
@@ -90,7 +95,7 @@ fn main() {
                 print(&sidecar.request(Some(Direction::Outbound), &headers).headers)
             }
             "read" => read(&headers),
-            "otel" => otel(&headers),
+            "otel" => otel(&headers, std::env::args().nth(2).as_deref() == Some("single")),
             other => panic!("no such job: {other}"),
         };
         writeln!(out, "{answer}").unwrap();

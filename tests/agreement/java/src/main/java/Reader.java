@@ -4,8 +4,10 @@ import brave.propagation.TraceContext;
 import brave.propagation.TraceContextOrSamplingFlags;
 import io.opentelemetry.api.trace.Span;
 import io.opentelemetry.api.trace.SpanContext;
+import io.opentelemetry.api.trace.propagation.W3CTraceContextPropagator;
 import io.opentelemetry.context.Context;
 import io.opentelemetry.context.propagation.TextMapGetter;
+import io.opentelemetry.context.propagation.TextMapPropagator;
 import io.opentelemetry.extension.trace.propagation.B3Propagator;
 import java.io.BufferedReader;
 import java.io.InputStreamReader;
@@ -17,7 +19,10 @@ import java.util.HexFormat;
 import java.util.List;
 import java.util.Map;
 
-/** The readings of brave and of OpenTelemetry for Java. Lines: see lines.py. */
+/**
+ * The readings of brave (`brave`), and of OpenTelemetry for Java: of B3 (`b3`), set up for the
+ * single header (`single`), and of W3C Trace Context (`w3c`). Lines: see lines.py.
+ */
 public final class Reader {
   /** The first value, as the servlet API's getHeader gives it. */
   static String first(List<Map.Entry<String, String>> headers, String name) {
@@ -40,7 +45,7 @@ public final class Reader {
     return trace + " " + context.spanIdString() + " " + parent + " " + sampled;
   }
 
-  static String otel(List<Map.Entry<String, String>> headers) {
+  static String otel(TextMapPropagator propagator, List<Map.Entry<String, String>> headers) {
     TextMapGetter<List<Map.Entry<String, String>>> getter = new TextMapGetter<>() {
       @Override public Iterable<String> keys(List<Map.Entry<String, String>> carrier) {
         return carrier.stream().map(Map.Entry::getKey).toList();
@@ -50,14 +55,19 @@ public final class Reader {
         return first(carrier, key);
       }
     };
-    Context context = B3Propagator.injectingMultiHeaders().extract(Context.root(), headers, getter);
+    Context context = propagator.extract(Context.root(), headers, getter);
     SpanContext span = Span.fromContext(context).getSpanContext();
     if (!span.isValid()) return "- - ~ ~";
     return span.getTraceId() + " " + span.getSpanId() + " ~ " + (span.isSampled() ? "1" : "0");
   }
 
   public static void main(String[] args) throws Exception {
-    boolean brave = args[0].equals("brave");
+    TextMapPropagator otel = switch (args[0]) {
+      case "b3" -> B3Propagator.injectingMultiHeaders();
+      case "single" -> B3Propagator.injectingSingleHeader();
+      case "w3c" -> W3CTraceContextPropagator.getInstance();
+      default -> null;
+    };
     BufferedReader in = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.US_ASCII));
     PrintStream out = new PrintStream(System.out, false, StandardCharsets.US_ASCII);
     for (String line; (line = in.readLine()) != null; ) {
@@ -67,7 +77,7 @@ public final class Reader {
         byte[] value = HexFormat.of().parseHex(word.substring(at + 1));
         headers.add(new SimpleEntry<>(word.substring(0, at), new String(value, StandardCharsets.ISO_8859_1)));
       }
-      out.println(brave ? brave(headers) : otel(headers));
+      out.println(otel == null ? brave(headers) : otel(otel, headers));
     }
     out.flush();
   }
