@@ -13,7 +13,7 @@ use crate::metrics::{Counter, direction_label};
 use crate::relay::{self, Decision, Relayed, Remembered};
 use crate::request_id;
 use crate::rules::{Rule, Severity};
-use crate::store::{Limits, RequestOf, SharedData, Store, Ticket};
+use crate::store::{self, Candidates, Limits, RequestOf, SharedData, Store, Ticket};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -233,7 +233,7 @@ impl Filter {
 
     /// The request that the ticket was given for has been served, or broken
     /// off, perhaps before it was `answered`. False if the store could not be updated;
-    /// its entry then stays until room is needed.
+    /// other workers then take it for one that is being served for a while.
     pub fn end(
         &self,
         memory: &mut Memory,
@@ -386,27 +386,30 @@ impl Filter {
         }
         // A request without a context is remembered too: another one with the
         // same request ID must not lend it its own.
-        let payload = remembered.encode();
+        let (context, headers) = (remembered.encode_context(), remembered.encode_headers());
         let Memory { store, attribution } = memory;
         let now_us = host.now_us();
-        match store.insert(host, self.limits, now_us / 1000, &keys, &payload) {
-            Some(inserted) => {
-                if self.attributes() {
-                    let headers = &request.headers;
-                    let method = headers.method.value().unwrap_or_default();
-                    let path = headers.path.value().unwrap_or_default();
-                    let route = text::route(method, path);
-                    let tokens = self.tokens(store, headers);
-                    attribution.begin(store, host, now_us, &inserted.ticket, route, tokens);
-                }
-                outcome.ticket = Some(inserted.ticket);
-                outcome.counters.push(Counter::Remembered);
-                for _ in 0..inserted.evicted {
-                    outcome.counters.push(Counter::Evicted);
-                }
-            }
-            None => outcome.counters.push(Counter::NotStored),
+        let now_ms = now_us / 1000;
+        let inserted = store.insert(host, self.limits, now_ms, &keys, &context, &headers);
+        if self.attributes() && inserted.stored {
+            let headers = &request.headers;
+            let method = headers.method.value().unwrap_or_default();
+            let path = headers.path.value().unwrap_or_default();
+            let route = text::route(method, path);
+            let tokens = self.tokens(store, headers);
+            attribution.begin(store, host, now_us, &inserted.ticket, route, tokens);
         }
+        outcome.counters.push(match inserted.stored {
+            true => Counter::Remembered,
+            false => Counter::NotStored,
+        });
+        for _ in 0..inserted.evicted {
+            outcome.counters.push(Counter::Evicted);
+        }
+        for _ in 0..inserted.shed {
+            outcome.counters.push(Counter::CopyDropped);
+        }
+        outcome.ticket = Some(inserted.ticket);
     }
 
     fn outbound<'a>(
@@ -612,7 +615,7 @@ impl Filter {
         if exclusive && by != Decision::Exclusive {
             return Err(Decision::Unsure);
         }
-        let remembered = Remembered::decode(&payload).ok_or(Decision::Unsure)?;
+        let remembered = Remembered::decode_context(&payload).ok_or(Decision::Unsure)?;
         let doubt = (1e6 * (1.0 - f64::from(verdict.share))) as u32 + 1;
         Ok(Found {
             remembered,
@@ -633,14 +636,17 @@ impl Filter {
         let named = relay::named_span(&request.checked);
         let mut result = Err(Decision::NoKey);
         let mut among: Option<Vec<RequestOf>> = None;
-        let mut find = |key: &Key| store.find(host, self.limits, || host.now_ms(), key, all);
+        fn read(store: &Store, host: &impl Host, found: &store::Found) -> Option<Remembered> {
+            let headers = store.headers(host, found).unwrap_or_default();
+            Remembered::decode(&found.context, &headers)
+        }
         let mut keys = self.keys(request, Forms::default()).into_iter();
         for key in keys.by_ref() {
-            let mut found = find(&key);
+            let Candidates { mut found, .. } = store.find(host, || host.now_ms(), &key, all);
             if let Some(among) = &among {
                 found.retain(|found| among.contains(&found.request));
             }
-            match relay::choose(&found, named) {
+            match relay::choose(&found, |found| read(store, host, found), named) {
                 Ok(one) => {
                     result = Ok(one);
                     break;
@@ -656,8 +662,11 @@ impl Filter {
         // It cannot be of two. A trace that nobody came with is the application's own.
         if let Ok((_, one)) = &result {
             let foreign = foreign_trace(request, one).filter(|key| keys.any(|later| later == *key));
-            if foreign.is_some_and(|key| relay::all_of_other_traces(&find(&key), one)) {
-                return Err(Decision::Conflict);
+            if let Some(key) = foreign {
+                let Candidates { found, .. } = store.find(host, || host.now_ms(), &key, all);
+                if relay::all_of_other_traces(&found, |found| read(store, host, found), one) {
+                    return Err(Decision::Conflict);
+                }
             }
         }
         result

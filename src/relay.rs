@@ -80,13 +80,11 @@ impl Remembered {
         (remembered, dropped)
     }
 
-    /// Encodes for the store: two bytes of flags, then trace (16 bytes), span (8)
-    /// and parent (8) as the flags say, then the request ID's length u8 and the
-    /// request ID, then for each copied header its name's length u8, name,
-    /// value's length u16, value; integers big-endian.
-    pub fn encode(&self) -> Vec<u8> {
-        let copied = self.copied.iter().map(|(n, v)| n.len() + v.len() + 3);
-        let mut out = Vec::with_capacity(40 + self.request_id.len() + copied.sum::<usize>());
+    /// Encodes all but the copied headers for the store: two bytes of flags, then
+    /// trace (16 bytes), span (8) and parent (8) as the flags say, then the request
+    /// ID's length u8 and the request ID; integers big-endian.
+    pub fn encode_context(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(40 + self.request_id.len());
         out.push(match self.b3.sampling {
             Sampling::Defer => 0,
             Sampling::Deny => 1,
@@ -119,6 +117,14 @@ impl Remembered {
         let request_id = request_id.unwrap_or_default();
         out.push(request_id.len() as u8);
         out.extend_from_slice(request_id);
+        out
+    }
+
+    /// Encodes the copied headers for the store: for each its name's length u8, name,
+    /// value's length u16, value; integers big-endian.
+    pub fn encode_headers(&self) -> Vec<u8> {
+        let copied = self.copied.iter().map(|(n, v)| n.len() + v.len() + 3);
+        let mut out = Vec::with_capacity(copied.sum::<usize>());
         for (name, value) in &self.copied {
             if let (Ok(n), Ok(v)) = (u8::try_from(name.len()), u16::try_from(value.len())) {
                 out.push(n);
@@ -130,8 +136,30 @@ impl Remembered {
         out
     }
 
-    /// The inverse of [`Remembered::encode`]; `None` if the bytes are not its.
-    pub fn decode(mut rest: &[u8]) -> Option<Self> {
+    /// The inverse of [`Remembered::encode_context`] and [`Remembered::encode_headers`];
+    /// `None` if the bytes are not theirs.
+    pub fn decode(context: &[u8], headers: &[u8]) -> Option<Self> {
+        Some(Self {
+            copied: Self::decode_headers(headers)?,
+            ..Self::decode_context(context)?
+        })
+    }
+
+    /// The inverse of [`Remembered::encode_headers`].
+    pub fn decode_headers(mut rest: &[u8]) -> Option<Vec<(String, Vec<u8>)>> {
+        let mut copied = Vec::new();
+        while !rest.is_empty() {
+            let [n] = take(&mut rest)?;
+            let name = split(&mut rest, usize::from(n))?.to_vec();
+            let v = u16::from_be_bytes(take(&mut rest)?);
+            let value = split(&mut rest, usize::from(v))?.to_vec();
+            copied.push((String::from_utf8(name).ok()?, value));
+        }
+        Some(copied)
+    }
+
+    /// The inverse of [`Remembered::encode_context`], without copied headers.
+    pub fn decode_context(mut rest: &[u8]) -> Option<Self> {
         let [sampling, flags] = take(&mut rest)?;
         let bit = |n: u8| flags & (1 << n) != 0;
         let mut ids = None;
@@ -156,13 +184,8 @@ impl Remembered {
         };
         let [length] = take(&mut rest)?;
         let request_id = split(&mut rest, usize::from(length))?.to_vec();
-        let mut copied = Vec::new();
-        while !rest.is_empty() {
-            let [n] = take(&mut rest)?;
-            let name = split(&mut rest, usize::from(n))?.to_vec();
-            let v = u16::from_be_bytes(take(&mut rest)?);
-            let value = split(&mut rest, usize::from(v))?.to_vec();
-            copied.push((String::from_utf8(name).ok()?, value));
+        if !rest.is_empty() {
+            return None;
         }
         Some(Self {
             b3: B3 { ids, sampling },
@@ -172,7 +195,7 @@ impl Remembered {
                 w3c: bit(0),
             },
             request_id,
-            copied,
+            copied: Vec::new(),
         })
     }
 }
@@ -250,10 +273,16 @@ pub fn before_lookup(checked: &Checked<'_>, discard_malformed: bool) -> Result<(
 /// being served rather than answered, that which began last: in a loop the others
 /// wait for it. The trace is right in any case; of siblings in a diamond the parent
 /// may be the other one's span.
-pub fn choose(found: &[Found], named: Option<SpanId>) -> Result<(RequestOf, Remembered), Decision> {
+///
+/// `read`: what was remembered of one of them.
+pub fn choose(
+    found: &[Found],
+    read: impl Fn(&Found) -> Option<Remembered>,
+    named: Option<SpanId>,
+) -> Result<(RequestOf, Remembered), Decision> {
     let mut chosen: Option<(Rank, RequestOf, Remembered)> = None;
     for found in found {
-        let Some(remembered) = Remembered::decode(&found.payload) else {
+        let Some(remembered) = read(found) else {
             continue;
         };
         let span = remembered.b3.ids.map(|ids| ids.span);
@@ -278,10 +307,12 @@ pub fn choose(found: &[Found], named: Option<SpanId>) -> Result<(RequestOf, Reme
 }
 
 /// There are requests among those found, and none is of the trace of this one.
-pub fn all_of_other_traces(found: &[Found], one: &Remembered) -> bool {
-    let others = found
-        .iter()
-        .filter_map(|found| Remembered::decode(&found.payload));
+pub fn all_of_other_traces(
+    found: &[Found],
+    read: impl Fn(&Found) -> Option<Remembered>,
+    one: &Remembered,
+) -> bool {
+    let others = found.iter().filter_map(read);
     let same = others.map(|other| same_trace(&other, one));
     same.reduce(|a, b| a || b) == Some(false)
 }

@@ -39,7 +39,7 @@ const NAMED_S: u16 = 600;
 /// Hosts that this is known of.
 const NAMED_MOST: usize = 64;
 /// When, in milliseconds, a call had to be judged in any worker.
-const AWAKE: &[u8] = b"b3relay/2/awake";
+const AWAKE: &[u8] = b"b3relay/3/awake";
 
 /// A call, as it is told apart from others.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -209,8 +209,8 @@ impl Attribution {
         let sure = verdict.filter(|verdict| seeing || verdict.basis == Basis::Token);
         let found = sure.and_then(|verdict| {
             let place = self.tracker.bucket(verdict.request)?;
-            let payload = store.fetch(data, request_of(verdict.request), place)?;
-            Some((verdict, payload))
+            let found = store.fetch(data, request_of(verdict.request), place)?;
+            Some((verdict, found.context))
         });
         (Some(id), found)
     }
