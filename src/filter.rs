@@ -159,7 +159,7 @@ impl Filter {
         let mut checked = check(&headers);
         outcome.findings = core::mem::take(&mut checked.findings);
         let mut request = Request {
-            request_id: headers.request_id.value().unwrap_or_default().to_vec(),
+            request_id: request_id::one(headers.request_id.value().unwrap_or_default()).to_vec(),
             headers,
             checked,
             says: None,
