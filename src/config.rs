@@ -5,7 +5,7 @@
 
 use crate::check::Forms;
 use crate::docs;
-use crate::header::{self, Pattern, Wanted};
+use crate::header::{self, Named, Pattern, Wanted};
 use crate::json::Value;
 use crate::rules::{Rule, Severity};
 use crate::store::KEYS_MOST;
@@ -162,7 +162,7 @@ pub enum KeyOf {
     TraceParent,
     /// The trace ID in B3.
     B3,
-    /// Another header: index into [`Wanted::keys`].
+    /// Another header, or a part of one: index into [`Wanted::keys`].
     Header(usize),
 }
 
@@ -177,7 +177,7 @@ pub struct Config {
     pub relay: bool,
     /// `generate_request_id`
     pub generate_request_id: bool,
-    /// `copy_headers`, and the names of `keys` that are headers.
+    /// `copy_headers`, and those of `keys` that are other headers.
     pub wanted: Wanted,
     /// `keys`
     pub keys: Vec<KeyOf>,
@@ -232,7 +232,10 @@ impl Config {
             KeyOf::RequestId => header::REQUEST_ID.to_string(),
             KeyOf::TraceParent => header::TRACEPARENT.to_string(),
             KeyOf::B3 => header::B3.to_string(),
-            KeyOf::Header(index) => self.wanted.keys.get(index).cloned().unwrap_or_default(),
+            KeyOf::Header(index) => {
+                let named = self.wanted.keys.get(index);
+                named.map(|named| named.to_string()).unwrap_or_default()
+            }
         };
         let pattern = |pattern: &Pattern| match pattern {
             Pattern::Name(name) => name.clone(),
@@ -428,9 +431,9 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "keys",
         default: "[\"x-request-id\", \"traceparent\", \"b3\"]",
-        allowed: "a list of 1 to 4 of \"x-request-id\", \"traceparent\", \"b3\" and names of other headers, each once",
+        allowed: "a list of 1 to 4 of \"x-request-id\", \"traceparent\", \"b3\", names of other headers, and parts of other headers such as \"x-amzn-trace-id:Root\", each once",
         meaning: docs(
-            "What a call is recognised by, best first. `traceparent` and `b3` (in either form) stand for the trace ID in them: an application that carries on a `traceparent`, or just a part of B3, is recognised by it. A name of your own, such as `x-correlation-id`, stands for its value, up to 255 bytes.",
+            "What a call is recognised by, best first. `traceparent` and `b3` (in either form) stand for the trace ID in them: an application that carries on a `traceparent`, or just a part of B3, is recognised by it. A name of your own, such as `x-correlation-id`, stands for its value, up to 255 bytes; with a colon and the name of a parameter, `x-amzn-trace-id:Root`, for the value of that one (`Root=...`, among parameters with `;` or `,` between them; in the first 8 KiB). UUIDs in an `x-request-id` are compared without regard to case, and an ID that it says twice counts once.",
         ),
         set: |config, value| {
             let names = value.as_array()?;
@@ -441,10 +444,7 @@ pub const KEYS: &[Key] = &[
                     header::TRACEPARENT => KeyOf::TraceParent,
                     header::B3 => KeyOf::B3,
                     name => {
-                        config
-                            .wanted
-                            .keys
-                            .push(header_name(name).filter(|name| !is_ours(name))?);
+                        config.wanted.keys.push(named(name)?);
                         KeyOf::Header(config.wanted.keys.len() - 1)
                     }
                 };
@@ -630,7 +630,7 @@ pub const KEYS: &[Key] = &[
         default: "4096",
         allowed: "a whole number from 64 to 65536",
         meaning: docs(
-            "Requests in flight in one pod for which there is room for sure, with 1 KiB for each on average (an entry has about 150 bytes for each key, and what is copied besides the context). Beyond that the oldest is forgotten, and counted. Each worker of Envoy that receives requests has room for so many, twice: in its own memory, and in that shared with the others.",
+            "Requests in flight in one pod for which there is room for sure, with 1 KiB for each on average: an entry has about 150 bytes for each key, and what is copied besides the context is stored once. Beyond that the oldest copied headers are forgotten, and then the oldest requests; both are counted. With 4096 there is room for 495 requests with 8 KiB of copied headers each, and for the contexts of 4096 all the same ([docs/accuracy-keyed.md](docs/accuracy-keyed.md#what-capacity-means)). Each worker of Envoy that receives requests has room for so many, twice: in its own memory, and in that shared with the others.",
         ),
         set: |config, value| {
             config.capacity = within(value, 64, 65536)?;
@@ -642,7 +642,7 @@ pub const KEYS: &[Key] = &[
         default: "1000",
         allowed: "a whole number from 0 to 60000",
         meaning: docs(
-            "Milliseconds after the response during which calls still get the request's context.",
+            "Milliseconds after the response during which calls still get the request's context. The inbound filter's counts; of the outbound one it has no effect.",
         ),
         set: |config, value| {
             config.grace_ms = within(value, 0, 60000)?.into();
@@ -739,11 +739,31 @@ fn within(value: &Value, least: u32, most: u32) -> Option<u32> {
 
 /// A header name that may be copied, in lower case.
 fn header_name(name: &str) -> Option<String> {
-    let name = name.to_ascii_lowercase();
+    token(name).filter(|name| !header::is_of_the_connection(name.as_bytes()))
+}
+
+/// A name, in lower case.
+fn token(name: &str) -> Option<String> {
     // RFC 9110, section 5.6.2; `*` may be in a name, but stands for others here.
     let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'+-.^_`|~".contains(&byte);
     let fits = (1..=255).contains(&name.len()) && name.bytes().all(token);
-    (fits && !header::is_of_the_connection(name.as_bytes())).then_some(name)
+    fits.then(|| name.to_ascii_lowercase())
+}
+
+/// A header that is a key, or a part of one that is.
+fn named(text: &str) -> Option<Named> {
+    let (header, parameter) = match text.split_once(':') {
+        Some((header, parameter)) => (header, Some(parameter)),
+        None => (text, None),
+    };
+    let header = header_name(header).filter(|name| !is_ours(name))?;
+    let parameter = match parameter {
+        // A trace ID has no parameters.
+        Some(_) if header == header::TRACEPARENT => return None,
+        Some(parameter) => Some(token(parameter)?),
+        None => None,
+    };
+    Some(Named { header, parameter })
 }
 
 /// A header that is copied, or read, whatever the configuration says.
@@ -972,6 +992,51 @@ mod tests {
                 text.starts_with("configuration key `copy_headers`: found "),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn a_key_may_be_a_part_of_a_header() {
+        let keys = |text: &str| Config::parse(format!("{{\"keys\": {text}}}").as_bytes());
+        let config =
+            keys(r#"["X-Amzn-Trace-Id:Root", "b3", "x-amzn-trace-id", "x-amzn-trace-id:self"]"#)
+                .unwrap();
+        let named = |parameter: Option<&str>| Named {
+            header: "x-amzn-trace-id".to_string(),
+            parameter: parameter.map(str::to_string),
+        };
+        assert_eq!(
+            config.wanted.keys,
+            [named(Some("root")), named(None), named(Some("self"))]
+        );
+        let by = [
+            KeyOf::Header(0),
+            KeyOf::B3,
+            KeyOf::Header(1),
+            KeyOf::Header(2),
+        ];
+        assert_eq!(config.keys, by);
+        for bad in [
+            r#"["x:root", "X:Root"]"#,
+            r#"["x:"]"#,
+            r#"[":root"]"#,
+            r#"[":path:root"]"#,
+            r#"["x:a b"]"#,
+            r#"["x:a:b"]"#,
+            r#"["x:a=b"]"#,
+            r#"["x:a;b"]"#,
+            r#"["x-request-id:root"]"#,
+            r#"["traceparent:root"]"#,
+            r#"["b3:root"]"#,
+            r#"["x-b3-traceid:root"]"#,
+            r#"["host:root"]"#,
+        ] {
+            let text = keys(bad).unwrap_err().to_string();
+            assert!(
+                text.starts_with("configuration key `keys`: found "),
+                "{text}"
+            );
+            assert!(text.contains("x-amzn-trace-id:Root"), "{text}");
         }
     }
 

@@ -15,7 +15,7 @@ use crate::relay::{self, Chosen, Decision, Named, Received, Relayed, Remembered,
 use crate::request_id;
 use crate::rules::{Rule, Severity};
 use crate::setup::Expected;
-use crate::store::{Found, Limits, SharedData, Store, Ticket};
+use crate::store::{Candidates, Found, Limits, SharedData, Store, Ticket, Under};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -170,6 +170,16 @@ struct LookedUp {
     found: Result<Owner, Decision>,
 }
 
+/// What a look-up by keys has found.
+enum LookUp {
+    /// The request.
+    Found(Chosen),
+    /// None, for this reason; or by a guess, this one.
+    Nobody(Decision, Option<Chosen>),
+    /// None, but there was one that had to go for lack of room.
+    Forgotten(Decision),
+}
+
 /// The request that a call belongs to.
 struct Owner {
     remembered: Remembered,
@@ -212,7 +222,7 @@ impl Filter {
         let mut checked = check(&headers);
         outcome.findings = core::mem::take(&mut checked.findings);
         let mut request = Request {
-            request_id: headers.request_id.value().unwrap_or_default().to_vec(),
+            request_id: request_id::one(headers.request_id.value().unwrap_or_default()).to_vec(),
             headers,
             checked,
             received: Received::Absent,
@@ -381,7 +391,7 @@ impl Filter {
 
     /// The request that the ticket was given for has been served, or broken
     /// off, perhaps before it was `answered`. False if the store could not be updated;
-    /// its entry then stays until room is needed.
+    /// other workers then take it for one that is being served for a while.
     pub fn end(
         &self,
         memory: &mut Memory,
@@ -529,29 +539,32 @@ impl Filter {
         }
         // A request without a context is remembered too: another one with the
         // same request ID must not lend it its own.
-        let payload = remembered.encode();
+        let (context, headers) = (remembered.encode_context(), remembered.encode_headers());
         let Memory {
             store, attribution, ..
         } = memory;
         let now_us = host.now_us();
-        match store.insert(host, self.limits, now_us / 1000, &keys, &payload) {
-            Some(inserted) => {
-                if self.attributes() {
-                    let headers = &request.headers;
-                    let method = headers.method.value().unwrap_or_default();
-                    let path = headers.path.value().unwrap_or_default();
-                    let route = text::route(method, path);
-                    let tokens = self.tokens(store, headers);
-                    attribution.begin(store, host, now_us, &inserted.ticket, route, tokens);
-                }
-                outcome.ticket = Some(inserted.ticket);
-                outcome.counters.push(Counter::Remembered);
-                for _ in 0..inserted.evicted {
-                    outcome.counters.push(Counter::Evicted);
-                }
-            }
-            None => outcome.counters.push(Counter::NotStored),
+        let now_ms = now_us / 1000;
+        let inserted = store.insert(host, self.limits, now_ms, &keys, &context, &headers);
+        if self.attributes() && inserted.stored {
+            let headers = &request.headers;
+            let method = headers.method.value().unwrap_or_default();
+            let path = headers.path.value().unwrap_or_default();
+            let route = text::route(method, path);
+            let tokens = self.tokens(store, headers);
+            attribution.begin(store, host, now_us, &inserted.ticket, route, tokens);
         }
+        outcome.counters.push(match inserted.stored {
+            true => Counter::Remembered,
+            false => Counter::NotStored,
+        });
+        for _ in 0..inserted.evicted {
+            outcome.counters.push(Counter::Evicted);
+        }
+        for _ in 0..inserted.shed {
+            outcome.counters.push(Counter::CopyDropped);
+        }
+        outcome.ticket = Some(inserted.ticket);
     }
 
     fn outbound(
@@ -693,39 +706,34 @@ impl Filter {
         let Memory {
             store, attribution, ..
         } = memory;
-        let mut spans = Vec::new();
+        let mut spans = None;
         let found = match self.look_up(store, host, request, all) {
-            Ok(Chosen {
-                request: owner,
-                remembered,
-                spans: among,
-                ..
-            }) => {
-                spans = among;
+            LookUp::Found(chosen) => {
+                spans = chosen.spans;
                 if self.attributes() && before.is_ok() {
                     attribution.carries_key(host_of(&request.headers));
                 }
                 if self.attributes() && attribution.is_awake() {
                     let tokens = self.tokens(store, &request.headers);
                     let call = describe(&request.headers, tokens);
-                    let now_us = host.now_us();
+                    let (now_us, owner) = (host.now_us(), chosen.request.0);
                     outcome.call = Some(attribution.called(store, host, now_us, call, owner));
                 }
                 Ok(Owner {
-                    remembered,
+                    remembered: chosen.remembered,
                     by: None,
                 })
             }
             // An ID that Envoy has made up, since the application forwarded none.
-            Err(Decision::Unknown | Decision::NoKey)
+            LookUp::Nobody(Decision::Unknown | Decision::NoKey, guess)
                 if before.is_ok()
                     && self.attributes()
                     && names_nothing
                     && !attribution.is_named(host_of(&request.headers)) =>
             {
-                self.attribute(memory, host, request, outcome)
+                self.attribute(memory, host, request, guess, outcome)
             }
-            Err(decision) => Err(decision),
+            LookUp::Nobody(decision, _) | LookUp::Forgotten(decision) => Err(decision),
         };
         if let Ok(Owner {
             remembered,
@@ -738,19 +746,22 @@ impl Filter {
                 &request.checked,
                 remembered,
                 own_spans,
-                &spans,
+                spans.as_deref(),
             );
             outcome.findings.extend(findings);
         }
         LookedUp { before, found }
     }
 
-    /// The last rungs, for a call that says nothing of itself.
+    /// The last rungs, for a call that says nothing of itself, or nothing but a trace that
+    /// the application has made up. `guess`: an earlier call with that trace was found to be
+    /// of this request.
     fn attribute(
         &self,
         memory: &mut Memory,
         host: &impl Host,
         request: &Request<'_>,
+        guess: Option<Chosen>,
         outcome: &mut Outcome<'_>,
     ) -> Result<Owner, Decision> {
         let Memory {
@@ -763,26 +774,54 @@ impl Filter {
             true => 0.0,
             false => 1.0 - f64::from(self.config.confidence) / 1e6,
         };
-        let (number, judged) = attribution.judge(store, host, host.now_us(), call, wrong);
+        let now_us = host.now_us();
+        let (number, judged) = attribution.judge(store, host, now_us, call, wrong);
         outcome.call = number;
-        let (verdict, payload) = judged.ok_or(Decision::Unsure)?;
-        let by = match verdict.basis {
-            Basis::Alone => Decision::Exclusive,
-            Basis::Token => Decision::Token,
-            Basis::Evidence => Decision::Inferred,
+        let judged = judged.filter(|(verdict, _)| !exclusive || verdict.basis == Basis::Alone);
+        let (mut remembered, by) = match (judged, guess) {
+            (Some((verdict, found)), _) => {
+                let mut remembered =
+                    Remembered::decode_context(&found.context).ok_or(Decision::Unsure)?;
+                let headers = store.headers(host, &found).unwrap_or_default();
+                if !remembered.decode_headers(&headers) {
+                    return Err(Decision::Unsure);
+                }
+                // The calls of one request share the trace that its application makes up.
+                let made_up = request
+                    .checked
+                    .w3c
+                    .filter(|_| remembered.received == Received::Absent);
+                if let Some(w3c) = made_up {
+                    let (key, of) = (Key::trace(w3c.trace), (found.request, found.bucket));
+                    store.alias(host, self.limits, now_us / 1000, &key, of, true);
+                }
+                let by = match verdict.basis {
+                    Basis::Alone => Decision::Exclusive,
+                    Basis::Token => Decision::Token,
+                    Basis::Evidence => Decision::Inferred,
+                };
+                (
+                    remembered,
+                    (by, (1e6 * (1.0 - f64::from(verdict.share))) as u32 + 1),
+                )
+            }
+            // Of one that is alone in flight it would have been said.
+            (None, Some(chosen)) if attribution.in_flight() > 1 => {
+                let by = match exclusive {
+                    true => Decision::Exclusive,
+                    false => Decision::Inferred,
+                };
+                (chosen.remembered, (by, 1))
+            }
+            (None, _) => return Err(Decision::Unsure),
         };
-        if exclusive && by != Decision::Exclusive {
-            return Err(Decision::Unsure);
-        }
-        let mut remembered = Remembered::decode(&payload).ok_or(Decision::Unsure)?;
         if !self.config.copy_to_attributed {
             // A guess may say of which trace a call is, but not whose it is.
             remembered.copied.clear();
         }
-        let doubt = (1e6 * (1.0 - f64::from(verdict.share))) as u32 + 1;
         Ok(Owner {
             remembered,
-            by: Some((by, doubt)),
+            by: Some(by),
         })
     }
 
@@ -795,47 +834,76 @@ impl Filter {
         host: &impl Host,
         request: &Request<'_>,
         all: bool,
-    ) -> Result<Chosen, Decision> {
+    ) -> LookUp {
+        fn choose(
+            store: &Store,
+            host: &impl Host,
+            candidates: &Candidates,
+            named: Named,
+        ) -> Result<Chosen, Decision> {
+            relay::choose(candidates, |found| store.headers(host, found), named)
+        }
         let named = Named::of(&request.checked);
-        let mut find = |key: &Key| store.find(host, self.limits, || host.now_ms(), key, all);
+        let now_ms = || host.now_ms();
         let mut keys = self.keys(request, Forms::default()).into_iter();
-        let mut among: Vec<Found> = Vec::new();
+        let mut among = Candidates::default();
         let mut result = Err(Decision::NoKey);
+        let (mut guess, mut is_forgotten) = (None, false);
         for key in keys.by_ref() {
-            let mut found = find(&key);
-            let known = |found: &Found| among.iter().any(|one| one.request == found.request);
-            if !among.is_empty() {
-                found.retain(known);
-                if found.is_empty() {
+            let mut candidates = store.find(host, now_ms, &key, all);
+            let is_guess = |found: &Found| found.under == Under::Guess;
+            if !candidates.found.is_empty() && candidates.found.iter().all(is_guess) {
+                guess = guess.or(choose(store, host, &candidates, named).ok());
+                continue;
+            }
+            candidates.found.retain(|found| !is_guess(found));
+            if candidates.found.is_empty() {
+                is_forgotten |= !candidates.complete;
+            }
+            if !among.found.is_empty() {
+                let known =
+                    |found: &Found| among.found.iter().any(|one| one.request == found.request);
+                candidates.found.retain(known);
+                if candidates.found.is_empty() {
                     continue;
                 }
             }
-            result = relay::choose(&found, named);
-            among = found;
+            match choose(store, host, &candidates, named) {
+                Err(Decision::Unknown) if result.is_ok() => {}
+                chosen => result = chosen,
+            }
+            let is_one = candidates.complete && candidates.found.len() == 1;
+            among = candidates;
             match &result {
-                Ok(chosen) if chosen.is_named || among.len() == 1 => break,
+                Ok(chosen) if chosen.is_named || is_one => break,
                 Ok(_) | Err(_) => {}
             }
         }
-        let one = result?;
-        let mut later = keys;
+        let one = match result {
+            Ok(one) => one,
+            // It may be of one that had to go.
+            Err(decision) if is_forgotten => return LookUp::Forgotten(decision),
+            Err(decision) => return LookUp::Nobody(decision, guess),
+        };
         let foreign = foreign_trace(request, &one.remembered);
-        for key in later.by_ref() {
+        for key in keys {
             if foreign.as_ref() == Some(&key) {
                 // It cannot be of two. A trace that nobody came with is the
                 // application's own.
-                if relay::all_of_other_traces(&find(&key), &one.remembered) {
-                    return Err(Decision::Conflict);
+                let candidates = store.find(host, now_ms, &key, all);
+                if relay::all_of_other_traces(&candidates.found, &one.remembered) {
+                    return LookUp::Nobody(Decision::Conflict, None);
                 }
             } else if !one.is_named && !named.is_empty() && key.is_trace() {
                 // The span that a call names says more than a key does.
-                match relay::choose(&find(&key), named) {
-                    Ok(other) if other.is_named => return Ok(other),
+                let candidates = store.find(host, now_ms, &key, all);
+                match choose(store, host, &candidates, named) {
+                    Ok(other) if other.is_named => return LookUp::Found(other),
                     Ok(_) | Err(_) => {}
                 }
             }
         }
-        Ok(one)
+        LookUp::Found(one)
     }
 
     /// The answer to a request that breaks a rule of severity error.

@@ -7,6 +7,7 @@ use crate::bytes::alike;
 use alloc::borrow::Cow;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::fmt;
 
 /// `x-request-id`: Envoy's request ID.
 pub const REQUEST_ID: &str = "x-request-id";
@@ -182,8 +183,8 @@ pub struct TraceHeaders<'a> {
     pub all: Vec<(&'a [u8], &'a [u8])>,
     /// Envoy made the request ID up: the request came to it without one.
     pub has_new_request_id: bool,
-    /// The headers that are look-up keys, besides those with a field of their
-    /// own: index into [`Wanted::keys`], and the first value.
+    /// The look-up keys, besides those with a field of their own: index into
+    /// [`Wanted::keys`], and the value or the part of it that counts.
     pub keys: Vec<(usize, &'a [u8])>,
     /// Values of the headers of [`Wanted::tokens`].
     pub tokens: Vec<&'a [u8]>,
@@ -221,10 +222,63 @@ impl Size {
 pub struct Wanted {
     /// The copy list.
     pub copy: Vec<Pattern>,
-    /// Names of look-up keys, in lower case.
-    pub keys: Vec<String>,
+    /// Look-up keys.
+    pub keys: Vec<Named>,
     /// Names of headers that may identify a request, in lower case.
     pub tokens: Vec<String>,
+}
+
+/// A header, or a part of its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// Its name in lower case.
+    pub header: String,
+    /// The name of a parameter in lower case.
+    pub parameter: Option<String>,
+}
+
+impl fmt::Display for Named {
+    /// As the configuration has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.header)?;
+        match &self.parameter {
+            Some(parameter) => write!(f, ":{parameter}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Named {
+    /// Bytes of a value in which parameters are looked for.
+    const SEARCHED: usize = 8192;
+
+    /// What counts of a value: all of it, or what follows `name=`, among parameters that
+    /// are separated by `;` or `,`. Names are compared without regard to case.
+    pub fn value<'a>(&self, value: &'a [u8]) -> Option<&'a [u8]> {
+        let Some(parameter) = &self.parameter else {
+            return Some(value);
+        };
+        let cut = value.len() > Self::SEARCHED;
+        let mut searched = value.get(..Self::SEARCHED).unwrap_or(value);
+        if cut {
+            // Not the last one, which may be cut.
+            let end = searched.iter().rposition(is_separator);
+            searched = searched.get(..end.unwrap_or(0)).unwrap_or_default();
+        }
+        let mut parts = searched.split(is_separator);
+        parts.find_map(|part| {
+            let equals = part.iter().position(|&byte| byte == b'=')?;
+            let (name, value) = part.split_at_checked(equals)?;
+            let value = value.get(1..)?.trim_ascii();
+            let name = name.trim_ascii();
+            let named = name.eq_ignore_ascii_case(parameter.as_bytes());
+            (named && !value.is_empty()).then_some(value)
+        })
+    }
+}
+
+fn is_separator(byte: &u8) -> bool {
+    matches!(byte, b';' | b',')
 }
 
 /// A header name in lower case, or the beginning of some.
@@ -300,8 +354,13 @@ impl<'a> TraceHeaders<'a> {
         let mut headers = Self::default();
         for (name, value) in pairs {
             headers.all.push((name, value));
-            let key = wanted.keys.iter().position(|key| key.as_bytes() == name);
-            headers.keys.extend(key.map(|index| (index, value)));
+            for (index, key) in wanted.keys.iter().enumerate() {
+                if key.header.as_bytes() == name {
+                    headers
+                        .keys
+                        .extend(key.value(value).map(|value| (index, value)));
+                }
+            }
             if let Some(field) = headers.field(name) {
                 field.add(value);
                 if is_opaque(name) {
@@ -490,6 +549,70 @@ mod tests {
             Pairs::new(&[1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]).count(),
             0
         );
+    }
+
+    #[test]
+    fn a_part_of_a_value_is_found_by_its_name() {
+        let root = Named {
+            header: "x-amzn-trace-id".to_string(),
+            parameter: Some("root".to_string()),
+        };
+        let part = |text: &str| root.value(text.as_bytes()).map(<[u8]>::to_vec);
+        let found = Some(b"1-67891233-abcdef".to_vec());
+        for text in [
+            "Root=1-67891233-abcdef",
+            "Root=1-67891233-abcdef;Parent=53995c3f42cd8ad8;Sampled=1",
+            "Self=1-6789-0;Root=1-67891233-abcdef",
+            "Self=1-6789-0; root = 1-67891233-abcdef ;x",
+            "a=1, ROOT=1-67891233-abcdef",
+            ";;,Root=;Root=1-67891233-abcdef;Root=2",
+        ] {
+            assert_eq!(part(text), found, "{text}");
+        }
+        for text in [
+            "", "Root", "Root=", "xRoot=1", "Root;=1", "a=Root=1", "Root: 1",
+        ] {
+            assert_eq!(part(text), None, "{text}");
+        }
+        // What follows the first equals sign, base64 say, is the value.
+        assert_eq!(part("root=YQ=="), Some(b"YQ==".to_vec()));
+    }
+
+    #[test]
+    fn the_search_for_a_part_is_bounded() {
+        let last = Named {
+            header: "a".to_string(),
+            parameter: Some("last".to_string()),
+        };
+        for (before, found) in [
+            (0, true),
+            (8000, true),
+            (8178, true),
+            (8179, false),
+            (60_000, false),
+        ] {
+            let text = format!("{};last=1234567;b=2", "x".repeat(before));
+            assert_eq!(last.value(text.as_bytes()).is_some(), found, "{before}");
+        }
+        // Not a part of it.
+        let text = format!("last={}", "x".repeat(9000));
+        assert_eq!(last.value(text.as_bytes()), None);
+    }
+
+    #[test]
+    fn one_header_may_have_several_parts_that_count() {
+        let named = |parameter: Option<&str>| Named {
+            header: "a".to_string(),
+            parameter: parameter.map(str::to_string),
+        };
+        let wanted = Wanted {
+            keys: vec![named(Some("y")), named(None), named(Some("x"))],
+            ..Wanted::default()
+        };
+        let map = serialize(&[("b", "x=1"), ("a", "z=0"), ("a", "x=1;y=2")]);
+        let keys = TraceHeaders::read(Pairs::new(&map), &wanted).keys;
+        let expected: [(usize, &[u8]); 4] = [(1, b"z=0"), (0, b"2"), (1, b"x=1;y=2"), (2, b"1")];
+        assert_eq!(keys, expected);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What identifies a request on both sides of the application.
 
 use crate::b3::TraceId;
-use crate::request_id::{LENGTH, TRACE_REASON};
+use crate::header::Named;
+use crate::request_id::{self, LENGTH, TRACE_REASON};
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -15,10 +16,15 @@ pub const LONGEST: usize = 255;
 pub struct Key(Vec<u8>);
 
 impl Key {
-    /// Of an `x-request-id`, without the character that Envoy rewrites in it.
+    /// Of an `x-request-id`: of the one ID that is in it ([`request_id::one`]), without
+    /// the character that Envoy rewrites, and of a UUID in lower case.
     /// `None` for an empty value and for one of more than [`LONGEST`] bytes.
     pub fn request_id(value: &[u8]) -> Option<Self> {
+        let value = request_id::one(value);
         let mut key = Self::of(b'r', &[value])?;
+        if request_id::is_uuid(value) {
+            key.0.make_ascii_lowercase();
+        }
         if value.len() == LENGTH {
             // Behind the byte that says of which kind the key is.
             if let Some(reason) = key.0.get_mut(TRACE_REASON + 1) {
@@ -48,11 +54,12 @@ impl Key {
         Self(key)
     }
 
-    /// Of any other header, by its name in lower case. `None` as for
-    /// [`Key::request_id`].
-    pub fn header(name: &str, value: &[u8]) -> Option<Self> {
-        // A name holds no colon.
-        Self::of(b'h', &[name.as_bytes(), b":", value]).filter(|_| !value.is_empty())
+    /// Of any other header, or of a part of its value. `None` as for [`Key::request_id`].
+    pub fn header(named: &Named, value: &[u8]) -> Option<Self> {
+        let parameter = named.parameter.as_deref().unwrap_or_default();
+        // Neither name holds a colon.
+        let [header, parameter] = [named.header.as_bytes(), parameter.as_bytes()];
+        Self::of(b'h', &[header, b":", parameter, b":", value])
     }
 
     fn of(kind: u8, parts: &[&[u8]]) -> Option<Self> {
@@ -68,7 +75,7 @@ impl Key {
         Some(Self(key))
     }
 
-    /// At most 512 bytes.
+    /// At most 1 KiB.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -77,6 +84,36 @@ impl Key {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn header(name: &str, value: &[u8]) -> Option<Key> {
+        let (header, parameter) = name.split_once(':').unwrap_or((name, ""));
+        let parameter = (!parameter.is_empty()).then(|| parameter.to_string());
+        let header = header.to_string();
+        Key::header(&Named { header, parameter }, value)
+    }
+
+    #[test]
+    fn a_request_id_has_one_key_however_it_is_said() {
+        let id = "0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
+        let key = |text: &str| Key::request_id(text.as_bytes()).unwrap();
+        for same in [
+            id.to_uppercase(),
+            format!("{id},{id}"),
+            format!("{id}, {id}"),
+            format!("{id}, {}", id.to_uppercase()),
+        ] {
+            assert_eq!(key(&same), key(id), "{same}");
+        }
+        assert_eq!(key("a,a"), key("a"));
+        for other in [format!("{id},a"), format!("a,{id}"), format!("{id},")] {
+            assert_ne!(key(&other), key(id), "{other}");
+        }
+        // The case of others matters.
+        assert_ne!(key("ab"), key("AB"));
+        // Twice the longest is the longest.
+        let long = "x".repeat(LONGEST);
+        assert_eq!(key(&format!("{long},{long}")), key(&long));
+    }
 
     #[test]
     fn the_trace_reason_is_masked() {
@@ -104,11 +141,11 @@ mod tests {
     #[test]
     fn keys_are_bounded() {
         assert_eq!(Key::request_id(b""), None);
-        assert_eq!(Key::header("a", b""), None);
+        assert_eq!(header("a", b""), None);
         for length in [LONGEST, LONGEST + 1] {
             let value = vec![b'x'; length];
             assert_eq!(Key::request_id(&value).is_some(), length == LONGEST);
-            assert_eq!(Key::header("a", &value).is_some(), length == LONGEST);
+            assert_eq!(header("a", &value).is_some(), length == LONGEST);
         }
     }
 
@@ -118,8 +155,11 @@ mod tests {
         let keys = [
             Key::request_id(&[b'a'; 16]).unwrap(),
             Key::trace(trace),
-            Key::header("a", &[b'a'; 14]).unwrap(),
-            Key::header("aa", &[b'a'; 13]).unwrap(),
+            header("a", &[b'a'; 14]).unwrap(),
+            header("aa", &[b'a'; 13]).unwrap(),
+            header("a:a", &[b'a'; 12]).unwrap(),
+            header("a", b":aaaaaaaaaaa").unwrap(),
+            header("a", b"a:aaaaaaaaaa").unwrap(),
         ];
         for (n, key) in keys.iter().enumerate() {
             assert!(!keys[..n].contains(key));

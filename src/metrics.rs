@@ -54,7 +54,7 @@ families! {
     NOT_REMEMBERED, "not_remembered_total", ["reason"],
         "Inbound requests that could not be remembered: `no_key` (none of `keys`, or a value of more than 255 bytes) or `store` (Envoy's shared data could not be written).";
     COPY_DROPPED, "copy_headers_dropped_total", [],
-        "Headers of the copy list that were not remembered: more than 8 KiB in one request.";
+        "Headers of the copy list that were not remembered: more than 8 KiB in one request; and requests still being served whose copied headers were forgotten for lack of room: raise `capacity`.";
     REPAIRED, "repaired_total", ["direction"],
         "Requests whose B3 headers were rewritten (mode `repair`).";
     REJECTED, "rejected_total", ["direction"],

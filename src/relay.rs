@@ -17,7 +17,7 @@ use crate::header::{self, Edit, Field, TraceHeaders};
 use crate::key;
 use crate::request_id;
 use crate::rules::Rule;
-use crate::store::{Found, RequestOf};
+use crate::store::{Candidates, Found, RequestOf, Under};
 use crate::w3c::{self, TraceParent};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -194,14 +194,11 @@ impl Remembered {
         }
     }
 
-    /// Encodes for the store: two bytes of flags, then trace (16 bytes), span (8)
-    /// and parent (8) as the flags say, then the request ID's length u8 and the
-    /// request ID, then for each copied header its name's length u8, name,
-    /// value's length u16, value; integers big-endian.
-    pub fn encode(&self) -> Vec<u8> {
-        let headers = || self.opaque.iter().chain(&self.copied);
-        let copied = headers().map(|(n, v)| n.len() + v.len() + 3);
-        let mut out = Vec::with_capacity(40 + self.request_id.len() + copied.sum::<usize>());
+    /// Encodes all but the headers for the store: two bytes of flags, then
+    /// trace (16 bytes), span (8) and parent (8) as the flags say, then the request
+    /// ID's length u8 and the request ID; integers big-endian.
+    pub fn encode_context(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(40 + self.request_id.len());
         let sampling: u8 = match self.b3.sampling {
             Sampling::Defer => 0,
             Sampling::Deny => 1,
@@ -241,6 +238,15 @@ impl Remembered {
         let request_id = request_id.unwrap_or_default();
         out.push(request_id.len() as u8);
         out.extend_from_slice(request_id);
+        out
+    }
+
+    /// Encodes the headers for the store: for each its name's length u8, name,
+    /// value's length u16, value; integers big-endian.
+    pub fn encode_headers(&self) -> Vec<u8> {
+        let headers = || self.opaque.iter().chain(&self.copied);
+        let lengths = headers().map(|(n, v)| n.len() + v.len() + 3);
+        let mut out = Vec::with_capacity(lengths.sum::<usize>());
         for (name, value) in headers() {
             if let (Ok(n), Ok(v)) = (u8::try_from(name.len()), u16::try_from(value.len())) {
                 out.push(n);
@@ -252,8 +258,32 @@ impl Remembered {
         out
     }
 
-    /// The inverse of [`Remembered::encode`]; `None` if the bytes are not its.
-    pub fn decode(mut rest: &[u8]) -> Option<Self> {
+    /// The inverse of [`Remembered::encode_headers`], for a request of which the context
+    /// is known. False if the bytes are not its.
+    pub fn decode_headers(&mut self, mut rest: &[u8]) -> bool {
+        fn next(rest: &mut &[u8]) -> Option<(String, Vec<u8>)> {
+            let [n] = take(rest)?;
+            let name = split(rest, usize::from(n))?.to_vec();
+            let v = u16::from_be_bytes(take(rest)?);
+            let value = split(rest, usize::from(v))?.to_vec();
+            Some((String::from_utf8(name).ok()?, value))
+        }
+        while !rest.is_empty() {
+            let Some((name, value)) = next(&mut rest) else {
+                return false;
+            };
+            let of_context = name == header::TRACEPARENT || header::is_opaque(name.as_bytes());
+            match of_context {
+                true => self.opaque.push((name, value)),
+                false => self.copied.push((name, value)),
+            }
+        }
+        true
+    }
+
+    /// The inverse of [`Remembered::encode_context`], without headers; `None` if the
+    /// bytes are not its.
+    pub fn decode_context(mut rest: &[u8]) -> Option<Self> {
         let [first, flags] = take(&mut rest)?;
         let bit = |n: u8| flags & (1 << n) != 0;
         let mut ids = None;
@@ -284,18 +314,8 @@ impl Remembered {
         };
         let [length] = take(&mut rest)?;
         let request_id = split(&mut rest, usize::from(length))?.to_vec();
-        let (mut opaque, mut copied) = (Vec::new(), Vec::new());
-        while !rest.is_empty() {
-            let [n] = take(&mut rest)?;
-            let name = split(&mut rest, usize::from(n))?.to_vec();
-            let v = u16::from_be_bytes(take(&mut rest)?);
-            let value = split(&mut rest, usize::from(v))?.to_vec();
-            let name = String::from_utf8(name).ok()?;
-            let of_context = name == header::TRACEPARENT || header::is_opaque(name.as_bytes());
-            match of_context {
-                true => opaque.push((name, value)),
-                false => copied.push((name, value)),
-            }
+        if !rest.is_empty() {
+            return None;
         }
         Some(Self {
             b3: B3 { ids, sampling },
@@ -306,8 +326,8 @@ impl Remembered {
             },
             received,
             request_id,
-            opaque,
-            copied,
+            opaque: Vec::new(),
+            copied: Vec::new(),
         })
     }
 }
@@ -428,14 +448,16 @@ impl Named {
 /// The request that a call belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chosen {
-    /// Its number.
-    pub request: RequestOf,
+    /// Its number, and where the store has it.
+    pub request: (RequestOf, u16),
+    /// How it was found.
+    pub under: Under,
     /// What of it may be copied.
     pub remembered: Remembered,
     /// The call names its span.
     pub is_named: bool,
-    /// The spans of all that it was chosen among.
-    pub spans: Vec<SpanId>,
+    /// The spans of all that it was chosen among; `None` if there may be others.
+    pub spans: Option<Vec<SpanId>>,
 }
 
 /// The one request that a call belongs to, among those found under its keys.
@@ -448,20 +470,35 @@ pub struct Chosen {
 ///
 /// That is not enough to hand over the headers of the copy list, nor the request ID.
 /// Where the call does not name the span of one request, only those are left to copy
-/// that are the same in all.
-pub fn choose(found: &[Found], named: Named) -> Result<Chosen, Decision> {
-    let decoded = found
+/// that are the same in all; and none if there may be requests that are not known.
+///
+/// `headers`: those that were remembered of a request; `None` if they are lost.
+pub fn choose(
+    candidates: &Candidates,
+    headers: impl Fn(&Found) -> Option<Vec<u8>>,
+    named: Named,
+) -> Result<Chosen, Decision> {
+    let found = candidates.found.iter();
+    let decoded =
+        found.filter_map(|found| Some((found, Remembered::decode_context(&found.context)?)));
+    let mut all: Vec<(&Found, Remembered)> = decoded.collect();
+    if all
         .iter()
-        .filter_map(|found| Some((found, Remembered::decode(&found.payload)?)));
-    let mut candidates: Vec<(&Found, Remembered)> = decoded.collect();
-    let Some(((_, first), others)) = candidates.split_first() else {
+        .all(|(_, remembered)| remembered.b3.ids.is_none())
+    {
+        // Whether they belong together, all of what is known of them tells.
+        for (found, remembered) in &mut all {
+            read_headers(remembered, headers(found));
+        }
+    }
+    let Some(((_, first), others)) = all.split_first() else {
         return Err(Decision::Unknown);
     };
     if !others.iter().all(|(_, other)| same_trace(first, other)) {
         return Err(Decision::Ambiguous);
     }
     let span = |remembered: &Remembered| remembered.b3.ids.map(|ids| ids.span);
-    let spans: Vec<SpanId> = candidates.iter().filter_map(|(_, r)| span(r)).collect();
+    let spans: Vec<SpanId> = all.iter().filter_map(|(_, r)| span(r)).collect();
     // The span named, served rather than answered, the latest; equal in everything: what
     // came last, as a retry does.
     let rank = |(found, remembered): &(&Found, Remembered)| {
@@ -471,53 +508,70 @@ pub fn choose(found: &[Found], named: Named) -> Result<Chosen, Decision> {
             u64::MAX - found.started_ms,
         )
     };
-    let best = candidates
-        .iter()
-        .enumerate()
-        .rev()
-        .min_by_key(|(_, c)| rank(c));
+    let best = all.iter().enumerate().rev().min_by_key(|(_, c)| rank(c));
     let Some(at) = best.map(|(at, _)| at) else {
         return Err(Decision::Unknown);
     };
-    let (found, mut remembered) = candidates.swap_remove(at);
+    let (found, mut remembered) = all.swap_remove(at);
     let is_named = named.fits(span(&remembered)) != Named::NOT;
+    if remembered.b3.ids.is_some() {
+        read_headers(&mut remembered, headers(found));
+    }
     // Attempts of one request have one span, and may differ in nothing else.
-    let others = candidates.iter().map(|(_, other)| other);
-    let same_span = |other: &&Remembered| span(other) == span(&remembered);
-    let others: Vec<&Remembered> = match is_named {
+    let others = all.iter_mut();
+    let same_span = |(_, other): &&mut (&Found, Remembered)| span(other) == span(&remembered);
+    let mut others: Vec<&mut (&Found, Remembered)> = match is_named {
         true => others.filter(same_span).collect(),
         false => others.collect(),
     };
-    keep_common(&mut remembered, &others);
+    if !remembered.copied.is_empty() {
+        for (found, other) in others.iter_mut().filter(|o| o.1.b3.ids.is_some()) {
+            read_headers(other, headers(found));
+        }
+    }
+    keep_common(&mut remembered, others.iter().map(|(_, other)| other));
+    if !candidates.complete && !is_named {
+        remembered.copied.clear();
+        remembered.request_id.clear();
+    }
     Ok(Chosen {
-        request: found.request,
+        request: (found.request, found.bucket),
+        under: found.under,
         remembered,
         is_named,
-        spans,
+        spans: candidates.complete.then_some(spans),
     })
 }
 
-/// Leaves of the copy list, and of the request ID, what is the same in all.
-fn keep_common(remembered: &mut Remembered, others: &[&Remembered]) {
-    if others.is_empty() {
-        return;
+/// What was remembered of a request besides its context. Of what is lost nothing is
+/// copied: nobody knows what it was.
+fn read_headers(remembered: &mut Remembered, headers: Option<Vec<u8>>) {
+    let is_read = headers.is_some_and(|headers| remembered.decode_headers(&headers));
+    if !is_read {
+        remembered.opaque.clear();
+        remembered.copied.clear();
     }
-    let values = |headers: &Headers, name: &str| -> Vec<Vec<u8>> {
-        let named = headers.iter().filter(|(known, _)| known == name);
-        named.map(|(_, value)| value.clone()).collect()
+}
+
+/// Leaves of the copy list, and of the request ID, what is the same in all.
+fn keep_common<'a>(
+    remembered: &mut Remembered,
+    others: impl Iterator<Item = &'a Remembered> + Clone,
+) {
+    fn values<'a>(headers: &'a Headers, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        let named = headers.iter().filter(move |(known, _)| known == name);
+        named.map(|(_, value)| value.as_slice())
+    }
+    let all = core::mem::take(&mut remembered.copied);
+    let is_common = |name: &str| {
+        let mut others = others.clone();
+        others.all(|other| values(&other.copied, name).eq(values(&all, name)))
     };
-    let all = remembered.copied.clone();
-    remembered.copied.retain(|(name, _)| {
-        let own = values(&all, name);
-        others
-            .iter()
-            .all(|other| values(&other.copied, name) == own)
-    });
+    let common = all.iter().filter(|(name, _)| is_common(name)).cloned();
+    remembered.copied = common.collect();
     let id = &remembered.request_id;
-    if !others
-        .iter()
-        .all(|other| request_id::same(&other.request_id, id))
-    {
+    let mut others = others.clone();
+    if !others.all(|other| request_id::same(&other.request_id, id)) {
         remembered.request_id = Vec::new();
     }
 }
@@ -526,8 +580,9 @@ fn keep_common(remembered: &mut Remembered, others: &[&Remembered]) {
 pub fn all_of_other_traces(found: &[Found], one: &Remembered) -> bool {
     let others = found
         .iter()
-        .filter_map(|found| Remembered::decode(&found.payload));
-    let same = others.map(|other| same_trace(&other, one));
+        .filter(|found| found.under == Under::Own)
+        .filter_map(|found| Remembered::decode_context(&found.context));
+    let same = others.map(|other| other.b3.ids.is_some() && same_trace(&other, one));
     same.reduce(|a, b| a || b) == Some(false)
 }
 
@@ -851,7 +906,7 @@ pub fn propagation<'a>(
     checked: &Checked<'a>,
     remembered: &Remembered,
     own_spans: OwnSpans,
-    spans: &[SpanId],
+    spans: Option<&[SpanId]>,
 ) -> Vec<Finding<'a>> {
     let found = |rule, (header, field): (&'static str, Field<'a>)| {
         let value = field.value().unwrap_or_default();
@@ -886,7 +941,7 @@ pub fn propagation<'a>(
             findings.push(found(Rule::P03, b3((header::SAMPLED, headers.sampled))));
         }
         let named = |span: &SpanId| *span == ids.span || Some(*span) == ids.parent;
-        if !spans.iter().any(named) {
+        if spans.is_some_and(|spans| !spans.iter().any(named)) {
             findings.push(found(Rule::P04, b3((header::SPAN_ID, headers.span_id))));
         }
         return findings;

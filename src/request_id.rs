@@ -29,14 +29,32 @@ pub fn is_envoys(value: &[u8]) -> bool {
         && !value.iter().any(u8::is_ascii_uppercase)
 }
 
-/// The same ID, but perhaps for the character that Envoy rewrites.
+/// The ID that a request ID stands for: where several headers say the same, Envoy
+/// joins them with commas. A list of different ones stays as it is.
+pub fn one(value: &[u8]) -> &[u8] {
+    let mut parts = value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+    match parts.next().filter(|first| !first.is_empty()) {
+        Some(first) if first.len() < value.len() && parts.all(|other| same_one(first, other)) => {
+            first
+        }
+        _ => value,
+    }
+}
+
+/// The same ID, but perhaps for the character that Envoy rewrites, for the case of
+/// a UUID (RFC 9562 compares them without regard to it), and for how often it is said.
 pub fn same(a: &[u8], b: &[u8]) -> bool {
+    same_one(one(a), one(b))
+}
+
+fn same_one(a: &[u8], b: &[u8]) -> bool {
     let masked = |at: usize| a.len() == LENGTH && at == TRACE_REASON;
+    let uuid = is_uuid(a);
     a.len() == b.len()
         && a.iter()
             .zip(b)
             .enumerate()
-            .all(|(at, (a, b))| a == b || masked(at))
+            .all(|(at, (a, b))| a == b || masked(at) || (uuid && a.eq_ignore_ascii_case(b)))
 }
 
 /// A UUIDv4 in lower case, as Envoy generates it: `4` at index 14, which says
@@ -64,6 +82,49 @@ pub fn generate(mut random: [u8; 16]) -> [u8; LENGTH] {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    const R: &[u8] = b"0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
+
+    #[test]
+    fn a_request_id_that_is_said_twice_is_one() {
+        let joined = |parts: &[&[u8]], by: &[u8]| parts.join(by);
+        for by in [&b","[..], b", ", b" , "] {
+            assert_eq!(one(&joined(&[R, R], by)), R);
+            assert_eq!(one(&joined(&[R, R, R], by)), R);
+            assert_eq!(one(&joined(&[b"a", b"a"], by)), b"a");
+            // As far as they are compared.
+            let other = b"0F7A1C2E-1B2D-9C3E-9D4F-5A6B7C8D9E0F";
+            assert_eq!(one(&joined(&[R, other], by)), R);
+            assert!(same(&joined(&[R, R], by), R) && same(R, &joined(&[other, R], by)));
+            for list in [
+                &[R, b"a"][..],
+                &[b"a", R],
+                &[R, b""],
+                &[b"", b""],
+                &[R, R, b"a"],
+            ] {
+                let list = joined(list, by);
+                assert_eq!(one(&list), list);
+                assert!(!same(&list, R));
+            }
+        }
+        assert_eq!(one(b""), b"");
+        assert_eq!(one(b"a b"), b"a b");
+    }
+
+    #[test]
+    fn uuids_are_compared_without_regard_to_case() {
+        assert!(same(R, &R.to_ascii_uppercase()) && same(&R.to_ascii_uppercase(), R));
+        assert!(!same(R, &R.to_ascii_uppercase()[1..]));
+        // Others are not.
+        for id in [
+            &b"0f7a1c2e1b2d4c3e9d4f5a6b7c8d9e0f"[..],
+            b"abc",
+            &[b'x'; 36],
+        ] {
+            assert!(same(id, id) && !same(id, &id.to_ascii_uppercase()));
+        }
+    }
 
     proptest! {
         #[test]

@@ -69,6 +69,38 @@ fn the_character_that_envoy_rewrites_does_not_matter() {
 }
 
 #[test]
+fn a_request_id_is_the_same_however_it_is_said() {
+    let id = ID.strip_prefix("x-request-id: ").unwrap();
+    let ways = [
+        ID.to_string(),
+        format!("x-request-id: {}", id.to_uppercase()),
+        format!("x-request-id: {id},{id}"),
+        format!("x-request-id: {id}, {}", id.to_uppercase()),
+    ];
+    for mode in ["observe", "repair"] {
+        for attribution in ["off", "exclusive"] {
+            let config = format!(r#"{{"mode": "{mode}", "attribution": "{attribution}"}}"#);
+            for (inbound, outbound) in ways.iter().flat_map(|a| ways.iter().map(move |b| (a, b))) {
+                let sidecar = Sidecar::new(&config);
+                sidecar.inbound(&[inbound, TRACE, SPAN]);
+                // Another one, so that nothing is exclusive.
+                sidecar.inbound(&["x-request-id: other", OTHER_TRACE, OTHER_SPAN]);
+                let seen = sidecar.outbound(&[outbound]);
+                assert_b3(&seen, Decision::Copied, &[TRACE, SPAN]);
+                if mode == "observe" {
+                    // It is the application's own.
+                    assert_headers(&seen, &["x-request-id"], &[outbound]);
+                }
+            }
+        }
+    }
+    // A list of different ones is not one of them.
+    let sidecar = sidecar();
+    sidecar.inbound(&[&format!("x-request-id: {id},a"), TRACE, SPAN]);
+    assert_b3(&sidecar.outbound(&[ID]), Decision::Unknown, &[]);
+}
+
+#[test]
 fn a_context_of_its_own_is_left_alone() {
     let sidecar = sidecar();
     sidecar.inbound(&[ID, TRACE, SPAN, PARENT, SAMPLED]);
@@ -159,6 +191,32 @@ fn an_entry_ends_with_its_request_and_the_grace() {
     assert_b3(&sidecar.outbound(&[ID]), Decision::Copied, &[TRACE, SPAN]);
     sidecar.wait(1);
     assert_b3(&sidecar.outbound(&[ID]), Decision::Unknown, &[]);
+}
+
+/// The filters of a pod are configured one by one.
+#[test]
+fn the_grace_is_that_of_the_inbound_filter() {
+    for (inbound, outbound) in [(5000, 0), (5000, 60_000), (0, 5000)] {
+        let config = |grace: u32| format!(r#"{{"attribution": "off", "grace_ms": {grace}}}"#);
+        let sidecar = Sidecar::with(&config(inbound), &config(outbound), 2);
+        let seen = sidecar.inbound(&[ID, TRACE, SPAN]);
+        sidecar.end(&seen);
+        sidecar.wait(u64::from(inbound).saturating_sub(1));
+        for worker in [0, 1] {
+            let seen = sidecar.on(worker, Some(Direction::Outbound), &headers(&[ID]));
+            let known = (Decision::Copied, &[TRACE, SPAN][..]);
+            let (decision, lines) = match inbound {
+                0 => (Decision::Unknown, &[][..]),
+                _ => known,
+            };
+            assert_b3(&seen, decision, lines);
+        }
+        sidecar.wait(1);
+        for worker in [0, 1] {
+            let seen = sidecar.on(worker, Some(Direction::Outbound), &headers(&[ID]));
+            assert_b3(&seen, Decision::Unknown, &[]);
+        }
+    }
 }
 
 #[test]
@@ -258,6 +316,49 @@ fn copied_headers_are_bounded() {
         only(&seen.headers, &["baggage"]),
         [header("baggage: small")]
     );
+}
+
+/// As many as there is room for, and then the latest; the context of each in any case.
+#[test]
+fn large_headers_are_kept_of_many_requests() {
+    let sidecar = Sidecar::keyed(r#"{"copy_headers": ["baggage"]}"#);
+    let request = |n: u32| {
+        [
+            format!("x-request-id: {n:08x}-1b2d-4c3e-9d4f-5a6b7c8d9e0f"),
+            format!("x-b3-traceid: {:032x}", n + 1),
+            format!("x-b3-spanid: {:016x}", n + 1),
+            format!("baggage: {n:08x}{}", "x".repeat(8192 - 15)),
+        ]
+    };
+    let lines = |lines: &[String]| headers(&lines.iter().map(String::as_str).collect::<Vec<_>>());
+    for n in 0..1000 {
+        sidecar.request(Some(Direction::Inbound), &lines(&request(n)));
+        let kept = (n + 1).saturating_sub(400)..=n;
+        for n in [0, *kept.start(), n / 2, n] {
+            let [id, trace, span, baggage] = request(n);
+            let seen = sidecar.outbound(&[&id]);
+            assert_b3(&seen, Decision::Copied, &[&trace, &span]);
+            if kept.contains(&n) {
+                assert_headers(&seen, &["baggage"], &[&baggage]);
+            }
+        }
+    }
+}
+
+/// gRPC's binary headers are in base64 on the wire.
+#[test]
+fn a_binary_header_is_copied_and_may_be_a_key() {
+    let binary = "grpc-trace-bin: AABGOsNcn2QTrUhIWjlTu2EkAaL7Sh0altMSAgE";
+    let sidecar = Sidecar::keyed(r#"{"copy_headers": ["grpc-trace-bin"]}"#);
+    sidecar.inbound(&[ID, TRACE, SPAN, binary]);
+    let seen = sidecar.outbound(&[ID]);
+    assert_b3(&seen, Decision::Copied, &[TRACE, SPAN]);
+    assert_headers(&seen, &["grpc-trace-bin"], &[binary]);
+    let sidecar = Sidecar::keyed(r#"{"keys": ["grpc-trace-bin"]}"#);
+    sidecar.inbound(&[TRACE, SPAN, binary]);
+    sidecar.inbound(&[OTHER_TRACE, OTHER_SPAN, "grpc-trace-bin: AAA"]);
+    let seen = sidecar.outbound(&[binary]);
+    assert_b3(&seen, Decision::Copied, &[TRACE, SPAN]);
 }
 
 #[test]
@@ -474,6 +575,31 @@ fn any_header_may_be_a_key() {
         let seen = sidecar.outbound(&[&value]);
         assert_b3(&seen, Decision::Copied, &[TRACE, SPAN]);
     }
+}
+
+#[test]
+fn a_part_of_a_header_may_be_a_key() {
+    let sidecar =
+        Sidecar::new(r#"{"keys": ["X-Amzn-Trace-Id:Root", "cookie:session", "x-request-id"]}"#);
+    let root = |root: &str, rest: &str| format!("x-amzn-trace-id: {rest}Root={root}");
+    let first = [&root("1-67891233-a", "Self=1-2-3;"), ID, TRACE, SPAN];
+    let second = [&root("1-67891233-b", ""), OTHER_ID, OTHER_TRACE, OTHER_SPAN];
+    sidecar.inbound(&first);
+    sidecar.inbound(&second);
+    // An application or a proxy writes a parent of its own into it.
+    let own = root("1-67891233-a", "Parent=53995c3f42cd8ad8; Sampled=1; ");
+    assert_b3(&sidecar.outbound(&[&own]), Decision::Copied, &[TRACE, SPAN]);
+    // A part that is not there is no key.
+    let none = sidecar.outbound(&["x-amzn-trace-id: Parent=1", OTHER_ID]);
+    assert_b3(&none, Decision::Copied, &[OTHER_TRACE, OTHER_SPAN]);
+    // The value of one part is no key of another.
+    let other = sidecar.outbound(&["cookie: session=1-67891233-a", "x-request-id: x"]);
+    assert_b3(&other, Decision::Unknown, &[]);
+    // HTTP/2 may send a cookie in pieces.
+    let third = ["x-b3-traceid: 663ac35c9f6413ad48485a3953bb6124", SPAN];
+    sidecar.inbound(&[&["cookie: a=b", "cookie: session=7; c=d"], &third[..]].concat());
+    let seen = sidecar.outbound(&["cookie: session=7"]);
+    assert_b3(&seen, Decision::Copied, &third);
 }
 
 #[test]

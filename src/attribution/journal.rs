@@ -24,7 +24,7 @@ const SEGMENTS: u32 = 64;
 /// Bytes from which on the next segment is begun.
 const SEGMENT: usize = 1536;
 const HEAD: usize = 12;
-const PREFIX: &[u8] = b"b3relay/2/log/";
+const PREFIX: &[u8] = b"b3relay/3/log/";
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -21,7 +21,7 @@ mod order;
 pub mod text;
 pub mod tracker;
 
-use crate::store::{RequestOf, SharedData, Store, Ticket};
+use crate::store::{Found, RequestOf, SharedData, Store, Ticket};
 use alloc::vec::Vec;
 use journal::{Event, Read, Reader, Writer};
 use text::Token;
@@ -39,7 +39,7 @@ const NAMED_S: u16 = 600;
 /// Hosts that this is known of.
 const NAMED_MOST: usize = 64;
 /// When, in milliseconds, a call had to be judged in any worker.
-const AWAKE: &[u8] = b"b3relay/2/awake";
+const AWAKE: &[u8] = b"b3relay/3/awake";
 
 /// A call, as it is told apart from others.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,7 +178,7 @@ impl Attribution {
         now_us: u64,
         call: Call,
         wrong: f64,
-    ) -> (Option<u64>, Option<(Verdict, Vec<u8>)>) {
+    ) -> (Option<u64>, Option<(Verdict, Found)>) {
         self.tracker.plain = wrong <= 0.0;
         self.wake(data, now_us);
         self.judged_us = now_us;
@@ -209,8 +209,8 @@ impl Attribution {
         let sure = verdict.filter(|verdict| seeing || verdict.basis == Basis::Token);
         let found = sure.and_then(|verdict| {
             let place = self.tracker.bucket(verdict.request)?;
-            let payload = store.fetch(data, request_of(verdict.request), place)?;
-            Some((verdict, payload))
+            let found = store.fetch(data, request_of(verdict.request), place)?;
+            Some((verdict, found))
         });
         (Some(id), found)
     }

@@ -25,7 +25,7 @@ ADVERSARIAL = {
     "forwarded with another character 14": 2,
     "prefixes of one another, 8 to 255 bytes": 2,
     "255 bytes, differing in one": 2,
-    "UUIDs differing in case": 2,
+    "UUID forwarded in capitals": 2,
     "odd bytes": 2,
     # These wait for the grace to pass, most of the time.
     "1 or 2 bytes, used again after the grace": 100,
@@ -35,6 +35,7 @@ ADVERSARIAL = {
     "256 bytes": 2,
     "one ID, several traces at once": 2,
     "IDs differing at 14, two traces at once": 2,
+    "UUIDs differing in case, two traces at once": 2,
     "used again within the grace, other trace": 2,
 }
 SHAPES = (

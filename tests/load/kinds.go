@@ -44,7 +44,7 @@ func init() {
 	add("forwarded with another character 14", allRight, otherReason)
 	add("prefixes of one another, 8 to 255 bytes", allRight, prefixes)
 	add("255 bytes, differing in one", allRight, long)
-	add("UUIDs differing in case", allRight, cases)
+	add("UUID forwarded in capitals", allRight, otherCase)
 	add("odd bytes", allRight, oddBytes)
 	add("1 or 2 bytes, used again after the grace", allRight, short)
 	add("UUID used again after the grace", allRight, usedAgain)
@@ -53,6 +53,7 @@ func init() {
 	add("256 bytes", allAlone, tooLong)
 	add("one ID, several traces at once", allAlone, sharedID)
 	add("IDs differing at 14, two traces at once", allAlone, twins)
+	add("UUIDs differing in case, two traces at once", allAlone, cases)
 	add("used again within the grace, other trace", notCrossed, usedAgainTooSoon)
 
 	// Of each shape, its calls in the order in which they are made.
@@ -177,6 +178,14 @@ func otherReason(w *world, k kind, _ int) {
 		for _, reason := range []byte("9ab4") {
 			v.callWith(k, withReason(id, reason), nil)
 		}
+	})
+}
+
+func otherCase(w *world, k kind, _ int) {
+	id := shared.UUID()
+	w.send(id, randomB3(), func(v *visit) {
+		v.callWith(k, strings.ToUpper(id), nil)
+		v.call(k)
 	})
 }
 

@@ -81,6 +81,12 @@ async def until(check: Callable[[], bool], what: str, seconds: float = 10) -> No
         await asyncio.sleep(0.02)
 
 
+CONFIGURATION = {
+    "grace_ms": GRACE_MS,
+    "copy_headers": ["grpc-trace-bin"],
+}
+
+
 class Protocols:
     """Brings everything up on entry and stops everything on exit.
 
@@ -113,7 +119,7 @@ class Protocols:
             self.collector = stack.enter_context(Collector())
             processes = stack.enter_context(Processes())
             copied = shutil.copy(wasm_path(), processes.directory / "b3relay.wasm")
-            wasm = Wasm(Path(copied), json.dumps({"grace_ms": GRACE_MS}))
+            wasm = Wasm(Path(copied), json.dumps(CONFIGURATION))
             common = Common(
                 self.collector.address,
                 extra_stat_tags=("decision", "direction", "reason", "rule"),

@@ -26,8 +26,11 @@ fuzz_target!(|input: &[u8]| {
         assert!(!error.to_string().contains(|c: char| c.is_control()));
     }
 
-    if let Some(remembered) = Remembered::decode(input) {
-        assert_eq!(Remembered::decode(&remembered.encode()), Some(remembered));
+    let (context, headers) = input.split_at(input.len().min(80) / 2);
+    for (context, headers) in [(input, &[][..]), (&[0, 0, 0], input), (context, headers)] {
+        if let Some(remembered) = Remembered::decode(context, headers) {
+            assert_eq!(again(&remembered), Some(remembered));
+        }
     }
 
     let _ = (
@@ -47,23 +50,40 @@ fuzz_target!(|input: &[u8]| {
         bucket_bytes: 4096,
         grace_ms: 0,
     };
-    let Some(key) = Key::request_id(b"key") else {
+    let keys = [&b"key"[..], b"other"].map(Key::request_id);
+    let [Some(key), Some(other)] = keys else {
         return;
     };
-    let _ = here.insert(&data, limits, 1, from_ref(&key), b"first");
+    let _ = here.insert(&data, limits, 1, from_ref(&key), b"first", b"a");
     let (at, value) = input.split_first().unwrap_or((&0, &[]));
     let keys = data.keys();
     if let Some(name) = keys.get(usize::from(*at) % keys.len()) {
         let _ = data.set(name, value, 0);
     }
-    let _ = there.find(&data, limits, || 2, &key, true);
-    let ticket = here
-        .insert(&data, limits, 2, from_ref(&key), b"second")
-        .map(|inserted| inserted.ticket);
-    let found = here.find(&data, limits, || 2, &key, true);
-    assert!(found.iter().any(|found| found.payload == b"second"));
-    if let Some(ticket) = ticket {
-        here.end(&data, limits, 3, ticket);
+    for found in there.find(&data, || 2, &key, true).found {
+        let _ = there.headers(&data, &found);
+        there.alias(
+            &data,
+            limits,
+            2,
+            &other,
+            (found.request, found.bucket),
+            true,
+        );
     }
+    let inserted = here.insert(&data, limits, 2, from_ref(&key), b"second", b"b");
+    let found = here.find(&data, || 2, &key, true).found;
+    let second = found.iter().find(|found| found.context == b"second");
+    assert_eq!(second.is_some(), inserted.stored);
+    if let Some(second) = second {
+        assert_eq!(here.headers(&data, second).as_deref(), Some(&b"b"[..]));
+    }
+    let _ = here.find(&data, || 2, &other, true);
+    here.end(&data, limits, 3, inserted.ticket);
     here.tick(&data, 20_000);
 });
+
+fn again(remembered: &Remembered) -> Option<Remembered> {
+    let (context, headers) = (remembered.encode_context(), remembered.encode_headers());
+    Remembered::decode(&context, &headers)
+}

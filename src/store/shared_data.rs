@@ -1,0 +1,101 @@
+//! Envoy's shared data, and what the store calls its keys there.
+
+use crate::bytes;
+use alloc::vec::Vec;
+
+/// Keys in shared data begin with this: plugins without a VM ID share one
+/// namespace. The number changes with the encoding.
+pub(crate) const PREFIX: &[u8] = b"b3relay/3/";
+/// The seed of the hash, chosen by whoever comes first, so that nobody outside
+/// can choose request IDs that all fall into one bucket.
+pub(super) const SEED: &[u8] = b"b3relay/3/seed";
+/// The workers that have ever remembered anything and are alive.
+pub(super) const WORKERS: &[u8] = b"b3relay/3/workers";
+/// Always empty. Its CAS number changes whenever the list of workers does.
+pub(super) const CHANGED: &[u8] = b"b3relay/3/changed";
+
+/// The key of a worker's bucket.
+pub(super) fn bucket_name(worker: u16, bucket: u16) -> [u8; 14] {
+    let [w, x] = worker.to_be_bytes();
+    let [b, c] = bucket.to_be_bytes();
+    bytes::name(PREFIX, [w, x, b, c])
+}
+
+/// Envoy's shared data (`proxy_get_shared_data`, `proxy_set_shared_data`).
+pub trait SharedData {
+    /// The value and its CAS number; `None` if the key was never set.
+    fn get(&self, key: &[u8]) -> Option<(Vec<u8>, u32)>;
+    /// Sets the value if `cas` is 0, if the key's CAS number is `cas`, or if the
+    /// key was never set.
+    fn set(&self, key: &[u8], value: &[u8], cas: u32) -> Result<(), NotSet>;
+}
+
+/// The value was changed by somebody else, or the host refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotSet;
+
+/// Sets only a key that was never set: Envoy ignores the CAS number of a
+/// missing key, and numbers keys from 1 upwards.
+pub(crate) const IF_MISSING: u32 = u32::MAX;
+/// Sets whatever is there: no other worker writes this key.
+pub(super) const ALWAYS: u32 = 0;
+
+/// Shared data in memory, with Envoy's rules: for tests and for hosts other
+/// than Envoy.
+#[cfg(not(target_arch = "wasm32"))]
+pub use memory::InMemory;
+
+#[cfg(not(target_arch = "wasm32"))]
+mod memory {
+    use super::{NotSet, SharedData};
+    use std::collections::HashMap;
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    /// Shared data in memory, with Envoy's rules.
+    #[derive(Debug, Default)]
+    pub struct InMemory(Mutex<Memory>);
+
+    #[derive(Debug, Default)]
+    struct Memory {
+        values: HashMap<Vec<u8>, (Vec<u8>, u32)>,
+        last_cas: u32,
+    }
+
+    impl InMemory {
+        /// Keys, and bytes of all values.
+        pub fn size(&self) -> (usize, usize) {
+            let memory = self.lock();
+            let bytes = memory.values.values().map(|(value, _)| value.len());
+            (memory.values.len(), bytes.sum())
+        }
+
+        /// Every key, sorted.
+        pub fn keys(&self) -> Vec<Vec<u8>> {
+            let mut keys: Vec<_> = self.lock().values.keys().cloned().collect();
+            keys.sort();
+            keys
+        }
+
+        fn lock(&self) -> MutexGuard<'_, Memory> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        }
+    }
+
+    impl SharedData for InMemory {
+        fn get(&self, key: &[u8]) -> Option<(Vec<u8>, u32)> {
+            self.lock().values.get(key).cloned()
+        }
+
+        fn set(&self, key: &[u8], value: &[u8], cas: u32) -> Result<(), NotSet> {
+            let mut memory = self.lock();
+            match memory.values.get(key) {
+                Some((_, current)) if cas != 0 && *current != cas => return Err(NotSet),
+                _ => {}
+            }
+            memory.last_cas = memory.last_cas.wrapping_add(1).max(1);
+            let new = (value.to_vec(), memory.last_cas);
+            memory.values.insert(key.to_vec(), new);
+            Ok(())
+        }
+    }
+}
