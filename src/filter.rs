@@ -9,6 +9,7 @@ use crate::config::{
 };
 use crate::header::{self, Edit, Field, TraceHeaders};
 use crate::key::{self, Key};
+use crate::mesh_hosts::Routes;
 use crate::metrics::{Counter, direction_label};
 use crate::relay::{self, Decision, Relayed, Remembered};
 use crate::request_id;
@@ -30,6 +31,14 @@ pub trait Host: SharedData {
     fn random(&self) -> [u8; 16];
     /// The name of the Envoy cluster that the request is routed to.
     fn cluster(&self) -> Option<Vec<u8>>;
+    /// The ID of this Envoy, which in Istio names the domain of the cluster.
+    fn node_id(&self) -> Option<Vec<u8>> {
+        None
+    }
+    /// Istio has configured this Envoy.
+    fn is_istio(&self) -> bool {
+        false
+    }
 }
 
 /// What a worker knows of the requests in flight.
@@ -39,6 +48,8 @@ pub struct Memory {
     pub store: Store,
     /// What they are doing.
     pub attribution: Attribution,
+    /// Where their calls are routed to.
+    pub routes: Routes,
 }
 
 impl Memory {
@@ -48,6 +59,7 @@ impl Memory {
         Self {
             store: Store::open(data, random),
             attribution: Attribution::default(),
+            routes: Routes::default(),
         }
     }
 
@@ -55,6 +67,7 @@ impl Memory {
     pub fn tick(&mut self, host: &impl Host) {
         let now_us = host.now_us();
         self.store.tick(host, now_us / 1000);
+        self.routes.tick(now_us / 1000);
         self.attribution.tick(&mut self.store, host, now_us);
     }
 }
@@ -151,11 +164,12 @@ impl Filter {
             counters,
             ..Outcome::default()
         };
-        let mut headers = TraceHeaders::read(pairs, &self.config.wanted);
         // What the application sends is its own.
-        if self.config.incoming != Incoming::Trust && direction != Some(Direction::Outbound) {
-            headers = self.distrust(headers, &mut outcome);
-        }
+        let incoming = match direction {
+            Some(Direction::Outbound) => Incoming::Trust,
+            _ => self.config.incoming,
+        };
+        let headers = self.read(incoming, pairs, &mut outcome);
         let mut checked = check(&headers);
         outcome.findings = core::mem::take(&mut checked.findings);
         let mut request = Request {
@@ -169,6 +183,15 @@ impl Filter {
         if repairing {
             if let Some(first) = first_of(request.headers.request_id) {
                 request.request_id = first.to_vec();
+            }
+        }
+        // The ID says, too, whether Envoy is to trace.
+        if incoming == Incoming::Drop {
+            if let Some(id) = request_id::undecided(&request.request_id) {
+                outcome
+                    .edits
+                    .push(Edit::set(header::REQUEST_ID, id.as_slice()));
+                request.request_id = id;
             }
         }
         let mut looked_up = LookedUp {
@@ -195,7 +218,7 @@ impl Filter {
                 self.convert(&mut request);
             }
             if direction == Some(Direction::Outbound) {
-                self.outbound(host, &mut request, &looked_up, &mut outcome);
+                self.outbound(memory, host, &mut request, &looked_up, &mut outcome);
             }
             if repairing {
                 request.says = request.says.map(readable_by_all);
@@ -207,7 +230,8 @@ impl Filter {
             };
             if repaired {
                 let first = first_of(request.headers.request_id);
-                edits.extend(first.map(|first| Edit::set(header::REQUEST_ID, first)));
+                let id = request.request_id.as_slice();
+                edits.extend(first.map(|_| Edit::set(header::REQUEST_ID, id)));
             }
             if repaired && !edits.is_empty() {
                 outcome.counters.push(Counter::Repaired(direction));
@@ -241,7 +265,9 @@ impl Filter {
         ticket: Ticket,
         answered: bool,
     ) -> bool {
-        let Memory { store, attribution } = memory;
+        let Memory {
+            store, attribution, ..
+        } = memory;
         let now_us = host.now_us();
         if self.attributes() {
             attribution.end(store, host, now_us, &ticket, answered);
@@ -251,7 +277,9 @@ impl Filter {
 
     /// The call of this number has returned, or was broken off.
     pub fn returned(&self, memory: &mut Memory, host: &impl Host, call: u64) {
-        let Memory { store, attribution } = memory;
+        let Memory {
+            store, attribution, ..
+        } = memory;
         attribution.returned(store, host, host.now_us(), call);
     }
 
@@ -270,30 +298,47 @@ impl Filter {
         }
     }
 
-    /// The headers without the B3 that came from outside.
-    fn distrust<'a>(
+    /// The headers; a trace context that is not trusted is not even looked at, so that
+    /// nothing of it can be remembered, copied or taken for a key.
+    fn read<'a>(
         &self,
-        headers: TraceHeaders<'a>,
+        incoming: Incoming,
+        pairs: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
         outcome: &mut Outcome<'a>,
     ) -> TraceHeaders<'a> {
-        let brought = headers
-            .multi()
-            .into_iter()
-            .chain([(header::B3, headers.b3)]);
-        let brought: Vec<_> = brought
-            .filter(|(_, field)| field.value().is_some())
-            .collect();
-        if brought.is_empty() {
-            return headers;
+        let mut distrusted: Vec<(&[u8], &[u8])> = Vec::new();
+        let pairs = pairs.into_iter().filter(|pair| {
+            let trusted = incoming == Incoming::Trust || !header::is_context(pair.0);
+            if !trusted {
+                distrusted.push(*pair);
+            }
+            trusted
+        });
+        let mut headers = TraceHeaders::read(pairs, &self.config.wanted);
+        match incoming {
+            Incoming::Trust => {}
+            Incoming::Ignore => {
+                for (name, value) in &distrusted {
+                    headers.size.headers += 1;
+                    headers.size.bytes += name.len() + value.len();
+                }
+                outcome
+                    .counters
+                    .extend(distrusted.first().map(|_| Counter::Ignored));
+            }
+            Incoming::Drop => {
+                let names = distrusted.iter().map(|(name, _)| *name);
+                for name in names.filter_map(|name| core::str::from_utf8(name).ok()) {
+                    if !outcome.edits.iter().any(|edit| edit.name() == name) {
+                        outcome.edits.push(Edit::remove(name.to_string()));
+                    }
+                }
+                outcome
+                    .counters
+                    .extend(distrusted.first().map(|_| Counter::Dropped));
+            }
         }
-        if self.config.incoming == Incoming::Drop {
-            let names = brought.into_iter().map(|(name, _)| name);
-            outcome.edits.extend(names.map(Edit::remove));
-            outcome.counters.push(Counter::Dropped);
-        } else {
-            outcome.counters.push(Counter::Ignored);
-        }
-        headers.without_b3()
+        headers
     }
 
     /// Adds the forms that `emit` asks for to a context of the request's own.
@@ -387,7 +432,9 @@ impl Filter {
         // A request without a context is remembered too: another one with the
         // same request ID must not lend it its own.
         let payload = remembered.encode();
-        let Memory { store, attribution } = memory;
+        let Memory {
+            store, attribution, ..
+        } = memory;
         let now_us = host.now_us();
         match store.insert(host, self.limits, now_us / 1000, &keys, &payload) {
             Some(inserted) => {
@@ -411,6 +458,7 @@ impl Filter {
 
     fn outbound<'a>(
         &self,
+        memory: &mut Memory,
         host: &impl Host,
         request: &mut Request<'a>,
         looked_up: &LookedUp,
@@ -461,9 +509,10 @@ impl Filter {
             Outside::Leave => relayed.writes() || request.says.is_some(),
             Outside::Strip => relayed.writes() || !headers.present().is_empty(),
         };
-        let authority = headers.authority.value().unwrap_or_default();
-        let mesh_hosts = &self.config.mesh_hosts;
-        if asked && relay::is_outside(authority, mesh_hosts, || host.cluster()) {
+        let [authority, path] = [headers.authority, headers.path];
+        let to = [authority, path].map(|field| field.value().unwrap_or_default());
+        let Memory { store, routes, .. } = memory;
+        if asked && routes.is_outside(host, store.seed(), to, &self.config.hosts) {
             if relayed.writes() || self.config.outside == Outside::Strip {
                 relayed = Relayed::not(Decision::Outside);
             }
@@ -546,7 +595,9 @@ impl Filter {
         }
         // For the rules alone it need not be the latest.
         let all = before.is_ok() || !self.config.wanted.copy.is_empty();
-        let Memory { store, attribution } = memory;
+        let Memory {
+            store, attribution, ..
+        } = memory;
         let found = match self.look_up(store, host, request, all) {
             Ok((owner, remembered)) => {
                 if self.attributes() && before.is_ok() {
@@ -593,7 +644,9 @@ impl Filter {
         request: &Request<'_>,
         outcome: &mut Outcome<'_>,
     ) -> Result<Found, Decision> {
-        let Memory { store, attribution } = memory;
+        let Memory {
+            store, attribution, ..
+        } = memory;
         let tokens = self.tokens(store, &request.headers);
         let call = describe(&request.headers, tokens);
         let exclusive = self.config.attribution == AttributionMode::Exclusive;
@@ -773,8 +826,8 @@ fn summary(direction: Option<Direction>, outcome: &Outcome<'_>) -> String {
             Counter::RequestIds => "generated x-request-id",
             Counter::Repaired(_) => "repaired",
             Counter::Rejected(_) => "rejected",
-            Counter::Ignored => "ignored b3",
-            Counter::Dropped => "dropped b3",
+            Counter::Ignored => "ignored context",
+            Counter::Dropped => "dropped context",
             _ => continue,
         };
         text.push_str("; ");

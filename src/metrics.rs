@@ -60,7 +60,7 @@ families! {
     REJECTED, "rejected_total", ["direction"],
         "Requests that were answered instead of forwarded (mode `enforce`).";
     UNTRUSTED, "untrusted_total", ["action"],
-        "Requests that brought B3 headers which were not used (`incoming_b3`): `ignored` or `dropped`.";
+        "Requests that brought a trace context which was not used (`incoming_context`): `ignored` or `dropped`.";
     DOUBT, "attribution_doubt_millionths_total", [],
         "The probability that the context copied by `token` or `inferred` is a wrong one, summed up in millionths: divided by a million, how many of those calls the filter itself expects to be wrong.";
     HOST_ERRORS, "host_errors_total", [],
@@ -94,9 +94,9 @@ pub enum Counter {
     Repaired(Option<Direction>),
     /// A request that was answered.
     Rejected(Option<Direction>),
-    /// A request whose B3 headers were passed on unread.
+    /// A request whose trace context was passed on unread.
     Ignored,
-    /// A request whose B3 headers were removed.
+    /// A request whose trace context was removed.
     Dropped,
     /// What was missing to certainty, in millionths.
     Doubt(u32),

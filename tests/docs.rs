@@ -31,12 +31,16 @@ fn configuration() -> String {
     let rows = KEYS.iter().map(|key| {
         vec![
             format!("`{}`", key.name),
+            key.side.label().to_string(),
             format!("`{}`", key.default),
             key.allowed.to_string(),
             key.meaning.to_string(),
         ]
     });
-    table(&["key", "default", "allowed", "meaning"], rows.collect())
+    table(
+        &["key", "side", "default", "allowed", "meaning"],
+        rows.collect(),
+    )
 }
 
 fn metrics() -> String {
