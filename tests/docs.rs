@@ -211,3 +211,25 @@ fn the_report_in_the_readme_is_a_real_one() {
     let line = format!("\nx-b3relay: {text}\n");
     assert!(include_str!("../README.md").contains(&line), "{line}");
 }
+
+#[test]
+fn the_boundary_removes_what_incoming_context_drops() {
+    let removed: Vec<&str> = include_str!("../envoyfilter/gateway-boundary.yaml")
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- remove: "))
+        .filter(|name| *name != b3relay::header::REQUEST_ID)
+        .collect();
+    let trust = include_str!("../docs/trust.md");
+    for name in &removed {
+        assert!(b3relay::header::is_context(name.as_bytes()), "{name}");
+        assert!(trust.contains(&format!("- remove: {name}\n")), "{name}");
+    }
+    let listed = trust.lines().filter(|line| line.starts_with("| `"));
+    let names = listed.flat_map(|line| line.split('|').nth(1).unwrap().split(", "));
+    let names = names.map(|name| name.trim().trim_matches('`'));
+    let names: Vec<&str> = names.filter(|name| *name != "x-datadog-*").collect();
+    assert_eq!(names.len(), 16);
+    for name in names {
+        assert!(removed.contains(&name), "{name}");
+    }
+}
