@@ -7,6 +7,7 @@ use crate::check::Forms;
 use crate::docs;
 use crate::header::{self, Named, Pattern, Wanted};
 use crate::json::Value;
+use crate::mesh_hosts::{self, Declared};
 use crate::rules::{Rule, Severity};
 use crate::store::KEYS_MOST;
 use alloc::format;
@@ -46,15 +47,15 @@ pub enum Mode {
     Enforce,
 }
 
-/// What is done with the B3 headers that a request brings.
+/// What is done with the trace context that a request brings, in whichever form.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Incoming {
-    /// They are checked and remembered.
+    /// It is checked and remembered.
     #[default]
     Trust,
-    /// They are passed on, but neither checked nor remembered.
+    /// It is passed on, but neither checked nor remembered.
     Ignore,
-    /// They are removed.
+    /// It is removed.
     Drop,
 }
 
@@ -195,8 +196,8 @@ pub struct Config {
     pub copy_to_attributed: bool,
     /// `outside`
     pub outside: Outside,
-    /// `mesh_hosts`: a name, or `*` and the end of some; in lower case.
-    pub mesh_hosts: Vec<String>,
+    /// `mesh_hosts`, `outside_hosts` and `egress_gateways`
+    pub hosts: Declared,
     /// `attribution`
     pub attribution: AttributionMode,
     /// `confidence`, in millionths.
@@ -213,7 +214,7 @@ pub struct Config {
     pub enforce_status: u32,
     /// `report_header`
     pub report_header: ReportHeader,
-    /// `incoming_b3`
+    /// `incoming_context`
     pub incoming: Incoming,
 }
 
@@ -290,7 +291,7 @@ impl Default for Config {
             restore_request_id: RestoreRequestId::New,
             copy_to_attributed: false,
             outside: Outside::Leave,
-            mesh_hosts: Vec::new(),
+            hosts: Declared::default(),
             attribution: AttributionMode::Exclusive,
             confidence: 995_000,
             capacity: 4096,
@@ -304,11 +305,38 @@ impl Default for Config {
     }
 }
 
+/// Which of a pod's two filters reads a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// That of the requests which the application serves.
+    Inbound,
+    /// That of the calls which it makes.
+    Outbound,
+    /// Both, and they must be told the same.
+    Same,
+    /// Both, each for its own requests.
+    Each,
+}
+
+impl Side {
+    /// As the table in the README says it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+            Self::Same => "both, the same",
+            Self::Each => "either",
+        }
+    }
+}
+
 /// A configuration key.
 #[derive(Debug)]
 pub struct Key {
     /// Its name.
     pub name: &'static str,
+    /// Whom it is for.
+    pub side: Side,
     /// Its default, as JSON.
     pub default: &'static str,
     /// What it may hold, in words.
@@ -318,10 +346,16 @@ pub struct Key {
     set: fn(&mut Config, &Value) -> Option<()>,
 }
 
+const HOSTS_ALLOWED: &str = "a list of at most 64 hosts, without ports: names, ends of names that begin with `*.`, addresses and ranges of addresses (`10.0.0.0/8`)";
+
+/// Names that keys had before.
+const FORMER: &[(&str, &str)] = &[("incoming_b3", "incoming_context")];
+
 /// Every key. The table in the README is checked against this one.
 pub const KEYS: &[Key] = &[
     Key {
         name: "mode",
+        side: Side::Each,
         default: "\"observe\"",
         allowed: "\"observe\", \"repair\" or \"enforce\"",
         meaning: docs(
@@ -339,6 +373,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "direction",
+        side: Side::Each,
         default: "\"auto\"",
         allowed: "\"auto\", \"inbound\" or \"outbound\"",
         meaning: docs(
@@ -356,6 +391,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "relay",
+        side: Side::Same,
         default: "true",
         allowed: "true or false",
         meaning: docs(
@@ -368,6 +404,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "generate_request_id",
+        side: Side::Inbound,
         default: "true",
         allowed: "true or false",
         meaning: docs(
@@ -380,8 +417,9 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "copy_headers",
+        side: Side::Same,
         default: "[]",
-        allowed: "a list of at most 32 header names, or beginnings of names followed by `*`; none that begins with a colon, and none that belongs to a connection or frames a message (host, connection, te, upgrade, content-length, ...)",
+        allowed: "a list of at most 32 header names, or beginnings of names followed by `*`; none that begins with a colon, none that belongs to a connection or frames a message (host, connection, te, upgrade, content-length, ...), and none that is copied without being listed",
         meaning: docs(
             "Headers to copy besides the seven of Istio's guide, such as `baggage`, `end-user` or `x-tenant-*`. A call that carries one already keeps it.",
         ),
@@ -392,6 +430,9 @@ pub const KEYS: &[Key] = &[
             }
             for name in names {
                 let pattern = pattern(name.as_str()?)?;
+                if matches!(&pattern, Pattern::Name(name) if copied_by(name).is_some()) {
+                    return None;
+                }
                 if !config.wanted.copy.contains(&pattern) {
                     config.wanted.copy.push(pattern);
                 }
@@ -401,6 +442,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "copy_to_attributed",
+        side: Side::Outbound,
         default: "false",
         allowed: "true or false",
         meaning: docs(
@@ -413,6 +455,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "restore_request_id",
+        side: Side::Outbound,
         default: "\"new\"",
         allowed: "\"new\", \"any_uuid\" or \"never\"",
         meaning: docs(
@@ -430,6 +473,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "keys",
+        side: Side::Same,
         default: "[\"x-request-id\", \"traceparent\", \"b3\"]",
         allowed: "a list of 1 to 4 of \"x-request-id\", \"traceparent\", \"b3\", names of other headers, and parts of other headers such as \"x-amzn-trace-id:Root\", each once",
         meaning: docs(
@@ -466,6 +510,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "emit",
+        side: Side::Each,
         default: "\"received\"",
         allowed: "\"received\", or a list of \"b3multi\", \"b3\" and \"w3c\"",
         meaning: docs(
@@ -492,6 +537,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "span_ids",
+        side: Side::Outbound,
         default: "\"forward\"",
         allowed: "\"forward\" or \"child\"",
         meaning: docs(
@@ -508,6 +554,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "deferred_w3c",
+        side: Side::Each,
         default: "\"omit\"",
         allowed: "\"omit\", \"sampled\" or \"not_sampled\"",
         meaning: docs(
@@ -525,6 +572,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "own_spans",
+        side: Side::Outbound,
         default: "\"auto\"",
         allowed: "\"auto\", \"reported\" or \"unreported\"",
         meaning: docs(
@@ -542,10 +590,11 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "outside",
+        side: Side::Outbound,
         default: "\"leave\"",
         allowed: "\"leave\", \"relay\" or \"strip\"",
         meaning: docs(
-            "What to do with calls to hosts outside the mesh: copy nothing onto them; treat them as any other; or remove what they carry about the trace (all headers of the guide but `x-request-id`, `traceparent`, `tracestate` and the copy list). Hosts without a dot and those under `.svc` are inside; of others Istio's cluster tells.",
+            "What to do with calls to hosts outside the mesh: copy nothing onto them; treat them as any other; or remove what they carry about the trace (all headers of the guide but `x-request-id`, `traceparent`, `tracestate`, the copy list, and the rest of what `incoming_context` removes). What is outside, `mesh_hosts`, `outside_hosts` and Istio's cluster tell: [docs/forms.md](docs/forms.md).",
         ),
         set: |config, value| {
             config.outside = match value.as_str()? {
@@ -559,27 +608,46 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "mesh_hosts",
+        side: Side::Outbound,
         default: "[]",
-        allowed: "a list of at most 64 host names, each with or without `*` as its beginning",
+        allowed: HOSTS_ALLOWED,
         meaning: docs(
-            "Further hosts that are inside the mesh, such as `*.internal.example.com`: services that a ServiceEntry adds.",
+            "Further hosts that are inside the mesh, such as `*.internal.example.com` (services that a ServiceEntry adds) or `10.0.0.0/8` (calls by the address of a pod). An end begins with `*.`, so that nobody can buy a name that matches it.",
         ),
         set: |config, value| {
-            let hosts = value.as_array()?;
-            for host in hosts {
-                let host = host.as_str()?.to_ascii_lowercase();
-                let rest = host.strip_prefix('*').unwrap_or(&host);
-                let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte);
-                if rest.is_empty() || rest.len() > 255 || !rest.bytes().all(good) {
-                    return None;
-                }
-                config.mesh_hosts.push(host);
-            }
-            (hosts.len() <= 64).then_some(())
+            config.hosts.inside = hosts(value)?;
+            Some(())
+        },
+    },
+    Key {
+        name: "outside_hosts",
+        side: Side::Outbound,
+        default: "[]",
+        allowed: HOSTS_ALLOWED,
+        meaning: docs(
+            "Hosts that are outside the mesh whatever else says, `mesh_hosts` included: a service of type ExternalName, say.",
+        ),
+        set: |config, value| {
+            config.hosts.outside = hosts(value)?;
+            Some(())
+        },
+    },
+    Key {
+        name: "egress_gateways",
+        side: Side::Outbound,
+        default: "[]",
+        allowed: HOSTS_ALLOWED,
+        meaning: docs(
+            "Services of the mesh that calls leave it through, such as `proxy.edge.svc.cluster.local`. One with `egress` in its name (`istio-egressgateway`) is known without being listed.",
+        ),
+        set: |config, value| {
+            config.hosts.egress = hosts(value)?;
+            Some(())
         },
     },
     Key {
         name: "attribution",
+        side: Side::Same,
         default: "\"exclusive\"",
         allowed: "\"off\", \"exclusive\" or \"inferred\"",
         meaning: docs(
@@ -597,6 +665,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "confidence",
+        side: Side::Outbound,
         default: "0.995",
         allowed: "a number from 0.9 to 0.9999",
         meaning: docs(
@@ -611,6 +680,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "token_headers",
+        side: Side::Same,
         default: "[\"authorization\", \"cookie\"]",
         allowed: "a list of at most 16 header names",
         meaning: docs(
@@ -627,6 +697,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "capacity",
+        side: Side::Same,
         default: "4096",
         allowed: "a whole number from 64 to 65536",
         meaning: docs(
@@ -639,6 +710,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "grace_ms",
+        side: Side::Same,
         default: "1000",
         allowed: "a whole number from 0 to 60000",
         meaning: docs(
@@ -651,6 +723,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "log_lines_per_minute",
+        side: Side::Each,
         default: "60",
         allowed: "a whole number from 0 to 6000",
         meaning: docs(
@@ -663,6 +736,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "rules",
+        side: Side::Each,
         default: "{}",
         allowed: "an object of rule IDs, each with \"off\", \"info\", \"warn\" or \"error\"",
         meaning: docs("Rules to switch off, raise or lower, such as `{\"L04\": \"off\"}`."),
@@ -686,6 +760,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "enforce_status",
+        side: Side::Each,
         default: "400",
         allowed: "a whole number from 400 to 599",
         meaning: docs(
@@ -698,6 +773,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "report_header",
+        side: Side::Each,
         default: "\"off\"",
         allowed: "\"off\", \"request\" or \"response\"",
         meaning: docs(
@@ -714,11 +790,12 @@ pub const KEYS: &[Key] = &[
         },
     },
     Key {
-        name: "incoming_b3",
+        name: "incoming_context",
+        side: Side::Inbound,
         default: "\"trust\"",
         allowed: "\"trust\", \"ignore\" or \"drop\"",
         meaning: docs(
-            "What to do with the B3 headers that requests bring, calls of the application excepted: use them; pass them on unread; or remove them. For edges without a tracer, where a client must not force sampling or join traces: see [docs/trust.md](docs/trust.md) first.",
+            "What to do with the trace context that requests bring, in all its forms (B3, W3C and those of other tracers, and what asks an Envoy for a trace), calls of the application excepted: use it; pass it on unread; or remove it. For edges without a tracer, where a client must not force sampling or join traces: see [docs/trust.md](docs/trust.md) first. Its former name, `incoming_b3`, will do as well.",
         ),
         set: |config, value| {
             config.incoming = match value.as_str()? {
@@ -731,6 +808,14 @@ pub const KEYS: &[Key] = &[
         },
     },
 ];
+
+fn hosts(value: &Value) -> Option<Vec<mesh_hosts::Pattern>> {
+    let hosts = value.as_array()?.iter();
+    let hosts: Option<Vec<_>> = hosts
+        .map(|host| mesh_hosts::Pattern::parse(host.as_str()?))
+        .collect();
+    hosts.filter(|hosts| hosts.len() <= 64)
+}
 
 fn within(value: &Value, least: u32, most: u32) -> Option<u32> {
     let number = u32::try_from(value.as_u64()?).ok()?;
@@ -769,6 +854,42 @@ fn named(text: &str) -> Option<Named> {
 /// A header that is copied, or read, whatever the configuration says.
 fn is_ours(name: &str) -> bool {
     name == header::REQUEST_ID || name == header::B3 || name.starts_with("x-b3-")
+}
+
+/// What copies a header that need not be listed.
+fn copied_by(name: &str) -> Option<&'static str> {
+    Some(match name {
+        header::REQUEST_ID => "which a call gets back that came without it (`keys`)",
+        header::OT_SPAN_CONTEXT => "which is copied as it is",
+        header::TRACEPARENT | header::TRACESTATE | header::B3 => "a form of the context (`emit`)",
+        header::TRACE_ID
+        | header::SPAN_ID
+        | header::PARENT_SPAN_ID
+        | header::SAMPLED
+        | header::FLAGS => "a part of the context (`emit`)",
+        _ => return None,
+    })
+}
+
+/// Why a value is refused, where what is allowed does not say it.
+fn reason(key: &str, value: &Value) -> Option<String> {
+    let mut items = value.as_array()?.iter().filter_map(Value::as_str);
+    match key {
+        "copy_headers" => items.find_map(|item| {
+            let name = item.to_ascii_lowercase();
+            let by = copied_by(&name)?;
+            Some(format!("`{name}` is copied without being listed: {by}"))
+        }),
+        "mesh_hosts" | "outside_hosts" | "egress_gateways" => {
+            let bad = items.find(|item| mesh_hosts::Pattern::parse(item).is_none())?;
+            let why = match bad.starts_with('*') && !bad.starts_with("*.") {
+                true => "would match names of others, too: write `*.` and a name",
+                false => "is none of these",
+            };
+            Some(format!("`{}` {why}", cut(bad)))
+        }
+        _ => None,
+    }
 }
 
 /// A name of the copy list, or the beginning of some.
@@ -822,7 +943,9 @@ impl Config {
         };
         let mut seen: Vec<&str> = Vec::new();
         for (name, value) in entries {
-            let Some(key) = KEYS.iter().find(|key| key.name == name) else {
+            let now = FORMER.iter().find(|(former, _)| former == name);
+            let now = now.map_or(name.as_str(), |(_, now)| *now);
+            let Some(key) = KEYS.iter().find(|key| key.name == now) else {
                 let mut text = format!(
                     "configuration key `{}` is not known; known keys are",
                     cut(name)
@@ -834,16 +957,23 @@ impl Config {
                 return Err(ConfigError(text));
             };
             if seen.contains(&key.name) {
+                let also = match FORMER.iter().find(|(_, now)| *now == key.name) {
+                    Some((former, _)) => format!(" (`{former}` is its former name)"),
+                    None => String::new(),
+                };
                 return Err(ConfigError(format!(
-                    "configuration key `{name}`: found twice, allowed: once"
+                    "configuration key `{}`: found twice, allowed: once{also}",
+                    key.name
                 )));
             }
             seen.push(key.name);
             (key.set)(&mut config, value).ok_or_else(|| {
+                let reason = reason(key.name, value).map(|reason| format!("; {reason}"));
                 ConfigError(format!(
-                    "configuration key `{name}`: found {}, allowed: {}",
+                    "configuration key `{name}`: found {}, allowed: {}{}",
                     cut(&value.to_string()),
-                    key.allowed
+                    key.allowed,
+                    reason.unwrap_or_default()
                 ))
             })?;
         }
@@ -913,6 +1043,8 @@ mod tests {
             ("own_spans", "\"unreported\""),
             ("outside", "\"strip\""),
             ("mesh_hosts", "[\"*.example.com\"]"),
+            ("outside_hosts", "[\"10.0.0.0/8\"]"),
+            ("egress_gateways", "[\"proxy\"]"),
             ("attribution", "\"inferred\""),
             ("confidence", "0.99"),
             ("token_headers", "[\"x-user\"]"),
@@ -922,7 +1054,7 @@ mod tests {
             ("rules", "{\"L04\": \"off\"}"),
             ("enforce_status", "422"),
             ("report_header", "\"response\""),
-            ("incoming_b3", "\"drop\""),
+            ("incoming_context", "\"drop\""),
         ];
         assert_eq!(others.len(), KEYS.len());
         for (name, value) in others {
@@ -941,8 +1073,8 @@ mod tests {
             error(r#"{"mod": "repair"}"#),
             "configuration key `mod` is not known; known keys are mode, direction, relay, \
              generate_request_id, copy_headers, copy_to_attributed, restore_request_id, keys, emit, span_ids, \
-             deferred_w3c, own_spans, outside, mesh_hosts, attribution, \
-             confidence, token_headers, capacity, grace_ms, log_lines_per_minute, rules, enforce_status, report_header, incoming_b3"
+             deferred_w3c, own_spans, outside, mesh_hosts, outside_hosts, egress_gateways, attribution, \
+             confidence, token_headers, capacity, grace_ms, log_lines_per_minute, rules, enforce_status, report_header, incoming_context"
         );
         assert_eq!(
             error(r#"{"mode": "watch"}"#),
@@ -993,6 +1125,130 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    /// What is copied anyway would be listed in vain.
+    #[test]
+    fn headers_that_are_copied_anyway_are_refused_with_the_reason() {
+        for (name, reason) in [
+            (
+                "x-request-id",
+                "which a call gets back that came without it (`keys`)",
+            ),
+            ("B3", "a form of the context (`emit`)"),
+            ("x-b3-traceid", "a part of the context (`emit`)"),
+            ("x-b3-spanid", "a part of the context (`emit`)"),
+            ("x-b3-parentspanid", "a part of the context (`emit`)"),
+            ("X-B3-Sampled", "a part of the context (`emit`)"),
+            ("x-b3-flags", "a part of the context (`emit`)"),
+            ("traceparent", "a form of the context (`emit`)"),
+            ("tracestate", "a form of the context (`emit`)"),
+            ("x-ot-span-context", "which is copied as it is"),
+        ] {
+            let text = error(&format!("{{\"copy_headers\": [\"end-user\", \"{name}\"]}}"));
+            let name = name.to_ascii_lowercase();
+            assert!(
+                text.starts_with("configuration key `copy_headers`: found [\"end-user\"")
+                    && text.ends_with(&format!(
+                        "; `{name}` is copied without being listed: {reason}"
+                    )),
+                "{text}"
+            );
+        }
+        for good in ["x-b3-*", "x-b3-custom", "baggage", "grpc-trace-bin", "b3*"] {
+            let text = format!("{{\"copy_headers\": [\"{good}\"]}}");
+            assert!(Config::parse(text.as_bytes()).is_ok(), "{good}");
+        }
+    }
+
+    #[test]
+    fn hosts_are_names_ends_addresses_and_ranges() {
+        let config = |key: &str, hosts: &str| {
+            Config::parse(format!("{{\"{key}\": [\"{hosts}\"]}}").as_bytes())
+        };
+        for key in ["mesh_hosts", "outside_hosts", "egress_gateways"] {
+            for good in [
+                "db",
+                "DB.Example.com.",
+                "*.example.com",
+                "_dns.example.com",
+                "10.0.0.7",
+                "fd00::7",
+                "[fd00::7]",
+                "10.0.0.0/8",
+                "0.0.0.0/0",
+                "fd00::/8",
+                "::ffff:10.0.0.0/104",
+            ] {
+                assert!(config(key, good).is_ok(), "{key}: {good}");
+            }
+            for bad in [
+                "",
+                "*",
+                "*.",
+                ".",
+                "a..b",
+                "a:80",
+                "a/b",
+                "10.0.0.0/33",
+                "10.0.0.0/+8",
+                "10.0.0.0/",
+                "fd00::/129",
+                "::ffff:10.0.0.0/8",
+                "10.0/8",
+                "[fd00::7",
+                "[fd00::7]:80",
+                "2130706433",
+                "0x7f000001",
+                "127.1",
+                "a.*.b",
+                "https://a",
+                "a b",
+                "\u{e9}",
+            ] {
+                let text = config(key, bad).unwrap_err().to_string();
+                assert!(
+                    text.starts_with(&format!("configuration key `{key}`: found "))
+                        && text.ends_with(" is none of these")
+                        || bad == "*" && text.ends_with(": write `*.` and a name"),
+                    "{text}"
+                );
+            }
+            let text = config(key, "*example.com").unwrap_err().to_string();
+            assert!(
+                text.ends_with(
+                    "; `*example.com` would match names of others, too: write `*.` and a name"
+                ),
+                "{text}"
+            );
+            let many = vec!["a"; 65].join("\", \"");
+            assert!(config(key, &many).is_err());
+        }
+    }
+
+    #[test]
+    fn a_former_name_of_a_key_will_do() {
+        let parse = |text: &str| Config::parse(text.as_bytes());
+        for value in ["trust", "ignore", "drop"] {
+            assert_eq!(
+                parse(&format!("{{\"incoming_b3\": \"{value}\"}}")),
+                parse(&format!("{{\"incoming_context\": \"{value}\"}}"))
+            );
+        }
+        for both in [
+            r#"{"incoming_b3": "drop", "incoming_context": "drop"}"#,
+            r#"{"incoming_context": "trust", "incoming_b3": "drop"}"#,
+        ] {
+            assert_eq!(
+                error(both),
+                "configuration key `incoming_context`: found twice, allowed: once \
+                 (`incoming_b3` is its former name)"
+            );
+        }
+        assert_eq!(
+            error(r#"{"incoming_b3": "no"}"#),
+            "configuration key `incoming_b3`: found \"no\", allowed: \"trust\", \"ignore\" or \"drop\""
+        );
     }
 
     #[test]

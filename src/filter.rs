@@ -10,6 +10,7 @@ use crate::config::{
 };
 use crate::header::{self, Edit, Field, TraceHeaders};
 use crate::key::{self, Key};
+use crate::mesh_hosts::Routes;
 use crate::metrics::{Counter, direction_label};
 use crate::relay::{self, Chosen, Decision, Named, Received, Relayed, Remembered, Says, Tracer};
 use crate::request_id;
@@ -32,6 +33,14 @@ pub trait Host: SharedData {
     fn random(&self) -> [u8; 16];
     /// The name of the Envoy cluster that the request is routed to.
     fn cluster(&self) -> Option<Vec<u8>>;
+    /// The ID of this Envoy, which in Istio names the domain of the cluster.
+    fn node_id(&self) -> Option<Vec<u8>> {
+        None
+    }
+    /// Istio has configured this Envoy.
+    fn is_istio(&self) -> bool {
+        false
+    }
 }
 
 /// What a worker knows of the requests in flight.
@@ -41,6 +50,8 @@ pub struct Memory {
     pub store: Store,
     /// What they are doing.
     pub attribution: Attribution,
+    /// Where their calls are routed to.
+    pub routes: Routes,
     /// Which formats the sidecar's tracer writes; `None` until a request has shown it.
     tracer: Option<Tracer>,
 }
@@ -52,6 +63,7 @@ impl Memory {
         Self {
             store: Store::open(data, random),
             attribution: Attribution::default(),
+            routes: Routes::default(),
             tracer: None,
         }
     }
@@ -65,6 +77,7 @@ impl Memory {
     pub fn tick(&mut self, host: &impl Host) {
         let now_us = host.now_us();
         self.store.tick(host, now_us / 1000);
+        self.routes.tick(now_us / 1000);
         self.attribution.tick(&mut self.store, host, now_us);
     }
 }
@@ -214,11 +227,12 @@ impl Filter {
             counters,
             ..Outcome::default()
         };
-        let mut headers = TraceHeaders::read(pairs, &self.config.wanted);
         // What the application sends is its own.
-        if self.config.incoming != Incoming::Trust && direction != Some(Direction::Outbound) {
-            headers = self.distrust(headers, &mut outcome);
-        }
+        let incoming = match direction {
+            Some(Direction::Outbound) => Incoming::Trust,
+            _ => self.config.incoming,
+        };
+        let headers = self.read(incoming, pairs, &mut outcome);
         let mut checked = check(&headers);
         outcome.findings = core::mem::take(&mut checked.findings);
         let mut request = Request {
@@ -234,6 +248,15 @@ impl Filter {
         if repairing {
             if let Some(first) = first_of(request.headers.request_id) {
                 request.request_id = first.to_vec();
+            }
+        }
+        // The ID says, too, whether Envoy is to trace.
+        if incoming == Incoming::Drop {
+            if let Some(id) = request_id::undecided(&request.request_id) {
+                outcome
+                    .edits
+                    .push(Edit::set(header::REQUEST_ID, id.as_slice()));
+                request.request_id = id;
             }
         }
         let mut looked_up = LookedUp {
@@ -286,12 +309,12 @@ impl Filter {
 
     /// What the request is to say of its own context: what repair writes, and what it is
     /// besides in the forms that `emit` asks for.
-    fn plan<'a>(
+    fn plan<'r>(
         &self,
-        request: &Request<'a>,
+        request: &'r Request<'_>,
         repaired: bool,
         direction: Option<Direction>,
-    ) -> Plan<'a> {
+    ) -> Plan<'r> {
         let Request {
             checked, received, ..
         } = request;
@@ -305,7 +328,8 @@ impl Filter {
         let mut plan = Plan::default();
         if repaired {
             plan.repaired = Some(says(checked.b3, checked.forms));
-            plan.request_id = first_of(request.headers.request_id);
+            let first = first_of(request.headers.request_id);
+            plan.request_id = first.map(|_| request.request_id.as_slice());
         }
         plan.converted = plan.repaired;
         let emit = self.config.emit.filter(|_| direction.is_some());
@@ -432,30 +456,44 @@ impl Filter {
         }
     }
 
-    /// The headers without the B3 that came from outside.
-    fn distrust<'a>(
+    /// The headers; a trace context that is not trusted is not even looked at, so that
+    /// nothing of it can be remembered, copied or taken for a key.
+    fn read<'a>(
         &self,
-        headers: TraceHeaders<'a>,
+        incoming: Incoming,
+        pairs: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
         outcome: &mut Outcome<'a>,
     ) -> TraceHeaders<'a> {
-        let brought = headers
-            .multi()
-            .into_iter()
-            .chain([(header::B3, headers.b3)]);
-        let brought: Vec<_> = brought
-            .filter(|(_, field)| field.value().is_some())
-            .collect();
-        if brought.is_empty() {
-            return headers;
+        let mut distrusted: Vec<(&[u8], &[u8])> = Vec::new();
+        let pairs = pairs.into_iter().filter(|pair| {
+            let trusted = incoming == Incoming::Trust || !header::is_context(pair.0);
+            if !trusted {
+                distrusted.push(*pair);
+            }
+            trusted
+        });
+        let mut headers = TraceHeaders::read(pairs, &self.config.wanted);
+        match incoming {
+            Incoming::Trust => {}
+            Incoming::Ignore => {
+                headers.all.extend(&distrusted);
+                outcome
+                    .counters
+                    .extend(distrusted.first().map(|_| Counter::Ignored));
+            }
+            Incoming::Drop => {
+                let names = distrusted.iter().map(|(name, _)| *name);
+                for name in names.filter_map(|name| core::str::from_utf8(name).ok()) {
+                    if !outcome.edits.iter().any(|edit| edit.name() == name) {
+                        outcome.edits.push(Edit::remove(name.to_string()));
+                    }
+                }
+                outcome
+                    .counters
+                    .extend(distrusted.first().map(|_| Counter::Dropped));
+            }
         }
-        if self.config.incoming == Incoming::Drop {
-            let names = brought.into_iter().map(|(name, _)| name);
-            outcome.edits.extend(names.map(Edit::remove));
-            outcome.counters.push(Counter::Dropped);
-        } else {
-            outcome.counters.push(Counter::Ignored);
-        }
-        headers.without_b3()
+        headers
     }
 
     /// The keys that a request can be looked up by, best first. `emitted`: the
@@ -569,7 +607,7 @@ impl Filter {
 
     fn outbound(
         &self,
-        memory: &Memory,
+        memory: &mut Memory,
         host: &impl Host,
         request: &Request<'_>,
         mut plan: Plan<'_>,
@@ -613,9 +651,10 @@ impl Filter {
             Outside::Leave => relayed.writes() || plan.converted.is_some(),
             Outside::Strip => relayed.writes() || !headers.present().is_empty(),
         };
-        let authority = headers.authority.value().unwrap_or_default();
-        let mesh_hosts = &self.config.mesh_hosts;
-        if asked && relay::is_outside(authority, mesh_hosts, || host.cluster()) {
+        let [authority, path] = [headers.authority, headers.path];
+        let to = [authority, path].map(|field| field.value().unwrap_or_default());
+        let Memory { store, routes, .. } = memory;
+        if asked && routes.is_outside(host, store.seed(), to, &self.config.hosts) {
             if relayed.writes() || self.config.outside == Outside::Strip {
                 relayed = Relayed::not(Decision::Outside);
             }
@@ -1020,8 +1059,8 @@ fn summary(direction: Option<Direction>, outcome: &Outcome<'_>) -> String {
             Counter::RequestIds => "generated x-request-id",
             Counter::Repaired(_) => "repaired",
             Counter::Rejected(_) => "rejected",
-            Counter::Ignored => "ignored b3",
-            Counter::Dropped => "dropped b3",
+            Counter::Ignored => "ignored context",
+            Counter::Dropped => "dropped context",
             _ => continue,
         };
         text.push_str("; ");

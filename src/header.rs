@@ -32,6 +32,45 @@ pub const AUTHORITY: &str = ":authority";
 /// `x-ot-span-context`: opaque, copied verbatim.
 pub const OT_SPAN_CONTEXT: &str = "x-ot-span-context";
 
+/// A header that carries a trace context, or that asks an Envoy for a trace: what a
+/// client outside can join traces with, or force them. Not the request ID, and not
+/// what load balancers before the mesh write (`x-amzn-trace-id`,
+/// `x-cloud-trace-context`).
+pub fn is_context(name: &[u8]) -> bool {
+    is_field_of_context(name) || is_of_other_tracers(name)
+}
+
+/// Those that have a field of their own in [`TraceHeaders`].
+fn is_field_of_context(name: &[u8]) -> bool {
+    matches!(
+        name,
+        b"x-b3-traceid"
+            | b"x-b3-spanid"
+            | b"x-b3-parentspanid"
+            | b"x-b3-sampled"
+            | b"x-b3-flags"
+            | b"b3"
+            | b"x-ot-span-context"
+            | b"traceparent"
+            | b"tracestate"
+    )
+}
+
+/// The others: gRPC's own form, the two that make Envoy trace, and those of Jaeger,
+/// SkyWalking and Datadog.
+fn is_of_other_tracers(name: &[u8]) -> bool {
+    matches!(
+        name,
+        b"grpc-trace-bin"
+            | b"x-client-trace-id"
+            | b"x-envoy-force-trace"
+            | b"uber-trace-id"
+            | b"sw8"
+            | b"sw8-correlation"
+            | b"sw8-x"
+    ) || name.starts_with(b"x-datadog-")
+}
+
 /// The header pairs of a request as Envoy serialises them for a module:
 /// a count, the lengths of each name and value (all u32, little-endian), then
 /// the names and values, each ended by a zero byte (proxy-wasm ABI 0.2.1,
@@ -179,6 +218,9 @@ pub struct TraceHeaders<'a> {
     pub opaque: Vec<(&'a [u8], &'a [u8])>,
     /// The headers of the copy list, likewise.
     pub copied: Vec<(&'a [u8], &'a [u8])>,
+    /// Names of headers with a trace context that is not read here, repeated ones
+    /// included.
+    pub unread: Vec<&'a [u8]>,
     /// Every header of the request, in its order.
     pub all: Vec<(&'a [u8], &'a [u8])>,
     /// Envoy made the request ID up: the request came to it without one.
@@ -368,6 +410,9 @@ impl<'a> TraceHeaders<'a> {
                 }
                 continue;
             }
+            if is_of_other_tracers(name) {
+                headers.unread.push(name);
+            }
             if wanted.copy.iter().any(|pattern| pattern.matches(name)) {
                 headers.copied.push((name, value));
             }
@@ -421,28 +466,8 @@ impl<'a> TraceHeaders<'a> {
         })
     }
 
-    /// As if the request came without B3.
-    pub fn without_b3(&self) -> Self {
-        Self {
-            request_id: self.request_id,
-            ot_span_context: self.ot_span_context,
-            traceparent: self.traceparent,
-            tracestate: self.tracestate,
-            authority: self.authority,
-            method: self.method,
-            path: self.path,
-            tokens: self.tokens.clone(),
-            opaque: self.opaque.clone(),
-            copied: self.copied.clone(),
-            all: self.all.clone(),
-            has_new_request_id: self.has_new_request_id,
-            keys: self.keys.clone(),
-            ..Self::default()
-        }
-    }
-
     /// Every header about a trace that is there, by name: those of the Istio guide
-    /// but for the request ID, W3C's two, and the copy list.
+    /// but for the request ID, W3C's two, those of other tracers, and the copy list.
     pub fn present(&self) -> Vec<&'a [u8]> {
         let fields = self.multi().into_iter().chain([
             (B3, self.b3),
@@ -453,7 +478,8 @@ impl<'a> TraceHeaders<'a> {
             .filter(|(_, field)| field.value().is_some())
             .map(|(name, _)| name.as_bytes())
             .collect();
-        for (name, _) in self.opaque.iter().chain(&self.copied) {
+        let copied = self.opaque.iter().chain(&self.copied).map(|(name, _)| name);
+        for name in self.unread.iter().chain(copied) {
             if !names.contains(name) {
                 names.push(name);
             }

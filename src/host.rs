@@ -496,6 +496,14 @@ impl Host for Envoy {
     fn cluster(&self) -> Option<Vec<u8>> {
         abi::property(b"xds\0cluster_name").ok()
     }
+
+    fn node_id(&self) -> Option<Vec<u8>> {
+        abi::property(b"xds\0node\0id").ok()
+    }
+
+    fn is_istio(&self) -> bool {
+        abi::property(b"xds\0node\0metadata\0ISTIO_VERSION").is_ok()
+    }
 }
 
 impl SharedData for Envoy {

@@ -20,6 +20,7 @@
 //! | [`store`] | what is remembered between inbound and outbound, and for how long |
 //! | [`attribution`] | whose a call is that says nothing of it |
 //! | [`relay`] | what is copied onto a call, and when a call is left alone |
+//! | [`mesh_hosts`] | which hosts are outside the mesh |
 //! | [`config`] | the table of configuration keys |
 //! | [`metrics`] | the table of metrics |
 //! | [`report`] | log lines: escaped, cut and rate-limited |
@@ -42,6 +43,7 @@ pub mod header;
 mod json;
 pub mod key;
 mod math;
+pub mod mesh_hosts;
 pub mod metrics;
 pub mod relay;
 pub mod report;

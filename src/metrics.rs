@@ -62,7 +62,7 @@ families! {
     NO_ROOM, "no_room_total", ["direction"],
         "Requests that were not changed as configured (`emit`, mode `repair`, a request ID), since the next proxy would refuse them for their size. Calls that get no context for that reason are `too_large`.";
     UNTRUSTED, "untrusted_total", ["action"],
-        "Requests that brought B3 headers which were not used (`incoming_b3`): `ignored` or `dropped`.";
+        "Requests that brought a trace context which was not used (`incoming_context`): `ignored` or `dropped`.";
     OVERWRITTEN, "overwritten_total", [],
         "Copied contexts that Envoy's own tracing of outbound calls overwrote. Of a few calls only it is looked: any at all means that client spans are on, and the traces in pieces.";
     MISCONFIGURED, "misconfigured_total", ["key"],
@@ -102,9 +102,9 @@ pub enum Counter {
     Rejected(Option<Direction>),
     /// A request that had no room for a change.
     NoRoom(Option<Direction>),
-    /// A request whose B3 headers were passed on unread.
+    /// A request whose trace context was passed on unread.
     Ignored,
-    /// A request whose B3 headers were removed.
+    /// A request whose trace context was removed.
     Dropped,
     /// A call whose context was overwritten.
     Overwritten,

@@ -845,59 +845,6 @@ fn restored(
     (other && gives_way).then(|| Edit::set(header::REQUEST_ID, known.as_slice()))
 }
 
-/// A host outside the mesh, as far as Istio's names tell. `authority`: the
-/// call's `:authority`; `cluster`: asks for the name of the Envoy cluster that it
-/// is routed to.
-///
-/// Short names and those under `.svc` are Kubernetes services. For others the
-/// cluster says: Istio names it `outbound|port|subset|host`, with the host of
-/// the service or ServiceEntry, or `PassthroughCluster` for hosts that it does
-/// not know. Any other name was given by somebody who configured Envoy by
-/// hand, for a host of their own.
-pub fn is_outside(
-    authority: &[u8],
-    mesh_hosts: &[String],
-    cluster: impl FnOnce() -> Option<Vec<u8>>,
-) -> bool {
-    let host = match authority.iter().rposition(|&byte| byte == b':') {
-        Some(colon) if !authority.ends_with(b"]") => authority.get(..colon).unwrap_or_default(),
-        _ => authority,
-    };
-    let short = !host.contains(&b'.') && !host.contains(&b':');
-    if short || is_inside(&host.to_ascii_lowercase(), mesh_hosts) {
-        return false;
-    }
-    let Some(cluster) = cluster() else {
-        return false;
-    };
-    if matches!(
-        cluster.as_slice(),
-        b"PassthroughCluster" | b"BlackHoleCluster"
-    ) {
-        return true;
-    }
-    let mut parts = cluster.split(|&byte| byte == b'|');
-    let (direction, host) = (parts.next(), parts.nth(2));
-    match host {
-        Some(host) if direction == Some(b"outbound") => {
-            host.contains(&b'.') && !is_inside(&host.to_ascii_lowercase(), mesh_hosts)
-        }
-        _ => false,
-    }
-}
-
-fn is_inside(host: &[u8], mesh_hosts: &[String]) -> bool {
-    let has = |part: &[u8]| host.windows(part.len()).any(|window| window == part);
-    host.ends_with(b".svc")
-        || has(b".svc.")
-        || mesh_hosts
-            .iter()
-            .any(|pattern| match pattern.strip_prefix('*') {
-                Some(suffix) => host.ends_with(suffix.as_bytes()),
-                None => host == pattern.as_bytes(),
-            })
-}
-
 /// What a call breaks of the rules about propagation, beside the request that
 /// it was made for. `spans`: those in which the requests of its trace are served
 /// that it may be of.

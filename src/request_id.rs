@@ -6,6 +6,8 @@
 //! by the client) and rewrites it in any value of 36 characters, whether it is
 //! a UUID or not. So two hops of one request may differ there.
 
+use alloc::vec::Vec;
+
 /// Characters of a UUID in text form.
 pub const LENGTH: usize = 36;
 /// The character that Envoy rewrites, zero-based.
@@ -55,6 +57,18 @@ fn same_one(a: &[u8], b: &[u8]) -> bool {
             .zip(b)
             .enumerate()
             .all(|(at, (a, b))| a == b || masked(at) || (uuid && a.eq_ignore_ascii_case(b)))
+}
+
+/// The same ID without a reason for tracing, which Envoy then decides by itself; `None`
+/// if it says none.
+pub fn undecided(value: &[u8]) -> Option<Vec<u8>> {
+    let mut id = value.to_vec();
+    let reason = id.get_mut(TRACE_REASON).filter(|_| value.len() == LENGTH)?;
+    if !matches!(reason, b'9' | b'a' | b'b') {
+        return None;
+    }
+    *reason = b'4';
+    Some(id)
 }
 
 /// A UUIDv4 in lower case, as Envoy generates it: `4` at index 14, which says

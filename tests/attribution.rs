@@ -453,11 +453,15 @@ fn no_doubt_is_counted_of_what_is_left_alone() {
     let id = |n: u32| format!("0f7a1c2e-1b2d-4c3e-9d4f-{n:012}");
     let _requests = [1, 2, 3].map(|n| app.begin(&format!("/users/{}", id(n))));
     app.sidecar.wait(1);
-    *app.sidecar.host.cluster.borrow_mut() = Some("outbound|443||api.example.com");
-    for (host, decision) in [
-        ("h1", Decision::Token),
-        ("api.example.com", Decision::Outside),
+    for (host, cluster, decision) in [
+        ("h1", "outbound|443||h1", Decision::Token),
+        (
+            "api.example.com",
+            "outbound|443||api.example.com",
+            Decision::Outside,
+        ),
     ] {
+        *app.sidecar.host.cluster.borrow_mut() = Some(cluster);
         let call = app.call(host, &format!("/users/{}", id(2)));
         assert_eq!(call.decision, Some(decision));
         let mut counters = call.counters.iter();

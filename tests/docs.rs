@@ -33,12 +33,16 @@ fn configuration() -> String {
     let rows = KEYS.iter().map(|key| {
         vec![
             format!("`{}`", key.name),
+            key.side.label().to_string(),
             format!("`{}`", key.default),
             key.allowed.to_string(),
             key.meaning.to_string(),
         ]
     });
-    table(&["key", "default", "allowed", "meaning"], rows.collect())
+    table(
+        &["key", "side", "default", "allowed", "meaning"],
+        rows.collect(),
+    )
 }
 
 fn metrics() -> String {
@@ -327,4 +331,26 @@ fn the_report_in_the_readme_is_a_real_one() {
     let text = String::from_utf8(report[0].1.clone()).unwrap();
     let line = format!("\nx-b3relay: {text}\n");
     assert!(include_str!("../README.md").contains(&line), "{line}");
+}
+
+#[test]
+fn the_boundary_removes_what_incoming_context_drops() {
+    let removed: Vec<&str> = include_str!("../envoyfilter/gateway-boundary.yaml")
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- remove: "))
+        .filter(|name| *name != b3relay::header::REQUEST_ID)
+        .collect();
+    let trust = include_str!("../docs/trust.md");
+    for name in &removed {
+        assert!(b3relay::header::is_context(name.as_bytes()), "{name}");
+        assert!(trust.contains(&format!("- remove: {name}\n")), "{name}");
+    }
+    let listed = trust.lines().filter(|line| line.starts_with("| `"));
+    let names = listed.flat_map(|line| line.split('|').nth(1).unwrap().split(", "));
+    let names = names.map(|name| name.trim().trim_matches('`'));
+    let names: Vec<&str> = names.filter(|name| *name != "x-datadog-*").collect();
+    assert_eq!(names.len(), 16);
+    for name in names {
+        assert!(removed.contains(&name), "{name}");
+    }
 }

@@ -773,15 +773,12 @@ fn beginnings_of_names_are_copied_too() {
 fn hosts_outside_the_mesh_get_nothing_unless_asked_to() {
     let cases: [(&str, Option<&'static str>, bool); 12] = [
         ("reviews:9080", None, false),
-        (
-            "reviews.default.svc:9080",
-            Some("PassthroughCluster"),
-            false,
-        ),
+        // Istio's word comes before the look of the name.
+        ("reviews.default.svc:9080", Some("PassthroughCluster"), true),
         (
             "reviews.default.svc.cluster.local",
             Some("PassthroughCluster"),
-            false,
+            true,
         ),
         (
             "reviews.default",
@@ -791,7 +788,8 @@ fn hosts_outside_the_mesh_get_nothing_unless_asked_to() {
         (
             "REVIEWS.default",
             Some("outbound|9080||reviews.default.svc.corp.example"),
-            false,
+            // It is not the domain of this mesh.
+            true,
         ),
         ("api.example.com", Some("PassthroughCluster"), true),
         (
@@ -808,7 +806,7 @@ fn hosts_outside_the_mesh_get_nothing_unless_asked_to() {
         ),
         // Somebody's own Envoy.
         ("127.0.0.1:9080", Some("reviews"), false),
-        ("api.example.com", None, false),
+        ("api.example.com", None, true),
     ];
     for (authority, cluster, outside) in cases {
         let authority = format!(":authority: {authority}");
@@ -1037,6 +1035,95 @@ fn b3_from_outside_is_dropped_or_ignored() {
 
     let neither = drop.inbound(&[ID]);
     assert!(!neither.counters.contains(&Counter::Dropped));
+}
+
+/// A context in each of its forms, and what asks an Envoy for a trace.
+const FORMS: [&str; 17] = [
+    TRACE,
+    SPAN,
+    PARENT,
+    "x-b3-sampled: 1",
+    "x-b3-flags: 1",
+    SINGLE,
+    TRACEPARENT,
+    "tracestate: congo=t61rcWkgMzE",
+    "x-ot-span-context: 1",
+    "grpc-trace-bin: AAA",
+    "x-client-trace-id: 1",
+    "x-envoy-force-trace: true",
+    "uber-trace-id: 1:2:0:1",
+    "sw8: 1-a",
+    "sw8-correlation: a",
+    "x-datadog-trace-id: 1",
+    "x-datadog-sampling-priority: 2",
+];
+
+/// One setting for all forms: what is not trusted leaves no trace.
+#[test]
+fn a_context_from_outside_is_dropped_or_ignored_in_every_form() {
+    let every = r#""emit": ["b3multi", "b3", "w3c"],
+        "keys": ["x-request-id", "traceparent", "b3", "sw8"],
+        "copy_headers": ["grpc-trace-bin", "uber-*", "x-*", "sw8", "trace*"]"#;
+    let lists: [&[&str]; 3] = [&FORMS, &[], &[TRACEPARENT]];
+    let singles = FORMS.each_ref().map(core::slice::from_ref);
+    for brought in lists.into_iter().chain(singles) {
+        for mode in ["observe", "repair", "enforce"] {
+            for what in ["drop", "ignore"] {
+                let config =
+                    format!(r#"{{"incoming_context": "{what}", "mode": "{mode}", {every}}}"#);
+                let sidecar = Sidecar::new(&config);
+                let given = [&[ID, "accept: */*"], brought].concat();
+                let seen = sidecar.inbound(&given);
+                let expected = match what {
+                    "drop" => headers(&[ID, "accept: */*"]),
+                    _ => headers(&given),
+                };
+                assert_eq!(seen.headers, expected, "{brought:?} {config}");
+                assert!(seen.rules.is_empty() && seen.reply.is_none());
+                let counted = match what {
+                    "drop" => Counter::Dropped,
+                    _ => Counter::Ignored,
+                };
+                let counted = seen.counters.contains(&counted);
+                assert_eq!(counted, !brought.is_empty(), "{brought:?}");
+                // Found by the ID of the request alone, and without a context.
+                let call = sidecar.outbound(&[ID]);
+                assert_eq!(call.decision, Some(Decision::NoContext));
+                assert_eq!(call.headers, headers(&[ID]), "{brought:?} {config}");
+                for key in [&[TRACEPARENT][..], &[TRACE], &["sw8: 1-a"]] {
+                    if key != [TRACEPARENT] {
+                        let call = sidecar.outbound(key);
+                        assert_ne!(call.decision, Some(Decision::Copied), "{key:?}");
+                        assert_ne!(call.decision, Some(Decision::Completed), "{key:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Envoy keeps in it whether a request is traced: the next one would heed it.
+#[test]
+fn a_request_id_from_outside_asks_for_no_trace() {
+    let sidecar = Sidecar::new(r#"{"incoming_context": "drop"}"#);
+    for reason in ["9", "a", "b"] {
+        let given = format!("x-request-id: 0f7a1c2e-1b2d-{reason}c3e-9d4f-5a6b7c8d9e0f");
+        let seen = sidecar.inbound(&[&given]);
+        assert_eq!(seen.headers, headers(&[ID]));
+        assert!(!seen.counters.contains(&Counter::Dropped));
+        // Nor does a call that gets it back.
+        let call = sidecar.outbound(&[&given]);
+        assert_eq!(call.headers, headers(&[&given]));
+    }
+    for kept in [ID, "x-request-id: my-own-9999999", "x-request-id: "] {
+        let trust = Sidecar::new(r#"{"generate_request_id": false}"#);
+        let drop = Sidecar::new(r#"{"incoming_context": "drop", "generate_request_id": false}"#);
+        let ignore = Sidecar::new(r#"{"incoming_context": "ignore"}"#);
+        assert_eq!(drop.inbound(&[kept]).headers, headers(&[kept]));
+        assert_eq!(trust.inbound(&[kept]).headers, headers(&[kept]));
+        let forced = "x-request-id: 0f7a1c2e-1b2d-9c3e-9d4f-5a6b7c8d9e0f";
+        assert_eq!(ignore.inbound(&[forced]).headers, headers(&[forced]));
+    }
 }
 
 #[test]

@@ -23,7 +23,14 @@ ONE, OTHER = PODS["reviews"], PODS["details"]
 # Said of each and every EnvoyFilter.
 _ANY_ENVOYFILTER = "EnvoyFilter exposes internal implementation details"
 _EXTENSION = "extensions.istio.io/trafficextension/"
-_BOUNDARY = ("b3", "x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled", "x-b3-flags")
+_BOUNDARY = (
+    *("b3", "x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled", "x-b3-flags"),
+    *("traceparent", "tracestate", "x-ot-span-context", "grpc-trace-bin"),
+    *("x-client-trace-id", "x-envoy-force-trace", "x-request-id"),
+    *("uber-trace-id", "sw8", "sw8-correlation", "sw8-x"),
+    *("x-datadog-trace-id", "x-datadog-parent-id", "x-datadog-sampling-priority"),
+    *("x-datadog-origin", "x-datadog-tags"),
+)
 
 
 def validate(shipped: list[Document]) -> Iterator[str]:

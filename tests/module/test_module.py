@@ -587,11 +587,9 @@ def test_nothing_is_written_onto_calls_outside(authority: str, cluster: bytes) -
         ("api.example.com", PASSTHROUGH, {"mesh_hosts": ["*.example.com"]}),
         ("api.example.com", SERVICE_ENTRY, {"mesh_hosts": ["api.example.com"]}),
         ("api.example.com", KUBERNETES, {}),
-        ("api.example.com", b"", {}),
         ("api.example.com", b"\xff\xfe||||", {}),
-        ("api.example.com", None, {}),
-        ("reviews.default.svc.cluster.local:80", PASSTHROUGH, {}),
-        ("reviews", PASSTHROUGH, {}),
+        ("reviews.default.svc.cluster.local:80", b"", {}),
+        ("reviews", None, {}),
     ],
 )
 def test_calls_inside_are_relayed(
@@ -608,23 +606,75 @@ def test_calls_outside_are_stripped_if_they_shall_be() -> None:
     kept = [":authority: api.example.com", "accept: */*", ID]
     for lines in (CONTEXT, about, [*CONTEXT, *about]):
         assert both.sent(*kept, *lines) == ("outside", headers(*kept))
-    both.outbound.properties["xds.cluster_name"] = KUBERNETES
+    both = routed(KUBERNETES, {"outside": "strip", "copy_headers": ["x-tenant-*"]})
     made, seen = both.sent(*kept, *OTHER_CONTEXT)
     assert (made, seen) == ("present", headers(*kept, *OTHER_CONTEXT))
 
 
+# But for the names of the two plugins, and whether this is Istio.
+NAMES_OF_PLUGINS = 4
+# The cluster, and once for all calls: the ID of the Envoy, and whether it is Istio's.
+FIRST, LATER = 3, 1
+
+
+def test_the_cluster_is_asked_for_once_for_a_kind_of_call() -> None:
+    both = routed(KUBERNETES)
+
+    def asked(*lines: str) -> int:
+        before = both.host.calls["proxy_get_property"]
+        assert both.call(*lines, ID)[0] == "copied"
+        return both.host.calls["proxy_get_property"] - before
+
+    assert both.host.calls["proxy_get_property"] == NAMES_OF_PLUGINS
+    assert asked(":authority: reviews", ":path: /a") == FIRST
+    for path in ("/a", "/a?b=1"):
+        assert asked(":authority: reviews", f":path: {path}") == 0
+    assert asked(":authority: reviews", ":path: /b") == LATER
+    assert asked(":authority: ratings", ":path: /a") == LATER
+    # A new configuration of Envoy's takes effect.
+    both.outbound.properties["xds.cluster_name"] = PASSTHROUGH
+    both.host.process.wait(9_000)
+    both.tick()
+    served(both.inbound, ID, *CONTEXT)
+    assert asked(":authority: reviews", ":path: /a") == 0
+    both.host.process.wait(1_000)
+    both.tick()
+    assert both.call(":authority: reviews", ":path: /a", ID)[0] == "outside"
+
+
 @pytest.mark.parametrize("outside", ["leave", "relay", "strip"])
-@pytest.mark.parametrize("authority", ["reviews", "reviews:9080", "reviews.default.svc", ""])
+@pytest.mark.parametrize("authority", ["reviews", "api.example.com", ""])
 def test_the_cluster_is_not_asked_for_in_vain(authority: str, outside: str) -> None:
     both = routed(PASSTHROUGH, {"outside": outside})
-    assert both.call(f":authority: {authority}", ID)[0] == "copied"
-    # With nothing to write, not for other hosts either.
-    assert both.call(":authority: api.example.com")[0] == "no_key"
-    if outside == "leave":
-        assert both.call(":authority: api.example.com", OTHER_ID)[0] == "unknown"
-        assert both.call(":authority: api.example.com", ID, *CONTEXT)[0] == "present"
-    # But for the names of the two plugins, and whether this is Istio.
-    assert both.host.calls["proxy_get_property"] == 4
+    # With nothing to write.
+    assert both.call(f":authority: {authority}")[0] == "no_key"
+    if outside != "strip":
+        assert both.call(f":authority: {authority}", OTHER_ID)[0] == "unknown"
+        assert both.call(f":authority: {authority}", ID, *CONTEXT)[0] == "present"
+    if outside == "relay":
+        assert both.call(f":authority: {authority}", ID)[0] == "copied"
+    assert both.host.calls["proxy_get_property"] == NAMES_OF_PLUGINS
+
+
+@pytest.mark.parametrize(
+    ("node", "istio", "cluster", "made"),
+    [
+        (b"sidecar~1.2.3.4~a.b~b.svc.corp.example", False, b"a.b.svc.corp.example", "copied"),
+        (b"sidecar~1.2.3.4~a.b~b.svc.corp.example", True, b"a.b.svc.corp.example", "copied"),
+        (b"sidecar~1.2.3.4~a.b~b.svc.corp.example", True, b"a.b.svc.cluster.local", "outside"),
+        (b"", False, b"a.b.svc.cluster.local", "copied"),
+        (b"", False, b"somehost", "copied"),
+        (b"", True, b"somehost", "outside"),
+    ],
+)
+def test_the_node_says_of_which_mesh_it_is(
+    node: bytes, istio: bool, cluster: bytes, made: str
+) -> None:
+    both = routed(b"outbound|80||" + cluster)
+    both.outbound.properties["xds.node.id"] = node
+    if istio:
+        both.outbound.properties["xds.node.metadata.ISTIO_VERSION"] = b"1.31.0"
+    assert both.call(":authority: a", ID)[0] == made
 
 
 # --- What goes along with the context ---------------------------------------
@@ -1256,7 +1306,6 @@ def life(worker: Host, phase: str, fault: Fault, attribution: str = "off") -> No
     worker.plugin(b'{"mode": "watch"}')
     configuration: dict[str, object] = {"mode": "repair", "copy_headers": ["baggage"]}
     both = sidecar({**configuration, "attribution": attribution}, worker)
-    both.outbound.properties["xds.cluster_name"] = PASSTHROUGH
     enforcing = worker.plugin({"mode": "enforce", "report_header": "response"}, INBOUND)
 
     during("request")
@@ -1541,5 +1590,6 @@ def test_host_calls_are_within_the_budget(capsys: pytest.CaptureFixture[str]) ->
     assert process.metrics[stat("calls", decision="present")] == 3
     assert process.metrics[stat("calls", decision="unknown")] == 3
     assert made == {path: Counter(budget) for path, budget in BUDGET.items()}
-    # But for the names of the plugins, and whether this is Istio.
-    assert [worker.host.calls["proxy_get_property"] for worker in several] == [4] * len(several)
+    # But for the names of the plugins.
+    asked = [worker.host.calls["proxy_get_property"] - NAMES_OF_PLUGINS for worker in several]
+    assert asked == [FIRST, 0, 0, 0]

@@ -100,6 +100,14 @@ pub struct TestHost {
     pub now: Cell<u64>,
     /// The Envoy cluster of every call.
     pub cluster: RefCell<Option<&'static str>>,
+    /// How often it was asked for.
+    pub asked: Cell<u32>,
+    /// The ID of the Envoy.
+    pub node_id: RefCell<Option<String>>,
+    /// How often that was asked for.
+    pub nodes: Cell<u32>,
+    /// Istio has configured it.
+    pub istio: Cell<bool>,
     next: Cell<u64>,
 }
 
@@ -126,7 +134,17 @@ impl Host for TestHost {
     }
 
     fn cluster(&self) -> Option<Vec<u8>> {
+        self.asked.set(self.asked.get() + 1);
         self.cluster.borrow().map(|name| name.as_bytes().to_vec())
+    }
+
+    fn node_id(&self) -> Option<Vec<u8>> {
+        self.nodes.set(self.nodes.get() + 1);
+        self.node_id.borrow().clone().map(String::into_bytes)
+    }
+
+    fn is_istio(&self) -> bool {
+        self.istio.get()
     }
 }
 

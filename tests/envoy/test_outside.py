@@ -1,0 +1,162 @@
+"""Calls that leave the mesh, through real Envoys: what they take with them."""
+
+import json
+import shutil
+import socket
+import tomllib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mesh import envoy
+from mesh.envoy import Config, Envoy, Wasm
+from mesh.mesh import ROOT, wasm_path
+from mesh.plain import Echo
+from mesh.ports import HOST, free_port
+from mesh.procs import Processes
+
+TRACE = "463ac35c9f6413ad48485a3953bb6124"
+ID = "0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f"
+CONTEXT = [
+    ("x-b3-traceid", TRACE),
+    ("x-b3-spanid", "a2fb4a1d1a96d312"),
+    ("x-b3-sampled", "1"),
+    ("x-tenant-id", "7"),
+]
+OWN = [
+    ("b3", f"{TRACE}-1111111111111111-1"),
+    ("traceparent", f"00-{TRACE}-b7ad6b7169203331-01"),
+    ("tracestate", "a=b"),
+    ("x-ot-span-context", "1"),
+    ("grpc-trace-bin", "AAA"),
+    ("x-tenant-id", "8"),
+]
+EMIT = '"emit": ["b3multi", "b3", "w3c"]'
+RELAYED = ("x-b3-", "b3", "traceparent", "tracestate", "x-ot-", "grpc-trace", "x-tenant-")
+
+
+@dataclass(frozen=True)
+class Call:
+    authority: str
+    cluster: str
+    leaves: bool
+    path: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Of tests/vectors/hosts.toml; see there."""
+
+    about: str
+    config: str
+    node: str
+    istio: bool
+    calls: tuple[Call, ...]
+
+
+def groups() -> Iterator[Group]:
+    loaded = tomllib.loads((ROOT / "tests/vectors/hosts.toml").read_text())
+    for entry in loaded["group"]:
+        calls = tuple(
+            Call(authority, cluster, word == "outside", f"/case-{chr(97 + n // 26)}-{chr(97 + n % 26)}")
+            for n, (authority, cluster, word) in enumerate(entry["calls"])
+            # Without a route there is nowhere to go, and so nothing to see.
+            if cluster
+        )
+        if calls:
+            node = entry.get("node", "sidecar~10.0.0.9~web-v1.shop~shop.svc.cluster.local")
+            istio = entry.get("istio", False)
+            yield Group(entry["about"], entry.get("config", ""), node, istio, calls)
+
+
+GROUPS = list(groups())
+
+
+def bootstrap(
+    group: Group, wasm: Path, ports: dict[str, int], admin_port: int, upstream: tuple[str, int]
+) -> Config:
+    """An inbound listener, and two outbound ones; a route and a cluster for each call."""
+
+    def configured(outside: str) -> Wasm:
+        parts = ['"copy_headers": ["x-tenant-*"]', '"grace_ms": 60000', f'"outside": "{outside}"']
+        parts += [EMIT, *([group.config] if group.config else [])]
+        return Wasm(wasm, config="{" + ", ".join(parts) + "}")
+
+    made = envoy.plain(
+        {
+            ports["inbound"]: ("INBOUND", configured("leave")),
+            ports["leave"]: ("OUTBOUND", configured("leave")),
+            ports["strip"]: ("OUTBOUND", configured("strip")),
+        },
+        admin_port=admin_port,
+        upstream=upstream,
+        extra_stat_tags=("decision",),
+    )
+    made["node"]["id"] = group.node
+    if group.istio:
+        made["node"]["metadata"]["ISTIO_VERSION"] = "1.31.0"
+    resources = made["static_resources"]
+    (template,) = [one for one in resources["clusters"] if one["name"] == "upstream"]
+    for name in {call.cluster for call in group.calls}:
+        assignment = {**template["load_assignment"], "cluster_name": name}
+        resources["clusters"].append({**template, "name": name, "load_assignment": assignment})
+    for listener in resources["listeners"]:
+        if listener["traffic_direction"] == "OUTBOUND":
+            (filter_,) = listener["filter_chains"][0]["filters"]
+            (host,) = filter_["typed_config"]["route_config"]["virtual_hosts"]
+            host["routes"] = [
+                {"match": {"path": call.path}, "route": {"cluster": call.cluster}}
+                for call in group.calls
+            ]
+    return made
+
+
+def sent(port: int, authority: str, path: str, headers: list[tuple[str, str]]) -> dict[str, str]:
+    """What the callee got, of the headers that say something of the trace or the tenant."""
+    lines = [f"GET {path} HTTP/1.1", f"host: {authority}", "connection: close"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    with socket.create_connection((HOST, port), timeout=10) as connection:
+        connection.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        head, _, body = b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200"), (authority, head)
+    received: list[list[str]] = json.loads(body)
+    return {name: value for name, value in received if name.startswith(RELAYED)}
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=[group.about for group in GROUPS])
+def test_nothing_leaves_with_a_call_that_leaves(group: Group) -> None:
+    leaks: list[Any] = []
+    lost: list[Any] = []
+    with ExitStack() as stack:
+        echo = stack.enter_context(Echo())
+        processes = stack.enter_context(Processes())
+        wasm = Path(shutil.copy(wasm_path(), processes.directory / "b3relay.wasm"))
+        ports = {name: free_port() for name in ("inbound", "leave", "strip")}
+        made = bootstrap(group, wasm, ports, free_port(), echo.address)
+        sidecar = Envoy(processes, "outside", made, concurrency=1)
+        sidecar.start()
+        processes.wait_ready({sidecar.process: sidecar.ready}, 60)
+        known = [("x-request-id", ID)]
+        sent(ports["inbound"], "web", "/", [*known, *CONTEXT])
+        for call in group.calls:
+            for mode in ("leave", "strip"):
+                for own in ([], OWN, OWN[1:2]):
+                    took = sent(ports[mode], call.authority, call.path, [*known, *own])
+                    may = dict(own) if mode == "leave" else {}
+                    if call.leaves and took != may:
+                        leaks.append((mode, call, took))
+                    if not call.leaves and took.keys() <= may.keys():
+                        lost.append((mode, call, took))
+        log = sidecar.log()
+    assert "configuration key" not in log, log
+    assert not leaks, f"{len(leaks)} leaks: {leaks}"
+    assert not lost, f"{len(lost)} lost: {lost}"
+
+
+def test_the_table_is_large_enough() -> None:
+    calls = [call for group in GROUPS for call in group.calls]
+    assert len(calls) >= 60 and sum(call.leaves for call in calls) >= 40
