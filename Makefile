@@ -146,6 +146,13 @@ test-sidecars: $(WASM) $(TOOLS)/venv/.done istio-tools zipkin
 	$(call say,sidecars: pilot-agents and Envoys in pods$(comma) under a real control plane; 5 minutes)
 	$(ISTIO_ENV) $(PYTHON) -m istio.world $(PYTHON) -m pytest -q -rs tests/istio/live
 
+WORLDS ?= 500
+WORLDS_ARGUMENTS = --worlds $(WORLDS) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(KEEP)
+.PHONY: worlds
+worlds: $(WASM) $(TOOLS)/venv/.done ## WORLDS (500) random meshes on real Envoys, or as many as fit into SECONDS; SEED begins elsewhere, KEEP=--keep shrinks what fails
+	$(call say,worlds: random meshes$(comma) with the filter and without; about 2 s each)
+	$(PYTHON) -m worlds.run $(WORLDS_ARGUMENTS)
+
 RANDOM_SETS ?= 100000
 .PHONY: test-random
 test-random: $(WASM) $(TOOLS)/venv/.done ## Random header sets through real Envoys, RANDOM_SETS (100000): observing changes nothing

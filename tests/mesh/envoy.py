@@ -495,6 +495,8 @@ class Envoy:
         concurrency: int = 2,
         # Hot restart claims a machine-wide ID: only one Envoy could run.
         arguments: Sequence[str] = ("--disable-hot-restart",),
+        # Another one than `binary`.
+        program: Path | None = None,
     ) -> None:
         self.name = name
         self.bootstrap = bootstrap
@@ -502,6 +504,7 @@ class Envoy:
         self._processes = processes
         self._concurrency = concurrency
         self._arguments = arguments
+        self._program = program
         self.process: Process
 
     def start(self) -> None:
@@ -511,7 +514,7 @@ class Envoy:
         self.process = self._processes.start(
             f"envoy-{self.name}",
             [
-                binary(),
+                self._program or binary(),
                 "-c",
                 path,
                 "--concurrency",

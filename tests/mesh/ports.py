@@ -3,6 +3,7 @@
 import os
 import random
 import socket
+from collections.abc import Iterable
 
 HOST = "127.0.0.1"
 
@@ -31,3 +32,8 @@ def free_port() -> int:
         _given.add(port)
         return port
     raise RuntimeError(f"no free port in {_OURS}")
+
+
+def release(ports: Iterable[int]) -> None:
+    """These may be handed out again: what listened there has ended."""
+    _given.difference_update(ports)
