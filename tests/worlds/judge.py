@@ -264,6 +264,14 @@ class Judge:
         number = int(call.place.removeprefix("timer").split(".")[0])
         return self.world.services[self.world.background[number].service]
 
+    def writes(self, sender: Service) -> bool:
+        """Its filter writes a form that the Envoys of the mesh read."""
+        emit = sender.config_out.get("emit", "received")
+        forms = {"otel": {"w3c"}, "zipkin": {"b3", "b3multi"}}.get(
+            self.world.tracer, {"b3", "b3multi", "w3c"}
+        )
+        return emit == "received" or not forms.isdisjoint(emit)
+
     def guessed(self, got: Received) -> bool:
         """The caller's filter has guessed whose call it is."""
         decision = decision_of(got)
@@ -326,8 +334,7 @@ class Judge:
             owners = self.ids.get(value, set())
             if owners and call.root.id not in owners and value not in sent:
                 if self.guessed(got):
-                    if "crossed" not in got.__dict__:
-                        continue
+                    continue
                 self.fault("id", f"x-request-id {value!r} is of {sorted(owners)}", got)
         own = call.own_id or next(iter(values(call.sent, "x-request-id")), None)
         if own is not None and got.service is not None:
@@ -463,7 +470,7 @@ class Judge:
         root = call.root
         if not self.facts.traced or root.background or root.kind in ODD or root.kind in SHARED:
             return
-        if not sender.filter or sender.sdk or sender.own_id:
+        if not sender.filter or sender.sdk or sender.own_id or not self.writes(sender):
             return
         if by.number not in self.facts.server:
             return
@@ -517,9 +524,7 @@ class Judge:
     # 6
 
     def metrics(self) -> None:
-        filtered = {n for n, s in self.world.services if s.filter} if False else {
-            number for number, service in enumerate(self.world.services) if service.filter
-        }
+        filtered = {number for number, each in enumerate(self.world.services) if each.filter}
         run = self.facts.run
         stats = self.evidence.stats
         self.ask("metrics")
@@ -528,7 +533,7 @@ class Judge:
             return sum(
                 value
                 for name, value in stats.items()
-                if name.endswith(family) and all(label in name for label in labels)
+                if name.rsplit(";.;", 1)[-1] == family and all(label in name for label in labels)
             )
 
         inbound = sum(got.service in filtered for got in run.received)
@@ -591,7 +596,8 @@ class Judge:
         any_context = any(name in CONTEXT or name == "traceparent" for name, _ in call.sent)
         trace = self.facts.trace(call.by) if call.by is not None else None
         if "P01" in rules:
-            if b3 is not None or (w3c is not None and w3c.trace == trace):
+            read = self.world.tracer in ("otel", "zipkin+w3c")
+            if b3 is not None or (read and w3c is not None and w3c.trace == trace):
                 self.fault("finding", "P01, and yet the call has a context", got, "P01")
         if "P02" in rules:
             own = {c.trace for c in sent.values()}
@@ -621,7 +627,8 @@ class Judge:
         if decision == "no_context" and call.by is not None and call.by.number in self.facts.server:
             if not self.guessed(got) and self.facts.owners and not self.facts.shared(trace):
                 self.fault("finding", "no_context, and yet its request has one", got, "no_context")
-        if decision == "copied" and got.service is not None and self.facts.traced and call.by is not None:
+        wrote = decision == "copied" and self.writes(self.sender(call))
+        if wrote and got.service is not None and self.facts.traced and call.by is not None:
             if self.facts.trace(got) != trace and not self.facts.shared(self.facts.trace(got)):
                 self.fault("finding", "copied, and yet not in the trace of its request", got, "copied")
 

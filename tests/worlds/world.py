@@ -345,9 +345,9 @@ def generate(seed: int) -> World:
                 config_out=config_out,
             )
         )
-    _routes(world, rng)
+    cost = _routes(world, rng)
     for _ in range(rng.choice((0, 0, 0, 1, 2))):
-        target = rng.randrange(len(world.routes))
+        target = rng.choice([at for at, calls in enumerate(cost) if calls <= 3])
         service = rng.randrange(count)
         world.background.append(
             Background(service, rng.choice((20, 50, 200, 1000)), _call(world, rng, target))
@@ -360,7 +360,7 @@ def generate(seed: int) -> World:
             clients = [rng.choice(SHARED)]
         world.batches.append(
             Batch(
-                rng.choice((10, 20, 30, 40)),
+                max(8, min(rng.choice((10, 20, 30, 40)), 160 // cost[0])),
                 rng.choice((1, 1, 2, 4, 8, 16)),
                 clients,
                 tenants=tenants,
@@ -378,9 +378,9 @@ def _call(world: World, rng: random.Random, target: int) -> Call:
     )
 
 
-def _routes(world: World, rng: random.Random) -> None:
+def _routes(world: World, rng: random.Random) -> list[int]:
     """A route calls none before it, so there is an end; services may call each other
-    and themselves all the same, by other routes."""
+    and themselves all the same, by other routes. Returns how many requests each means."""
     count = len(world.services)
     owners = [0, *(rng.randrange(count) for _ in range(rng.randint(count, count + 3)))]
     for service in range(1, count):
@@ -416,3 +416,4 @@ def _routes(world: World, rng: random.Random) -> None:
                 route.later.append(_call(world, rng, target))
         if world.retries and at and rng.random() < 0.4:
             route.flaky = rng.choice((10, 30, 100))
+    return cost
