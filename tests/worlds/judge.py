@@ -213,7 +213,7 @@ class Judge:
         self.ids: dict[bytes, set[int]] = defaultdict(set)
         for got in self.facts.run.received:
             # As the requests of clients came in; what comes later may be a fault.
-            if got.call and got.call.by is None:
+            if got.call and got.call.by is None and not got.call.background:
                 for value in values(got.headers, "x-request-id"):
                     self.ids[masked(value)].add(got.call.root.id)
 
@@ -321,7 +321,8 @@ class Judge:
             self.ask("parent")
             owner = self.facts.owner.get(span.parent) or self.facts.sdk_owner.get(span.parent)
             other = owner is not None and owner.call is not None and owner.call.root is not call.root
-            if other and not self.facts.shared(trace) and not guessed and trace not in own:
+            sent = span.parent in {context.span for context in contexts(call.sent).values()}
+            if other and not self.facts.shared(trace) and not guessed and not sent:
                 self.fault("parent", f"parent {span.parent} is of another root", got)
 
     def request_id(self, got: Received) -> None:
@@ -486,6 +487,10 @@ class Judge:
             p.decode("latin-1").rjust(32, "0") for p in part
         }
         if traces_sent and traces_sent != {trace}:
+            return
+        # What an application says in full is its own word, though it be an old one.
+        full = read_multi(call.sent) or read_single(call.sent)
+        if full and full.span != self.facts.server[by.number].id:
             return
         if by_trace and ("b3" in common or "traceparent" in common):
             keyed = True
