@@ -35,6 +35,7 @@ KINDS = {
     "span": "4: an application no longer gets its own span",
     "edge": "4: an edge is lost that is there without the filter",
     "piece": "5: a key was forwarded, and yet the tree is in pieces",
+    "alone": "5: a call of the only request in its pod was not given to it",
     "metrics": "6: the metrics do not add up",
     "finding": "7: a finding, or a decision, is not true",
     "alarm": "8: a panic, a crash, or a call to Envoy that failed",
@@ -247,6 +248,7 @@ class Judge:
             else:
                 self.crossed(got)
                 self.whole(got)
+                self.alone(got)
             self.request_id(got)
             self.true(got)
         self.unchanged()
@@ -525,6 +527,41 @@ class Judge:
             chain = self.facts.chain(got)
             if chain not in ("call", "caller"):
                 self.fault("piece", f"hangs from: {chain}", got, f"{chain} {decision_of(got) or ''}")
+
+    def alone(self, got: Received) -> None:
+        """An application that forwards nothing, with one request at a time."""
+        call = got.call
+        assert call is not None
+        by = call.by
+        if by is None or by.call is None or by.service is None or call.later:
+            return
+        root, sender = call.root, self.world.services[by.service]
+        if not self.facts.traced or root.background or root.kind in ODD:
+            return
+        if not sender.filter or sender.sdk or not self.writes(sender) or contexts(call.sent):
+            return
+        names = {name for name, _ in call.sent}
+        if names & {*CONTEXT, "traceparent", "x-request-id", "x-correlation-id"}:
+            return
+        sides = (sender.config_in, sender.config_out)
+        if any(side.get("attribution", "exclusive") == "off" for side in sides):
+            return
+        # Calls of the background, and those after the answer, look like these.
+        if any(each.service == by.service for each in self.world.background):
+            return
+        if any(route.later for route in self.world.routes if route.service == by.service):
+            return
+        if by.number not in self.facts.server:
+            return
+        for other in self.facts.run.received:
+            if other is by or other.service != by.service:
+                continue
+            before = other.ended is not None and other.ended + 0.002 < call.at
+            if not before and other.began < call.at + 0.02:
+                return
+        self.ask("alone")
+        if self.facts.trace(got) != self.facts.trace(by):
+            self.fault("alone", "not in the trace of its request", got, decision_of(got) or "")
 
     # 6
 

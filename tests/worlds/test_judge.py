@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from mesh.mesh import wasm_path
-from worlds.apps import Received, contexts
+from worlds.apps import Received, Run, contexts
 from worlds.judge import KINDS, Facts, judge
 from worlds.mesh import Evidence, Servers, witness
 from worlds.run import KEPT
@@ -27,17 +27,26 @@ def _world() -> World:
     services[1] = Service(sdk=Sdk(["b3multi"], True), own_id=True, config_out=dict(out))
     services[2].forward = ["x-request-id"]
     routes = [
-        Route(0, "/list", steps=[Step([Call(1, "orders"), Call(2, "users")], True)]),
+        Route(
+            0,
+            "/list",
+            steps=[Step([Call(1, "orders"), Call(2, "users")], True), Step([Call(4, "prices")])],
+        ),
         Route(1, "/item", steps=[Step([Call(3, "stock")])]),
-        Route(2, "/price", steps=[Step([Call(3, "stock"), Call(None, "api.example.com")])]),
+        Route(2, "/status", steps=[Step([Call(3, "stock"), Call(None, "api.example.com")])]),
         Route(3, "/check"),
+        Route(4, "/price", steps=[Step([Call(3, "stock")])]),
     ]
     services.append(Service(config_out=dict(out)))
+    services.append(Service(config_out={"report_header": "request"}))
     return World(
         1,
         services=services,
         routes=routes,
-        batches=[Batch(12, 4, ["plain", "b3multi"], tenants=["x-tenant-id"])],
+        batches=[
+            Batch(6, 1, ["plain"], tenants=["x-tenant-id"]),
+            Batch(8, 4, ["plain", "b3multi"], tenants=["x-tenant-id"]),
+        ],
     )
 
 
@@ -86,21 +95,23 @@ def edit(got: Received, name: str, value: bytes) -> None:
     got.headers = [pair for pair in got.headers if pair[0] != name] + [(name, value)]
 
 
-def move(evidence: Evidence, got: Received, **changes: str) -> None:
-    """Its server span is another one."""
+def move(
+    evidence: Evidence, got: Received, trace: str | None = None, parent: str | None = None
+) -> None:
+    """Its server span is in another trace, or below another span."""
     span = Facts(evidence, evidence.runs["with"]).server[got.number]
     at = evidence.spans.index(span)
-    evidence.spans[at] = replace(span, **changes)
+    evidence.spans[at] = replace(span, trace=trace or span.trace, parent=parent or span.parent)
 
 
 def crossed(evidence: Evidence) -> None:
-    one, other = two(evidence, "/price")
+    one, other = two(evidence, "/status")
     facts = Facts(evidence, evidence.runs["with"])
     move(evidence, one, trace=facts.server[other.number].trace)
 
 
 def parent(evidence: Evidence) -> None:
-    one, other = two(evidence, "/price")
+    one, other = two(evidence, "/status")
     move(evidence, one, parent=Facts(evidence, evidence.runs["with"]).server[other.number].id)
 
 
@@ -119,13 +130,13 @@ def own_id(evidence: Evidence) -> None:
 
 
 def leak(evidence: Evidence) -> None:
-    one, other = two(evidence, "/price")
+    one, other = two(evidence, "/status")
     assert other.call
     edit(one, "x-tenant-id", other.call.root.marks[0])
 
 
 def guess(evidence: Evidence) -> None:
-    one, _ = two(evidence, "/price")
+    one, _ = two(evidence, "/status")
     assert one.call
     edit(one, "x-b3relay", b"outbound; exclusive")
     edit(one, "x-tenant-id", one.call.root.marks[0])
@@ -145,7 +156,7 @@ def body(evidence: Evidence) -> None:
 
 
 def span(evidence: Evidence) -> None:
-    one, _ = two(evidence, "/price")
+    one, _ = two(evidence, "/status")
     assert one.call and one.call.by
     facts = Facts(evidence, evidence.runs["with"])
     edit(one, "x-b3-spanid", facts.server[one.call.by.number].id.encode())
@@ -171,12 +182,21 @@ def piece(evidence: Evidence) -> None:
     move(evidence, got, trace="9" * 32)
 
 
+def alone(evidence: Evidence) -> None:
+    got = next(
+        g
+        for g in evidence.runs["with"].received
+        if g.call and g.call.by and g.call.by.service == 4 and g.call.by.call
+    )
+    move(evidence, got, trace="9" * 32)
+
+
 def metrics(evidence: Evidence) -> None:
     evidence.stats["decision=.=copied;.;calls_total"] += 1
 
 
 def finding(evidence: Evidence) -> None:
-    one, _ = two(evidence, "/price")
+    one, _ = two(evidence, "/status")
     edit(one, "x-b3relay", b"outbound; P01 x-b3-traceid; present")
 
 
@@ -199,6 +219,7 @@ def alarm(evidence: Evidence) -> None:
         ("span", span),
         ("edge", edge),
         ("piece", piece),
+        ("alone", alone),
         ("metrics", metrics),
         ("finding", finding),
         ("alarm", alarm),
@@ -213,11 +234,10 @@ def test_each_invariant_can_fail(
     assert kind in kinds(evidence)
 
 
-def _bare(run: object) -> object:
+def _bare(run: Run) -> Run:
     """Without what cannot be copied."""
     bare = copy.copy(run)
-    for name in ("client", "tasks"):
-        setattr(bare, name, None)
+    del bare.client, bare.tasks
     return bare
 
 

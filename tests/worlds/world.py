@@ -274,6 +274,10 @@ def generate(seed: int) -> World:
         envoys=envoys,
     )
     world.retries = world.bodies and chance() < 0.3
+    # As in a cluster: a process for each pod.
+    each_its_own = chance() < 0.1
+    if each_its_own:
+        world.envoys = [EnvoyOf(envoys[0].version, rng.choice((1, 2))) for _ in range(count)]
 
     tenants = some(TENANT_HEADERS, 3) if chance() < 0.6 else []
     base: Config = {}
@@ -335,7 +339,7 @@ def generate(seed: int) -> World:
             )
         world.services.append(
             Service(
-                envoy=rng.randrange(len(envoys)) if number else 0,
+                envoy=number if each_its_own else rng.randrange(len(envoys)) if number else 0,
                 position=rng.choices(("upstream", "http"), (6, 1))[0],
                 filter=chance() < 0.93,
                 forward=list(rng.choice(kinds)),
