@@ -125,11 +125,13 @@ class Facts:
             if made.sdk and (made.by is None or made.by.call is not None):
                 if made.by is None or made.by.sdk is None or made.by.sdk.server.parent is None:
                     owners[made.sdk.trace].add(root)
-        # Those that Envoys began, by a span without a parent.
+        # Those that Envoys began, by a span without a parent; and what a client's
+        # request is in, since no filter was asked before.
         for got in self.run.received:
             span = self.server.get(got.number)
-            if got.call and span and span.parent is None:
-                owners[span.trace].add(got.call.root.id)
+            if got.call and span:
+                if span.parent is None or got.call.by is None and not got.call.background:
+                    owners[span.trace].add(got.call.root.id)
         # The rest: of the gateway, or not reported. Who had it first.
         order = {False: 0, True: 1}
         for got in sorted(self.run.received, key=lambda g: (order[g.call is None or g.call.by is not None], g.began)):
@@ -338,7 +340,9 @@ class Judge:
             if owners and call.root.id not in owners and value not in sent:
                 if self.guessed(got):
                     continue
-                self.fault("id", f"x-request-id {value!r} is of {sorted(owners)}", got)
+                shared = self.facts.shared(self.facts.trace(got))
+                self.fault("id", f"x-request-id {value!r} is of {sorted(owners)}", got,
+                           "of one trace" if shared else "")
         own = call.own_id or next(iter(values(call.sent, "x-request-id")), None)
         if own is not None and got.service is not None:
             self.ask("own_id")
