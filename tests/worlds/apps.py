@@ -170,6 +170,7 @@ class Run:
         self.spans: list[Span] = []
         self.tasks: set[asyncio.Task[None]] = set()
         self._attempts: dict[int, int] = {}
+        self._token = uuid.uuid4().hex
         self._routes = {(r.service, r.path): r for r in world.routes}
 
     # Serving.
@@ -221,7 +222,17 @@ class Run:
 
     def _known(self, got: Received, request: Message) -> None:
         if request.body:
-            self._belongs(got, self.made[json.loads(request.body)["call"]])
+            said = json.loads(request.body)
+            if said["run"] == self._token:  # else of a world before that was broken off
+                self._belongs(got, self.made[said["call"]])
+
+    async def stop(self) -> None:
+        """Break off what is still going on."""
+        tasks = list(self.tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.client.close()
 
     def _belongs(self, got: Received, call: Made) -> None:
         if got.call is None:
@@ -325,7 +336,7 @@ class Run:
     async def _send(self, made: Made, port: int, path: str) -> None:
         body = None
         if self.world.bodies:
-            body = json.dumps({"call": made.id}).encode()
+            body = json.dumps({"call": made.id, "run": self._token}).encode()
         try:
             answer = await self.client.request(
                 port, "POST" if body else "GET", path, made.host, made.sent, body
@@ -366,10 +377,12 @@ class Run:
         ticking = [
             asyncio.create_task(self._background(at)) for at in range(len(self.world.background))
         ]
-        await asyncio.gather(*(user() for _ in range(batch.concurrency)))
-        for task in ticking:
-            task.cancel()
-        await asyncio.gather(*ticking, return_exceptions=True)
+        try:
+            await asyncio.gather(*(user() for _ in range(batch.concurrency)))
+        finally:
+            for task in ticking:
+                task.cancel()
+            await asyncio.gather(*ticking, return_exceptions=True)
         while self.tasks:
             await asyncio.wait(self.tasks)
 

@@ -19,6 +19,8 @@ from worlds.spans import Collector, Span
 from worlds.world import World
 
 PREFIX = "wasmcustom.b3relay_"
+# Seconds that the load of a world may take.
+_LONGEST = 90
 
 
 @dataclass
@@ -119,9 +121,12 @@ async def witness(world: World, servers: Servers, wasm: Path) -> Evidence:
                 run = Run(world, ports.entry(world, variant), outbound)
                 evidence.runs[variant] = run
                 servers.begin(variant, run)
-                for number in range(len(world.batches)):
-                    await run.batch(number)
-                run.client.close()
+                try:
+                    async with asyncio.timeout(_LONGEST):
+                        for number in range(len(world.batches)):
+                            await run.batch(number)
+                finally:
+                    await run.stop()
                 seconds[variant] = time.monotonic() - before
             before = time.monotonic()
             await _spans(servers.collector, evidence)

@@ -157,7 +157,7 @@ class Session:
             self.done.append((name, world, outcome))
             if outcome.faults:
                 print(self.failed(name, world, outcome), flush=True)
-                await self._keep(worker, name, world, outcome)
+                await self.keep(worker, name, world, outcome)
 
     def failed(self, name: str, world: World, outcome: Outcome) -> str:
         lines = [f"\nFAILED {name}: {dict(outcome.kinds())}"]
@@ -170,11 +170,13 @@ class Session:
                     lines.append(f"    {kind} ({KINDS.get(kind, 'the harness')}): {text}")
         return "\n".join(lines)
 
-    async def _keep(self, worker: Worker, name: str, world: World, outcome: Outcome) -> None:
+    async def keep(self, worker: Worker, name: str, world: World, outcome: Outcome) -> None:
         """Shrinks one world of each kind of fault."""
         if not self.options.keep or name.startswith("kept"):
             return
         for kind in outcome.kinds():
+            if self.options.kind and kind != self.options.kind:
+                continue
             if kind in self._shrunk or len(self._shrunk) >= _MOST_SHRUNK or kind.startswith("harness"):
                 continue
             self._shrunk.add(kind)
@@ -227,7 +229,8 @@ async def run(options: argparse.Namespace) -> int:
             for _ in range(options.times):
                 outcome = await alone.run(world)
                 session.done.append(("world", world, outcome))
-                print(session.failed("world", world, outcome))
+                print(session.failed("world", world, outcome), flush=True)
+                await session.keep(alone, "world", world, outcome)
         return session.summary()
     session = Session(options)
     print(f"worlds from seed {options.seed} on (make worlds SEED={options.seed})", flush=True)
@@ -250,6 +253,7 @@ def main() -> int:
     parser.add_argument("--world", metavar="FILE")
     parser.add_argument("--times", type=int, default=1, help="of --only and --world")
     parser.add_argument("--keep", action="store_true", help="shrink what fails, into " + str(KEPT.relative_to(ROOT)))
+    parser.add_argument("--kind", help="of the faults that are kept: this one only")
     parser.add_argument("--shrink-seconds", type=float, default=120)
     parser.add_argument("--skip-kept", action="store_true")
     parser.add_argument("--brief", action="store_true", help="kinds of faults only")
