@@ -341,8 +341,8 @@ class Run:
             answer = await self.client.request(
                 port, "POST" if body else "GET", path, made.host, made.sent, body
             )
-        except (OSError, TimeoutError):
-            made.status = 0
+        except (OSError, TimeoutError) as error:
+            made.status, made.answer = 0, {"error": repr(error)}
             return
         made.status, made.answer_headers = answer.status, answer.headers
         try:

@@ -417,7 +417,8 @@ class Judge:
                 if made.root.id == made.id:
                     self.fault("status", "not made without the filter", made)
             elif was.status != made.status:
-                self.fault("status", f"{was.status} without, {made.status} with", made,
+                error = (made.answer or was.answer or {}).get("error", "")
+                self.fault("status", f"{was.status} without, {made.status} with {error}", made,
                            f"{was.status}-{made.status}")
             elif was.answer != made.answer:
                 self.fault("body", f"{was.answer} without, {made.answer} with", made)

@@ -3,11 +3,15 @@
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 
-from worlds.world import ALL7, Batch, Call, Route, World
+from worlds.world import ALL7, NAMES, Batch, Call, Route, World
 
 
 def smaller(world: World) -> Iterator[World]:
     """One step each, the largest first."""
+    return (each for each in _steps(world) if each != world)
+
+
+def _steps(world: World) -> Iterator[World]:
 
     def changed(change: Callable[[World], object]) -> World:
         copy = deepcopy(world)
@@ -25,6 +29,11 @@ def smaller(world: World) -> Iterator[World]:
     for at, route in enumerate(world.routes):
         for less in _routes(route):
             yield _tidy(changed(lambda w, at=at, r=less: w.routes.__setitem__(at, r)))  # type: ignore[misc]
+    everywhere = {key for s in world.services for key in (*s.config_in, *s.config_out)}
+    for key in sorted(everywhere - {"report_header"}):
+        yield changed(lambda w, k=key: [c.pop(k, None) for s in w.services for c in (s.config_in, s.config_out)])  # type: ignore[misc]
+    if len(world.services) > 1:
+        yield changed(_plain)
     if len(world.envoys) > 1:
         yield changed(_one_envoy)
     for at, each in enumerate(world.envoys):
@@ -51,10 +60,6 @@ def smaller(world: World) -> Iterator[World]:
             for key in getattr(service, side):
                 if key != "report_header":
                     yield changed(lambda w, at=at, s=side, k=key: getattr(w.services[at], s).pop(k))  # type: ignore[misc]
-    everywhere = {key for s in world.services for key in (*s.config_in, *s.config_out)}
-    for key in everywhere - {"report_header"}:
-        yield changed(lambda w, k=key: [c.pop(k, None) for s in w.services for c in (s.config_in, s.config_out)])  # type: ignore[misc]
-
 
 def _batches(batch: Batch) -> Iterator[Batch]:
     if batch.requests > 1:
@@ -89,6 +94,11 @@ def _routes(route: Route) -> Iterator[Route]:
                 yield Route(**{**vars(route), "steps": steps})
 
 
+def _plain(world: World) -> None:
+    for service in world.services:
+        service.sdk, service.position, service.own_id = None, "upstream", False
+
+
 def _one_envoy(world: World) -> None:
     world.envoys = world.envoys[:1]
     for service in world.services:
@@ -96,8 +106,7 @@ def _one_envoy(world: World) -> None:
 
 
 def _tidy(world: World) -> World:
-    """Without routes and services that nothing leads to; those stay that come before
-    others, since they go by their numbers."""
+    """Without routes and services that nothing leads to."""
 
     def calls(of: World) -> list[Call]:
         found = [call for r in of.routes for s in r.steps for call in s.calls]
@@ -113,6 +122,17 @@ def _tidy(world: World) -> World:
         for call in calls(world):
             if call.route is not None and call.route > gone:
                 call.route -= 1
-    highest = max([r.service for r in world.routes] + [b.service for b in world.background])
-    del world.services[highest + 1 :]
+    used = {r.service for r in world.routes} | {b.service for b in world.background}
+    numbers = {old: new for new, old in enumerate(sorted(used))}
+    world.services = [world.services[old] for old in numbers]
+    for route in world.routes:
+        route.service = numbers[route.service]
+    for background in world.background:
+        background.service = numbers[background.service]
+    for call in calls(world):
+        if call.route is not None:
+            # The name has the same form for each service.
+            _, *rest = call.host.replace(":", ".").split(".")
+            name = NAMES[world.routes[call.route].service]
+            call.host = name if not rest else f"{name}:9080"
     return world
