@@ -268,6 +268,12 @@ class Judge:
         number = int(call.place.removeprefix("timer").split(".")[0])
         return self.world.services[self.world.background[number].service]
 
+    def unseen(self, by: Received) -> bool:
+        """As an ordinary HTTP filter it sees what the request came with: here, nothing."""
+        service = self.world.services[by.service or 0]
+        span = self.facts.server.get(by.number)
+        return service.position == "http" and (span is None or span.parent is None)
+
     def writes(self, sender: Service) -> bool:
         """Its filter writes a form that the Envoys of the mesh read."""
         emit = sender.config_out.get("emit", "received")
@@ -480,7 +486,7 @@ class Judge:
             return
         if not sender.filter or sender.sdk or sender.own_id or not self.writes(sender):
             return
-        if by.number not in self.facts.server:
+        if by.number not in self.facts.server or self.unseen(by):
             return
         ids_in, ids_out = values(by.headers, "x-request-id"), values(call.sent, "x-request-id")
         keys = [set(c.get("keys", ["x-request-id", "traceparent", "b3"])) for c in (sender.config_in, sender.config_out)]
@@ -543,7 +549,8 @@ class Judge:
         root, sender = call.root, self.world.services[by.service]
         if not self.facts.traced or root.background or root.kind in ODD:
             return
-        if not sender.filter or sender.sdk or not self.writes(sender) or contexts(call.sent):
+        # Where keys are forwarded at times, a call without one is left alone.
+        if not sender.filter or sender.sdk or sender.forward or not self.writes(sender):
             return
         names = {name for name, _ in call.sent}
         if names & {*CONTEXT, "traceparent", "x-request-id", "x-correlation-id"}:
@@ -556,7 +563,7 @@ class Judge:
             return
         if any(route.later for route in self.world.routes if route.service == by.service):
             return
-        if by.number not in self.facts.server:
+        if by.number not in self.facts.server or self.unseen(by):
             return
         for other in self.facts.run.received:
             if other is by or other.service != by.service:
@@ -672,7 +679,7 @@ class Judge:
         if decision == "outside" and got.service is not None:
             self.fault("finding", "outside, and yet in the mesh", got, "inside")
         if decision == "no_context" and call.by is not None and call.by.number in self.facts.server:
-            if not self.guessed(got) and self.facts.owners and not self.facts.shared(trace):
+            if not self.guessed(got) and not self.unseen(call.by) and not self.facts.shared(trace):
                 self.fault("finding", "no_context, and yet its request has one", got, "no_context")
         wrote = decision == "copied" and self.writes(self.sender(call))
         if wrote and got.service is not None and self.facts.traced and call.by is not None:
