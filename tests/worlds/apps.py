@@ -19,6 +19,8 @@ from worlds.spans import Span, trace_id
 from worlds.world import EVERYTHING, NAMES, Batch, Call, Sdk, Service, World
 
 _HEX = frozenset("0123456789abcdef")
+# What an Envoy takes, and applications too (Go takes more, Node less).
+_MOST_HEADERS, _MOST_BYTES = 100, 60 * 1024
 _HOP = ("host", "content-length", "transfer-encoding", "connection", "x-b3relay", "expect")
 
 
@@ -189,6 +191,10 @@ class Run:
             if attempt == 1 and chooser.random() * 100 < route.flaky:
                 got.ended = time.monotonic()
                 return 503, [], b'{"n": -1}'
+        size = sum(len(name) + len(value) + 4 for name, value in request.headers)
+        if len(request.headers) > _MOST_HEADERS or size > _MOST_BYTES:
+            got.ended = time.monotonic()
+            return 431, [], json.dumps({"n": got.number}).encode()
         this = self.world.services[service]
         sampled_span = None
         if this.sdk:
@@ -500,7 +506,7 @@ class Clients:
             case "stale_b3":
                 return [*multi, ("b3", f"{trace}-{self._hex(16)}-1")]
             case "huge_headers":
-                more = self._rng.randint(40, 84)
+                more = self._rng.randint(60, 94)
                 return [*ids, *((f"x-filler-{n}", "f") for n in range(more))]
             case "huge_bytes":
                 return [*multi, ("x-filler", "f" * self._rng.randint(8000, 57000))]
