@@ -572,7 +572,8 @@ class Judge:
             if not before and other.began < call.at + 0.02:
                 return
         self.ask("alone")
-        if self.facts.trace(got) != self.facts.trace(by):
+        # A wrong guess is counted as such.
+        if self.facts.trace(got) != self.facts.trace(by) and decision_of(got) not in GUESSES:
             self.fault("alone", "not in the trace of its request", got, decision_of(got) or "")
 
     # 6
