@@ -303,7 +303,9 @@ class Run:
         began = int(time.time() * 1e6)
         await self._send(made, self.outbound[service], path + (f"/for/{user}" if user else ""))
         if span and this.sdk and this.sdk.reports and span.sampled == "1":
-            self.spans.append(Span(span.trace, span.span, span.parent, "CLIENT", began, envoys=False))
+            self.spans.append(
+                Span(span.trace, span.span, span.parent, "CLIENT", began, envoys=False)
+            )
         return made.status or 0
 
     def _headers(

@@ -150,9 +150,7 @@ def bootstrap(world: World, number: int, ports: Ports, wasm: Path, directory: Pa
                 vm = f"pod-{service}"
                 inbound = Wasm(wasm, json.dumps(each.config_in), vm_id=vm)
                 outbound = Wasm(wasm, json.dumps(each.config_out), vm_id=vm)
-            app = cluster(
-                f"inbound|{service}|{variant}|", ports.apps[variant, service]
-            )
+            app = cluster(f"inbound|{service}|{variant}|", ports.apps[variant, service])
             plain = inbound.http_filter() if inbound and each.position == "http" else None
             listeners.append(
                 envoy._listener(
@@ -190,7 +188,10 @@ def bootstrap(world: World, number: int, ports: Ports, wasm: Path, directory: Pa
             )
         if world.gateway and number == 0:
             entry = world.routes[0].service
-            gateway = {**tracing.get("tracing", {}), "spawn_upstream_span": world.spawn_upstream_span}
+            gateway = {
+                **tracing.get("tracing", {}),
+                "spawn_upstream_span": world.spawn_upstream_span,
+            }
             listeners.append(
                 envoy._listener(
                     f"gateway_{variant}",

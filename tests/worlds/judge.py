@@ -13,7 +13,7 @@ from worlds.apps import Made, Received, Run, contexts, read_multi, read_single, 
 from worlds.http1 import Headers
 from worlds.mesh import Evidence
 from worlds.spans import Span
-from worlds.world import ALL7, ODD, SHARED, Service, World
+from worlds.world import ODD, SHARED, Service
 
 GUESSES = ("exclusive", "token", "inferred")
 CONTEXT = ("b3", "x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled", "x-b3-flags")
@@ -61,7 +61,9 @@ class Verdict:
     asked: Counter[str] | None = None
 
     def kinds(self) -> Counter[str]:
-        return Counter(f"{fault.kind}{':' if fault.detail else ''}{fault.detail}" for fault in self.faults)
+        return Counter(
+            f"{fault.kind}{':' if fault.detail else ''}{fault.detail}" for fault in self.faults
+        )
 
 
 def masked(request_id: bytes) -> bytes:
@@ -134,7 +136,10 @@ class Facts:
                     owners[span.trace].add(got.call.root.id)
         # The rest: of the gateway, or not reported. Who had it first.
         order = {False: 0, True: 1}
-        for got in sorted(self.run.received, key=lambda g: (order[g.call is None or g.call.by is not None], g.began)):
+        for got in sorted(
+            self.run.received,
+            key=lambda g: (order[g.call is None or g.call.by is not None], g.began),
+        ):
             trace = self.trace(got)
             if got.call and trace and trace not in owners:
                 owners[trace].add(got.call.root.id)
@@ -208,10 +213,7 @@ class Judge:
         self.verdict = Verdict([], asked=Counter())
         # Of a root, for the invariants about identity.
         self.marks = {
-            mark: made.id
-            for made in self.facts.run.made
-            if made.by is None
-            for mark in made.marks
+            mark: made.id for made in self.facts.run.made if made.by is None for mark in made.marks
         }
         self.ids: dict[bytes, set[int]] = defaultdict(set)
         for got in self.facts.run.received:
@@ -220,7 +222,9 @@ class Judge:
                 for value in values(got.headers, "x-request-id"):
                     self.ids[masked(value)].add(got.call.root.id)
 
-    def fault(self, kind: str, text: str, got: Received | Made | None = None, detail: str = "") -> None:
+    def fault(
+        self, kind: str, text: str, got: Received | Made | None = None, detail: str = ""
+    ) -> None:
         if isinstance(got, Received):
             call = got.call
             where = f" [{call.key if call else '?'} {call.host if call else ''}{call.path if call else ''}]"
@@ -293,7 +297,15 @@ class Judge:
         sender = self.sender(call)
         out = sender.config_out
         keyed = any(
-            name in ("x-request-id", "traceparent", "x-b3-traceid", "x-b3-spanid", "b3", *out.get("keys", ()))
+            name
+            in (
+                "x-request-id",
+                "traceparent",
+                "x-b3-traceid",
+                "x-b3-spanid",
+                "b3",
+                *out.get("keys", ()),
+            )
             for name, _ in call.sent
         )
         return sender.filter and out.get("attribution", "exclusive") != "off" and not keyed
@@ -323,14 +335,20 @@ class Judge:
                 self.verdict.guessed_wrong += 1
                 return
             names = sorted(owners)
-            self.fault("crossed", f"trace {trace} is of {names}, the call of {root}", got,
-                       decision_of(got) or "")
+            self.fault(
+                "crossed",
+                f"trace {trace} is of {names}, the call of {root}",
+                got,
+                decision_of(got) or "",
+            )
             return
         span = self.facts.server.get(got.number)
         if span and span.parent and call.by is not None:
             self.ask("parent")
             owner = self.facts.owner.get(span.parent) or self.facts.sdk_owner.get(span.parent)
-            other = owner is not None and owner.call is not None and owner.call.root is not call.root
+            other = (
+                owner is not None and owner.call is not None and owner.call.root is not call.root
+            )
             sent = span.parent in {context.span for context in contexts(call.sent).values()}
             if other and not self.facts.shared(trace) and not guessed and not sent:
                 self.fault("parent", f"parent {span.parent} is of another root", got)
@@ -347,8 +365,12 @@ class Judge:
                 if self.guessed(got):
                     continue
                 shared = self.facts.shared(self.facts.trace(got))
-                self.fault("id", f"x-request-id {value!r} is of {sorted(owners)}", got,
-                           "of one trace" if shared else "")
+                self.fault(
+                    "id",
+                    f"x-request-id {value!r} is of {sorted(owners)}",
+                    got,
+                    "of one trace" if shared else "",
+                )
         own = call.own_id or next(iter(values(call.sent, "x-request-id")), None)
         if own is not None and got.service is not None:
             self.ask("own_id")
@@ -369,8 +391,12 @@ class Judge:
             mark = value[at : at + 16]
             root = self.marks.get(mark)
             if root is not None and root != call.root.id:
-                self.fault("leak", f"{name} of root {root} in root {call.root.id}", got,
-                           decision_of(got) or "")
+                self.fault(
+                    "leak",
+                    f"{name} of root {root} in root {call.root.id}",
+                    got,
+                    decision_of(got) or "",
+                )
                 return
             sent = {n for n, _ in call.sent}
             if call.by is not None or call.background:
@@ -386,7 +412,15 @@ class Judge:
         if not sender.filter or mode == "relay":
             return
         self.ask("outside")
-        ours = (*CONTEXT, *W3C, "x-ot-span-context", "x-tenant-id", "end-user", "authorization", "baggage")
+        ours = (
+            *CONTEXT,
+            *W3C,
+            "x-ot-span-context",
+            "x-tenant-id",
+            "end-user",
+            "authorization",
+            "baggage",
+        )
         if mode == "leave":
             for name in ours:
                 if sender.config_out.get("mode") == "repair" and name in CONTEXT:
@@ -424,8 +458,12 @@ class Judge:
                     self.fault("status", "not made without the filter", made)
             elif was.status != made.status:
                 error = (made.answer or was.answer or {}).get("error", "")
-                self.fault("status", f"{was.status} without, {made.status} with {error}", made,
-                           f"{was.status}-{made.status}")
+                self.fault(
+                    "status",
+                    f"{was.status} without, {made.status} with {error}",
+                    made,
+                    f"{was.status}-{made.status}",
+                )
             elif was.answer != made.answer:
                 self.fault("body", f"{was.answer} without, {made.answer} with", made)
 
@@ -489,7 +527,10 @@ class Judge:
         if by.number not in self.facts.server or self.unseen(by):
             return
         ids_in, ids_out = values(by.headers, "x-request-id"), values(call.sent, "x-request-id")
-        keys = [set(c.get("keys", ["x-request-id", "traceparent", "b3"])) for c in (sender.config_in, sender.config_out)]
+        keys = [
+            set(c.get("keys", ["x-request-id", "traceparent", "b3"]))
+            for c in (sender.config_in, sender.config_out)
+        ]
         common = keys[0] & keys[1]
         keyed = "x-request-id" in common and len(ids_out) == 1 and ids_in == ids_out
         trace = self.facts.trace(by)
@@ -522,7 +563,9 @@ class Judge:
             if other.call is None:
                 alone = False
                 continue
-            same = self.facts.trace(other) == trace or set(values(other.headers, "x-request-id")) & set(ids_in)
+            same = self.facts.trace(other) == trace or set(
+                values(other.headers, "x-request-id")
+            ) & set(ids_in)
             gone = other.ended is not None and other.ended + 0.05 < call.at and not late
             if same and not gone:
                 alone = False
@@ -531,13 +574,19 @@ class Judge:
             owners = self.facts.owners.get(trace or "", set())
             if len(owners) > 1 and not alone:
                 return
-            self.fault("piece", f"trace {self.facts.trace(got)}, of the caller {trace}", got,
-                       decision_of(got) or "")
+            self.fault(
+                "piece",
+                f"trace {self.facts.trace(got)}, of the caller {trace}",
+                got,
+                decision_of(got) or "",
+            )
             return
         if alone and sender.position == "upstream":
             chain = self.facts.chain(got)
             if chain not in ("call", "caller"):
-                self.fault("piece", f"hangs from: {chain}", got, f"{chain} {decision_of(got) or ''}")
+                self.fault(
+                    "piece", f"hangs from: {chain}", got, f"{chain} {decision_of(got) or ''}"
+                )
 
     def alone(self, got: Received) -> None:
         """An application that forwards nothing, with one request at a time."""
@@ -593,7 +642,9 @@ class Judge:
 
         inbound = sum(got.service in filtered for got in run.received)
         outbound = sum(
-            (m.by is not None or m.background) and self._service_of(m) in filtered and m.status not in (0, 431)
+            (m.by is not None or m.background)
+            and self._service_of(m) in filtered
+            and m.status not in (0, 431)
             for m in run.made
         )
         # Those that an Envoy has answered did not all get to the filter.
@@ -614,10 +665,17 @@ class Judge:
         if total("host_errors_total"):
             self.fault("alarm", f"{total('host_errors_total')} host errors")
         # Each finding that is counted was reported, where all is reported.
-        if all(s.config_out.get("report_header") == "request" for s in self.world.services) and not refused:
+        if (
+            all(s.config_out.get("report_header") == "request" for s in self.world.services)
+            and not refused
+        ):
             reported: Counter[str] = Counter()
             for got in run.received:
-                if got.call and (got.call.by or got.call.background) and self.sender(got.call).filter:
+                if (
+                    got.call
+                    and (got.call.by or got.call.background)
+                    and self.sender(got.call).filter
+                ):
                     reported.update(part for part in report_of(got) if part in DECISIONS)
             # The routers' own retries are reported again, and counted once.
             if not self.world.retries:
@@ -668,13 +726,22 @@ class Judge:
             if len(was | now) == 1:
                 self.fault("finding", "P03, and yet sampling is the same", got, "P03")
         clean = self._clean(call.sent)
-        if clean and (bad := {r for r in rules if r[0] in "LSBWD" and r not in ("S05", "S06", "D04", "D02", "B09", "B08", "L14")}):
+        if clean and (
+            bad := {
+                r
+                for r in rules
+                if r[0] in "LSBWD" and r not in ("S05", "S06", "D04", "D02", "B09", "B08", "L14")
+            }
+        ):
             self.fault("finding", f"{sorted(bad)} of a clean request", got, ",".join(sorted(bad)))
         if "R01" in rules:
             self.fault("finding", "R01 of a call that Envoy has given an ID", got, "R01")
         if decision == "present" and not sent and not any_context:
             self.fault("finding", "present, and yet there is no context", got, "present")
-        if decision in ("copied", "exclusive", "token", "inferred", "completed") and got.service is None:
+        if (
+            decision in ("copied", "exclusive", "token", "inferred", "completed")
+            and got.service is None
+        ):
             if self.sender(call).config_out.get("outside", "leave") != "relay":
                 self.fault("finding", f"{decision}, and yet outside", got, "outside")
         if decision == "outside" and got.service is not None:
@@ -685,7 +752,9 @@ class Judge:
         wrote = decision == "copied" and self.writes(self.sender(call))
         if wrote and got.service is not None and self.facts.traced and call.by is not None:
             if self.facts.trace(got) != trace and not self.facts.shared(self.facts.trace(got)):
-                self.fault("finding", "copied, and yet not in the trace of its request", got, "copied")
+                self.fault(
+                    "finding", "copied, and yet not in the trace of its request", got, "copied"
+                )
 
     def _clean(self, headers: Headers) -> bool:
         """Well-formed, of whole forms, and all say the same."""
@@ -695,7 +764,10 @@ class Judge:
         found = []
         if any(name.startswith("x-b3-") for name in names):
             found.append(read_multi(headers))
-            if not {v for n, v in headers if n == "x-b3-sampled"} <= {b"0", b"1"} or "x-b3-flags" in names:
+            if (
+                not {v for n, v in headers if n == "x-b3-sampled"} <= {b"0", b"1"}
+                or "x-b3-flags" in names
+            ):
                 return False
             parent = values(headers, "x-b3-parentspanid")
             if parent and (len(parent[0]) != 16 or parent == values(headers, "x-b3-spanid")):
@@ -710,8 +782,20 @@ class Judge:
 
 def show(headers: Headers) -> str:
     """What matters of them."""
-    names = ("x-request-id", "x-ot-span-context", *CONTEXT, *W3C, "x-tenant-id", "end-user", "authorization", "baggage", "x-correlation-id")
-    return "{" + ", ".join(f"{n}: {v[:90].decode('latin-1')}" for n, v in headers if n in names) + "}"
+    names = (
+        "x-request-id",
+        "x-ot-span-context",
+        *CONTEXT,
+        *W3C,
+        "x-tenant-id",
+        "end-user",
+        "authorization",
+        "baggage",
+        "x-correlation-id",
+    )
+    return (
+        "{" + ", ".join(f"{n}: {v[:90].decode('latin-1')}" for n, v in headers if n in names) + "}"
+    )
 
 
 def too_many_wrong(calls: int, wrong: int) -> bool:
@@ -722,6 +806,3 @@ def too_many_wrong(calls: int, wrong: int) -> bool:
 
 def judge(evidence: Evidence) -> Verdict:
     return Judge(evidence).judge()
-
-
-__all__ = ["ALL7", "Fault", "KINDS", "Verdict", "World", "judge", "too_many_wrong"]

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from mesh import ports as mesh_ports
 from mesh.envoy import Envoy
-from mesh.ports import HOST
 from mesh.procs import MeshError, Processes
 from worlds import http1
-from worlds.apps import Received, Run
+from worlds.apps import Run
 from worlds.bootstraps import VARIANTS, Ports, Variant, binary, bootstrap
 from worlds.http1 import Headers, Message
 from worlds.spans import Collector, Span
@@ -52,7 +51,9 @@ class Servers:
         self._servers = []
         for variant in VARIANTS:
             for service in range(6):
-                server, port = await http1.serve(partial(self._serve, variant, service), self._tasks)
+                server, port = await http1.serve(
+                    partial(self._serve, variant, service), self._tasks
+                )
                 self._servers.append(server)
                 self.apps[variant, service] = port
         server, self.outside = await http1.serve(self._serve_outside, self._tasks)
@@ -185,6 +186,3 @@ async def _stats(envoy: Envoy, evidence: Evidence) -> None:
         if name.startswith(PREFIX):
             name = name.removeprefix(PREFIX)
             evidence.stats[name] = evidence.stats.get(name, 0) + entry["value"]
-
-
-__all__ = ["Evidence", "Received", "Servers", "witness", "HOST"]

@@ -142,7 +142,9 @@ class Session:
     def next(self) -> tuple[str, World] | None:
         if self._kept:
             path = self._kept.pop(0)
-            return f"kept {path.name}", World.from_json(json.dumps(json.loads(path.read_text())["world"]))
+            return f"kept {path.name}", World.from_json(
+                json.dumps(json.loads(path.read_text())["world"])
+            )
         over = self.options.seconds and time.monotonic() - self._began > self.options.seconds
         enough = self._next - self.options.seed >= self.options.worlds
         if over or (enough and not self.options.seconds):
@@ -177,7 +179,11 @@ class Session:
         for kind in outcome.kinds():
             if self.options.kind and kind != self.options.kind:
                 continue
-            if kind in self._shrunk or len(self._shrunk) >= _MOST_SHRUNK or kind.startswith("harness"):
+            if (
+                kind in self._shrunk
+                or len(self._shrunk) >= _MOST_SHRUNK
+                or kind.startswith("harness")
+            ):
                 continue
             self._shrunk.add(kind)
             small = await shrink(worker, world, kind, self.options.shrink_seconds)
@@ -252,7 +258,9 @@ def main() -> int:
     parser.add_argument("--only", type=int, metavar="SEED")
     parser.add_argument("--world", metavar="FILE")
     parser.add_argument("--times", type=int, default=1, help="of --only and --world")
-    parser.add_argument("--keep", action="store_true", help="shrink what fails, into " + str(KEPT.relative_to(ROOT)))
+    parser.add_argument(
+        "--keep", action="store_true", help="shrink what fails, into " + str(KEPT.relative_to(ROOT))
+    )
     parser.add_argument("--kind", help="of the faults that are kept: this one only")
     parser.add_argument("--shrink-seconds", type=float, default=120)
     parser.add_argument("--skip-kept", action="store_true")

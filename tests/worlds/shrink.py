@@ -31,7 +31,11 @@ def _steps(world: World) -> Iterator[World]:
             yield _tidy(changed(lambda w, at=at, r=less: w.routes.__setitem__(at, r)))  # type: ignore[misc]
     everywhere = {key for s in world.services for key in (*s.config_in, *s.config_out)}
     for key in sorted(everywhere - {"report_header"}):
-        yield changed(lambda w, k=key: [c.pop(k, None) for s in w.services for c in (s.config_in, s.config_out)])  # type: ignore[misc]
+        yield changed(
+            lambda w, k=key: [
+                c.pop(k, None) for s in w.services for c in (s.config_in, s.config_out)
+            ]
+        )  # type: ignore[misc]
     if len(world.services) > 1:
         yield changed(_plain)
     if len(world.envoys) > 1:
@@ -60,6 +64,7 @@ def _steps(world: World) -> Iterator[World]:
             for key in getattr(service, side):
                 if key != "report_header":
                     yield changed(lambda w, at=at, s=side, k=key: getattr(w.services[at], s).pop(k))  # type: ignore[misc]
+
 
 def _batches(batch: Batch) -> Iterator[Batch]:
     if batch.requests > 1:

@@ -176,7 +176,8 @@ def edge(evidence: Evidence) -> None:
 
 def piece(evidence: Evidence) -> None:
     got = next(
-        g for g in evidence.runs["with"].received
+        g
+        for g in evidence.runs["with"].received
         if g.call and g.call.path == "/check" and g.call.by and not g.call.by.sdk
     )
     move(evidence, got, trace="9" * 32)
