@@ -135,7 +135,7 @@ class Session:
         self.options = options
         self.done: list[tuple[str, World, Outcome]] = []
         self._shrunk: set[str] = set()
-        self._began = time.monotonic()
+        self._began = self._started = time.monotonic()
         self._next = options.seed
         self._kept = [] if options.skip_kept else sorted(KEPT.glob("*.json"))
 
@@ -145,6 +145,8 @@ class Session:
             return f"kept {path.name}", World.from_json(
                 json.dumps(json.loads(path.read_text())["world"])
             )
+        if self._next == self.options.seed:  # the time is that of new worlds
+            self._began = time.monotonic()
         over = self.options.seconds and time.monotonic() - self._began > self.options.seconds
         enough = self._next - self.options.seed >= self.options.worlds
         if over or (enough and not self.options.seconds):
@@ -205,7 +207,7 @@ class Session:
         calls = sum(outcome.calls for outcome in outcomes)
         wrong = sum(outcome.guessed_wrong for outcome in outcomes)
         guessed = sum(outcome.guessed for outcome in outcomes)
-        seconds = time.monotonic() - self._began
+        seconds = time.monotonic() - self._started
         print(
             f"\n{len(outcomes)} worlds ({self.options.seed} to {self._next - 1}, and "
             f"{sum(name.startswith('kept') for name, _, _ in self.done)} kept ones) in {seconds:.0f} s: "

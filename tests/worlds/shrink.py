@@ -31,11 +31,7 @@ def _steps(world: World) -> Iterator[World]:
             yield _tidy(changed(lambda w, at=at, r=less: w.routes.__setitem__(at, r)))  # type: ignore[misc]
     everywhere = {key for s in world.services for key in (*s.config_in, *s.config_out)}
     for key in sorted(everywhere - {"report_header"}):
-        yield changed(
-            lambda w, k=key: [
-                c.pop(k, None) for s in w.services for c in (s.config_in, s.config_out)
-            ]
-        )  # type: ignore[misc]
+        yield _without(world, key)
     if len(world.services) > 1:
         yield changed(_plain)
     if len(world.envoys) > 1:
@@ -97,6 +93,15 @@ def _routes(route: Route) -> Iterator[Route]:
                 steps = deepcopy(route.steps)
                 del steps[at].calls[n]
                 yield Route(**{**vars(route), "steps": steps})
+
+
+def _without(world: World, key: str) -> World:
+    """No filter has this key in its configuration."""
+    copy = deepcopy(world)
+    for service in copy.services:
+        service.config_in.pop(key, None)
+        service.config_out.pop(key, None)
+    return copy
 
 
 def _plain(world: World) -> None:

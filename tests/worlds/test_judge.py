@@ -189,6 +189,7 @@ def alone(evidence: Evidence) -> None:
         for g in evidence.runs["with"].received
         if g.call and g.call.by and g.call.by.service == 4 and g.call.by.call
     )
+    edit(got, "x-b3relay", b"outbound; unsure")
     move(evidence, got, trace="9" * 32)
 
 
