@@ -152,7 +152,10 @@ class Session:
         if over or (enough and not self.options.seconds):
             return None
         self._next += 1
-        return f"world {self._next - 1}", generate(self._next - 1)
+        world = generate(self._next - 1)
+        for service in world.services:
+            service.filter = service.filter and not self.options.no_filter
+        return f"world {self._next - 1}", world
 
     async def work(self, worker: Worker) -> None:
         while (todo := self.next()) is not None:
@@ -266,6 +269,9 @@ def main() -> int:
     parser.add_argument("--kind", help="of the faults that are kept: this one only")
     parser.add_argument("--shrink-seconds", type=float, default=120)
     parser.add_argument("--skip-kept", action="store_true")
+    parser.add_argument(
+        "--no-filter", action="store_true", help="nowhere: what fails then is the harness"
+    )
     parser.add_argument("--brief", action="store_true", help="kinds of faults only")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
