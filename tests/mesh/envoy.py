@@ -504,6 +504,8 @@ class Envoy:
         concurrency: int = 2,
         # Hot restart claims a machine-wide ID: only one Envoy could run.
         arguments: Sequence[str] = ("--disable-hot-restart",),
+        # Another one than `binary`.
+        program: Path | None = None,
     ) -> None:
         self.name = name
         self.bootstrap = bootstrap
@@ -511,6 +513,7 @@ class Envoy:
         self._processes = processes
         self._concurrency = concurrency
         self._arguments = arguments
+        self._program = program
         self.process: Process
 
     def start(self) -> None:
@@ -520,7 +523,7 @@ class Envoy:
         self.process = self._processes.start(
             f"envoy-{self.name}",
             [
-                binary(),
+                self._program or binary(),
                 "-c",
                 path,
                 "--concurrency",

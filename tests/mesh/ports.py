@@ -3,6 +3,7 @@
 import os
 import random
 import socket
+from collections.abc import Iterable
 
 HOST = "127.0.0.1"
 
@@ -14,7 +15,9 @@ _RANGE = range(15000, 32000)
 # choose among the same ones, for the same reason.
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 _OURS = _RANGE[_WORKER % 8 :: 8]
-_given: set[int] = set()
+# Held for each: Envoys share their ports (SO_REUSEPORT), so that two runs of tests at
+# the same time could listen on one, and each would get some of the other's requests.
+_given: dict[int, socket.socket] = {}
 
 
 def free_port() -> int:
@@ -26,8 +29,25 @@ def free_port() -> int:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((HOST, port))
+                _given[port] = _hold(port)
             except OSError:
                 continue
-        _given.add(port)
         return port
     raise RuntimeError(f"no free port in {_OURS}")
+
+
+def _hold(port: int) -> socket.socket:
+    """A name in the kernel's abstract namespace, which one process at a time can have."""
+    lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        lock.bind(f"\0b3relay-port-{port}")
+    except OSError:
+        lock.close()
+        raise
+    return lock
+
+
+def release(ports: Iterable[int]) -> None:
+    """These may be handed out again: what listened there has ended."""
+    for port in ports:
+        _given.pop(port).close()

@@ -1,0 +1,1 @@
+"""Random meshes on real Envoys: the faults that nobody thought of (``make worlds``)."""
