@@ -20,7 +20,7 @@ import aiohttp
 from mesh import envoy
 from mesh.apps import CALLS, PATHS
 from mesh.collector import Collector, Span
-from mesh.envoy import Address, Common, Envoy, Wasm
+from mesh.envoy import Address, Common, Envoy, Tracer, Wasm
 from mesh.ports import HOST, free_port
 from mesh.procs import MeshError, Process, Processes
 from mesh.tree import Node
@@ -123,8 +123,7 @@ def request(
 class Mesh:
     """Brings everything up on entry and stops everything on exit.
 
-    forward      what the apps copy: none, request-id, all7 or traceparent; or by
-                 service
+    forward      what the apps copy: a name of mesh.apps.FORWARD; or by service
     filter       whether the sidecars have the filter; or the names of those
                  that have it
     wasm         the filter's file, if not the default
@@ -138,7 +137,7 @@ class Mesh:
     fail_first   percentage of clicks for which ratings fails once
     parallel     an app makes its calls at the same time
     work_ms      how long an app waits before it does anything
-    failure_policy, shared_span_context, extra_stat_tags   see envoy.py
+    failure_policy, shared_span_context, extra_stat_tags, tracer   see envoy.py
     collector    a collector, or the address of another one, instead of its own
     """
 
@@ -159,6 +158,7 @@ class Mesh:
         failure_policy: str | None = "FAIL_OPEN",
         shared_span_context: bool = False,
         extra_stat_tags: Iterable[str] = (),
+        tracer: Tracer = "zipkin",
         collector: Collector | Address | None = None,
         timeout: float = 60.0,
     ) -> None:
@@ -177,6 +177,7 @@ class Mesh:
         self._work_ms = work_ms
         self._shared_span_context = shared_span_context
         self._extra_stat_tags = tuple(extra_stat_tags)
+        self._tracer: Tracer = tracer
         self._given_collector = collector
         self._timeout = timeout
         self._next_click = 1
@@ -219,6 +220,7 @@ class Mesh:
             http2=self._http2,
             shared_span_context=self._shared_span_context,
             extra_stat_tags=self._extra_stat_tags,
+            tracer=self._tracer,
         )
         wasm = self._wasm
         if wasm:
