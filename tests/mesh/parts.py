@@ -65,6 +65,7 @@ PARTS = {
     "backends": Part(("test-backends",), lambda: lacking("go", "java", "mvn")),
     "docker": Part(("test-docker",), docker_obstacles),
     "manifests": Part(("test-manifests",), lambda: lacking("go")),
+    "sdks": Part(("test-sdks",), lambda: lacking("node", "npm", "java", "javac", "mvn")),
     "sidecars": Part(
         ("test-sidecars",), lambda: lacking("go", "java", "mvn") + istio.world.obstacles()
     ),
