@@ -149,6 +149,8 @@ def traceparent(trace: bytes = TRACE, span: bytes = SPAN, flags: bytes = b"01") 
     return b"-".join((b"00", trace, span, flags))
 
 
+W3C: RawHeaders = [("traceparent", traceparent())]
+
 # No reader takes these; by the specification a new trace starts.
 UNREADABLE = {
     "empty": b"",
@@ -230,7 +232,7 @@ def test_a_tracestate_of_the_calls_own_stays(plain: Plain) -> None:
 
 @pytest.mark.parametrize("span", [SPAN, OTHER_SPAN], ids=["verbatim", "a span of its own"])
 def test_a_context_that_is_there_is_present(plain: Plain, span: bytes) -> None:
-    inbound = [("traceparent", traceparent())]
+    inbound = W3C
     _, went = relayed(plain, "received", inbound, [("traceparent", traceparent(span=span))])
     assert "present" in report(went)
     assert "P01" not in report(went)
@@ -242,28 +244,29 @@ def test_a_call_of_another_trace_is_left_alone(plain: Plain) -> None:
     """Whatever its request ID says: the application has found the context of its request,
     and names another."""
     own = ("traceparent", traceparent(OTHER_TRACE, OTHER_SPAN))
-    _, went = relayed(plain, "received", [("traceparent", traceparent())], [own])
+    _, went = relayed(plain, "received", W3C, [own])
     assert values(went, "traceparent") == [own[1]], report(went)
     assert values(went, "x-b3-traceid") == [], report(went)
     assert "copied" not in report(went)
 
 
 @pytest.mark.parametrize("bad", UNREADABLE.values(), ids=UNREADABLE.keys())
-@pytest.mark.parametrize(
-    ("emit", "inbound"),
-    [
-        ("received", [("traceparent", traceparent())]),
-        ("w3c", B3),
-        ("b3multi+w3c", B3),
-        ("b3+w3c", B3),
-    ],
-    ids=["received w3c", "w3c", "b3multi+w3c", "b3+w3c"],
-)
+@pytest.mark.parametrize("inbound", [B3, W3C], ids=["b3", "w3c"])
+@pytest.mark.parametrize("emit", ["w3c", "b3multi+w3c", "b3+w3c"])
 def test_an_unreadable_traceparent_gives_way(
     plain: Plain, emit: str, inbound: RawHeaders, bad: bytes
 ) -> None:
+    """Where `emit` asks for one."""
     _, went = relayed(plain, emit, inbound, [("traceparent", bad)])
     assert values(went, "traceparent") == [traceparent()], report(went)
+
+
+@pytest.mark.parametrize("bad", UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_it_stays_where_nothing_is_asked_for(plain: Plain, bad: bytes) -> None:
+    """As what cannot be read of B3 does."""
+    _, went = relayed(plain, "received", W3C, [("traceparent", bad)])
+    assert values(went, "traceparent") == [bad], report(went)
+    assert "W04 traceparent" in report(went) and "malformed" in report(went)
 
 
 @pytest.mark.parametrize("bad", UNREADABLE.values(), ids=UNREADABLE.keys())
@@ -307,11 +310,13 @@ def test_two_traceparents_are_reported_and_none(plain: Plain, two: list[bytes]) 
 
 @pytest.mark.parametrize("two", TWO.values(), ids=TWO.keys())
 def test_two_traceparents_of_a_call_give_way(plain: Plain, two: list[bytes]) -> None:
-    """To one, which is that of its request: nobody would read either of them."""
+    """Where `emit` asks for one: nobody would read either of them."""
     call = [("traceparent", one) for one in two]
-    _, went = relayed(plain, "received", [("traceparent", traceparent())], call)
+    _, went = relayed(plain, "w3c", W3C, call)
     assert "W06 traceparent" in report(went)
     assert values(went, "traceparent") == [traceparent()], report(went)
+    _, left = relayed(plain, "received", W3C, call)
+    assert values(left, "traceparent") == two, report(left)
 
 
 def test_two_traceparents_beside_b3_change_nothing_about_b3(plain: Plain) -> None:
