@@ -13,6 +13,9 @@ from sdks.world import FORWARDS, MESHES
 DEFAULT = "{}"
 # For applications whose SDK reports to nobody: their calls are of the sidecar's span.
 UNREPORTED = json.dumps({"own_spans": "unreported"})
+# For applications whose SDK reports and reads no B3, where the mesh writes nothing else:
+# they are given a traceparent, and the span that comes back is put into B3.
+JOINED = json.dumps({"emit": ["b3multi", "w3c"], "own_spans": "reported"})
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,15 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.stack}-{self.mesh}-sdk_{self.sdk}-forwards_{self.forward}"
+
+    def configurations(self) -> tuple[str, ...]:
+        """What is worth a try: the default, and what is meant for such an application."""
+        if self.sdk == "silent":
+            return DEFAULT, UNREPORTED
+        # What copies B3 by hand as well has the sidecar's span read first.
+        if self.sdk == "reports" and self.mesh == "B3" and not self.copies_b3:
+            return DEFAULT, JOINED
+        return (DEFAULT,)
 
     @property
     def carries_on(self) -> bool:
@@ -61,6 +73,8 @@ class Cell:
             return {"copied"}
         if self.sdk == "none":
             return {"exclusive"}
+        if config == JOINED:
+            return {"copied"}
         # The SDK has found nothing and begun a trace of its own: no contradiction. Once
         # a request is known to be of that trace, its calls are found by it.
         return {"exclusive", "copied"}

@@ -37,7 +37,9 @@ class Judged:
     whole: int = 0
     # From parent to child, by span IDs.
     edges: Counter[Edge] = field(default_factory=Counter)
-    # Those from one click to another.
+    # The same, and from what is above the parent: nothing between them counts.
+    chains: Counter[Edge] = field(default_factory=Counter)
+    # Edges from one click to another.
     crossed: int = 0
     sidecar_spans: int = 0
     app_spans: int = 0
@@ -107,6 +109,8 @@ def judge(spans: Collection[Span], clicks: Collection[int]) -> Judged:
             if click_by_id.get((parent["traceId"], parent["id"])) != click:
                 judged.crossed += 1
             judged.edges[_end(parent), _end(span)] += 1
+            for above in _above(span, known):
+                judged.chains[_end(above), _end(span)] += 1
         if number == 0:
             judged.picture = "\n".join(
                 render(trace, durations=False) for trace in traces(found).values()
@@ -121,15 +125,18 @@ def _in_place(
     known: dict[tuple[str, str], Span],
     sidecars: Collection[str],
 ) -> bool:
-    span = servers.get(callee)
-    if span is None or caller not in servers:
+    if caller not in servers or callee not in servers:
         return False
-    seen = set()
+    above = (one for one in _above(servers[callee], known) if service_of(one) in sidecars)
+    return next(above, None) is servers[caller]
+
+
+def _above(span: Span, known: dict[tuple[str, str], Span]) -> Iterable[Span]:
+    """Its parent, and that one's, as far as they were reported."""
+    seen = {span["id"]}
     while (parent := known.get((span["traceId"], span.get("parentId", "")))) is not None:
-        if parent is servers[caller]:
-            return True
-        if service_of(parent) in sidecars or parent["id"] in seen:
-            return False
+        if parent["id"] in seen:
+            return
         seen.add(parent["id"])
+        yield parent
         span = parent
-    return False

@@ -61,7 +61,8 @@ def row(without: Judged, with_it: Judged) -> tuple[str, ...]:
         return {0: "no", judged.clicks: "yes"}.get(judged.whole, f"{judged.whole} of {judged.clicks}")
 
     edges = {edge: n for edge, n in without.edges.items() if own(edge)}
-    kept = sum(min(n, with_it.edges[edge]) for edge, n in edges.items())
+    # With a sidecar's span between them or without: see test_no_edge_is_lost.
+    kept = sum(min(n, with_it.chains[edge]) for edge, n in edges.items())
     return (
         f"{each(without.traces, without)} → {each(with_it.traces, with_it)}",
         f"{each(without.in_place, without)} → {each(with_it.in_place, with_it)} of {len(LINKS)}",

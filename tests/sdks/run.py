@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from mesh.mesh import ROOT
-from sdks.cells import CELLS, DEFAULT, UNREPORTED, Cell
+from sdks.cells import CELLS, DEFAULT, JOINED, UNREPORTED, Cell
 from sdks.measure import CLICKS, Measured, row
 from sdks.stacks import STACKS, fetch
 
@@ -31,10 +31,10 @@ def rows_of(page: str) -> Rows:
     forwards = {said: forward for forward, said in _FORWARDS.items()}
     cells = {(c.stack, c.mesh, str(c.sdk), c.forward): c for c in CELLS}
     rows: dict[tuple[Cell, str], tuple[str, ...]] = {}
+    titles = {_title(config): config for config in (DEFAULT, UNREPORTED, JOINED)}
     config = DEFAULT
     for line in page.splitlines():
-        if line == _title(UNREPORTED):
-            config = UNREPORTED
+        config = titles.get(line, config)
         columns = tuple(column.strip() for column in line.split("|")[1:-1])
         if len(columns) != 8 or columns[1] not in sdks or columns[2] not in forwards:
             continue
@@ -53,7 +53,7 @@ def _title(config: str) -> str:
 def tables(rows: Rows) -> str:
     """One line for the stacks that are alike in a cell."""
     text = []
-    for config in (DEFAULT, UNREPORTED):
+    for config in (DEFAULT, UNREPORTED, JOINED):
         text.append(f"{_title(config)}\n\n{_HEAD}")
         alike: dict[tuple[str, str, str, tuple[str, ...]], list[str]] = {}
         for (cell, of), found in rows.items():
@@ -91,7 +91,7 @@ def main() -> None:
     with Measured() as measured:
         for cell in CELLS:
             without = measured.seen(cell, None).judged
-            for config in (DEFAULT, UNREPORTED) if cell.sdk == "silent" else (DEFAULT,):
+            for config in cell.configurations():
                 rows[cell, config] = row(without, measured.seen(cell, config).judged)
                 print(cell, "" if config == DEFAULT else config, *rows[cell, config], sep="; ", flush=True)
     text = "\n".join((*_versions(), tables(rows)))

@@ -9,25 +9,22 @@ from collections.abc import Iterator
 
 import pytest
 
-from sdks.cells import CELLS, DEFAULT, UNREPORTED, Cell
+from mesh.apps import CALLS
+from sdks.cells import CELLS, DEFAULT, JOINED, UNREPORTED, Cell
 from sdks.measure import CLICKS, Measured, own, row, spans_missing
 from sdks.run import PAGE, rows_of
 from sdks.stacks import STACKS, fetch
 from sdks.world import CALLERS, Seen
-from mesh.apps import CALLS
 
 RUN = os.environ.get("SDKS", "").split() or list(STACKS)
 HERE = [cell for cell in CELLS if cell.stack in RUN]
-# With each configuration that is for such an application.
-CONFIGURED = [
-    *((cell, DEFAULT) for cell in HERE),
-    *((cell, UNREPORTED) for cell in HERE if cell.sdk == "silent"),
-]
+CONFIGURED = [(cell, config) for cell in HERE for config in cell.configurations()]
+_NAMES = {DEFAULT: "", UNREPORTED: "-unreported", JOINED: "-joined"}
 each_cell = pytest.mark.parametrize("cell", HERE, ids=str)
 each_configured = pytest.mark.parametrize(
     ("cell", "config"),
     CONFIGURED,
-    ids=[f"{cell}{'' if config == DEFAULT else '-unreported'}" for cell, config in CONFIGURED],
+    ids=[f"{cell}{_NAMES[config]}" for cell, config in CONFIGURED],
 )
 
 
@@ -53,9 +50,13 @@ def test_all_spans_come(measured: Measured, cell: Cell) -> None:
 
 @each_configured
 def test_no_edge_is_lost(measured: Measured, cell: Cell, config: str) -> None:
-    """Parent and child by span IDs, the application's own spans among them."""
+    """Parent and child by span IDs, the application's own spans among them.
+
+    Where two traces become one, the sidecar's span comes between those of two applications.
+    """
     without, with_it = measured.seen(cell, None), measured.seen(cell, config)
-    lost = without.judged.edges - with_it.judged.edges
+    now = with_it.judged.chains if config == JOINED else with_it.judged.edges
+    lost = without.judged.edges - now
     assert not lost, f"{dict(lost)}{pictures(without, with_it)}"
 
 
@@ -90,6 +91,13 @@ def test_a_made_up_trace_stays_the_applications_own(measured: Measured, stack: s
     seen = measured.seen(Cell(stack, "B3", "reports", "none"), DEFAULT)
     assert seen.judged.traces == 2 * CLICKS, f"\n{seen}"
     assert sum(n for edge, n in seen.judged.edges.items() if own(edge)) == 4 * CLICKS, f"\n{seen}"
+
+
+@pytest.mark.parametrize("forward", ["none", "request-id"])
+@pytest.mark.parametrize("stack", RUN)
+def test_two_traces_can_be_made_one(measured: Measured, stack: str, forward: str) -> None:
+    seen = measured.seen(Cell(stack, "B3", "reports", forward), JOINED)
+    assert seen.judged.traces == CLICKS, f"\n{seen}"
 
 
 @each_configured
