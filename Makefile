@@ -87,7 +87,7 @@ test-envoy: $(WASM) $(TOOLS)/venv/.done ## The second half
 test-types: $(TOOLS)/venv/.accuracy-done $(TOOLS)/venv/.docker $(TOOLS)/mypy/.done-$(MYPY) ## The types of the Python in tests/, by mypy --strict
 	$(call say,types: mypy$(comma) half a minute the first time)
 	cd tests && '$(TOOLS)/mypy/bin/mypy' --config-file mypy.ini --python-executable '$(PYTHON)' \
-	  accuracy agreement backends bench docker envoy istio load mesh module worlds
+	  accuracy agreement backends bench docker envoy istio load mesh module sdks worlds
 
 $(TOOLS)/mypy/.done-$(MYPY):
 	python3 -m venv '$(TOOLS)/mypy'
@@ -109,10 +109,10 @@ artifact-push: $(WASM) $(ORAS) ## The module as an OCI artifact, pushed to IMAGE
 	cd dist && '$(ORAS)' push --no-tty --config module.json:$(WASM_TYPE).config.v1+json '$(IMAGE)' \
 	  b3relay.wasm:$(WASM_TYPE).content.layer.v1+wasm module.json:$(WASM_TYPE).config.v1+json
 
-PARTS ?= agreement backends docker envoys manifests sidecars
+PARTS ?= agreement backends docker envoys manifests sdks sidecars
 .PHONY: test-mesh
-test-mesh: $(TOOLS)/venv/.done $(TOOLS)/venv/.docker ## Tests with long builds: PARTS (agreement backends docker envoys manifests sidecars); says at the end what this machine could not run (about 12 min, the first time about 25)
-	$(call say,mesh: $(PARTS); about 12 minutes$(comma) the first time about 25)
+test-mesh: $(TOOLS)/venv/.done $(TOOLS)/venv/.docker ## Tests with long builds: PARTS (agreement backends docker envoys manifests sdks sidecars); says at the end what this machine could not run (about 15 min, the first time about 30)
+	$(call say,mesh: $(PARTS); about 15 minutes$(comma) the first time about 30)
 	$(PYTHON) -m mesh.parts $(PARTS)
 
 .PHONY: test-backends
@@ -125,6 +125,17 @@ test-backends: go $(WASM) $(TOOLS)/venv/.done ## The trees in a real Zipkin and 
 test-docker: go $(WASM) $(ORAS) $(TOOLS)/venv/.docker ## The images and the local trial on a real Docker engine of its own (Go; root on Debian 12)
 	$(call say,docker: images$(comma) registry$(comma) compose; a minute and a half$(comma) the first time about 10 more)
 	$(PYTHON) -m docker.world $(PYTHON) -m pytest -q tests/docker
+
+SDKS ?= python node java
+.PHONY: test-sdks
+test-sdks: $(WASM) $(TOOLS)/venv/.done ## Services with OpenTelemetry's SDKs, SDKS (python node java), in meshes with B3, W3C and both: no edge lost, whole where it can be (Node, Java 17 and Maven)
+	$(call say,sdks: $(SDKS) in three meshes; 1 minute each$(comma) the first time about 2 more)
+	SDKS='$(SDKS)' $(PYTHON) -m pytest -q tests/sdks
+
+INSTRUMENTED ?= --markdown docs/instrumented.md
+.PHONY: instrumented
+instrumented: node java $(WASM) $(TOOLS)/venv/.done ## The table of that; writes docs/instrumented.md
+	$(PYTHON) -m sdks.run $(INSTRUMENTED)
 
 AGREEMENT ?= --random 15000 --markdown docs/agreement.md
 .PHONY: agreement

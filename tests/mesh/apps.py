@@ -46,6 +46,8 @@ FORWARD: dict[str, tuple[bytes, ...]] = {
     ),
     # Each call with a span of its own, as .NET's HttpClient does by itself.
     "traceparent": (b"traceparent",),
+    # As they came, as Istio's guide has it for providers of OpenTelemetry.
+    "w3c": (b"x-request-id", b"traceparent", b"tracestate"),
 }
 # What an app reports to have received, for the tests to see what arrives.
 REPORTED = (*FORWARD["all7"], b"b3", b"traceparent", b"tracestate")
@@ -151,7 +153,7 @@ class App:
             return web.json_response(answer, status=503)
 
         headers = [
-            (name, new_span(value) if name == b"traceparent" else value)
+            (name, new_span(value) if self._forward == (b"traceparent",) else value)
             for name, value in raw
             if name in self._forward
         ]

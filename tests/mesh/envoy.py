@@ -27,9 +27,13 @@ Config = dict[str, Any]
 Address = tuple[str, int]
 # envoy.config.core.v3.TrafficDirection
 Direction = Literal["UNSPECIFIED", "INBOUND", "OUTBOUND"]
+# Zipkin's (B3); the same with a traceparent beside B3; OpenTelemetry's (W3C alone); none.
+Tracer = Literal["zipkin", "zipkin+w3c", "opentelemetry", "none"]
 
 _TYPE = "type.googleapis.com/"
 _HTTP = _TYPE + "envoy.extensions.filters.http."
+# The cluster that spans go to.
+_COLLECTOR = "collector"
 # How Istio's bootstrap turns parts of a metric's name into labels.
 _STATS_TAGS = {
     "cache": r"(cache\.(.+?)\.)",
@@ -105,6 +109,7 @@ class Common:
     client_spans: bool = False
     # Of the node, besides its name.
     node_metadata: Mapping[str, Any] = field(default_factory=dict)
+    tracer: Tracer = "zipkin"
 
 
 def sidecar(
@@ -132,7 +137,7 @@ def sidecar(
         inbound_port,
         "INBOUND",
         {
-            "tracing": _tracing(common),
+            **_tracing(common, name),
             "use_remote_address": False,
             "http_filters": [
                 *([wasm.http_filter()] if wasm and inbound == "http" else []),
@@ -155,7 +160,7 @@ def sidecar(
         outbound_port,
         "OUTBOUND",
         {
-            **({"tracing": _tracing(common)} if common.client_spans else {}),
+            **(_tracing(common, name) if common.client_spans else {}),
             "use_remote_address": False,
             "http_filters": [
                 *([outbound.http_filter()] if (outbound := outbound_wasm or wasm) else []),
@@ -195,7 +200,7 @@ def gateway(common: Common, *, admin_port: int, port: int, callee: str, callee_p
         port,
         "OUTBOUND",
         {
-            "tracing": {**_tracing(common), "spawn_upstream_span": False},
+            **_tracing(common, "gateway", spawn_upstream_span=False),
             "use_remote_address": True,
             "http_filters": [_router()],
             "route_config": {
@@ -304,24 +309,49 @@ def _outbound(callee: str) -> str:
     return f"outbound|9080||{callee}"
 
 
-def _tracing(common: Common) -> Config:
+def _tracing(common: Common, service: str, **more: bool) -> Config:
+    """What a connection manager has that traces every request."""
+    if common.tracer == "none":
+        return {}
     everything = {"value": 100.0}
-    return {
+    tracing = {
         "client_sampling": everything,
         "random_sampling": everything,
         "overall_sampling": everything,
-        "provider": {
-            "name": "envoy.tracers.zipkin",
-            "typed_config": {
-                "@type": _TYPE + "envoy.config.trace.v3.ZipkinConfig",
-                "collector_cluster": "zipkin",
-                "collector_endpoint": "/api/v2/spans",
-                "collector_endpoint_version": "HTTP_JSON",
-                "trace_id_128bit": True,
-                "shared_span_context": common.shared_span_context,
-            },
-        },
+        "provider": _provider(common, service),
+        **more,
     }
+    return {"tracing": tracing}
+
+
+def _provider(common: Common, service: str) -> Config:
+    if common.tracer == "opentelemetry":
+        host, port = common.collector
+        return {
+            "name": "envoy.tracers.opentelemetry",
+            "typed_config": {
+                "@type": _TYPE + "envoy.config.trace.v3.OpenTelemetryConfig",
+                "service_name": service,
+                "http_service": {
+                    "http_uri": {
+                        "uri": f"http://{host}:{port}/v1/traces",
+                        "cluster": _COLLECTOR,
+                        "timeout": "5s",
+                    }
+                },
+            },
+        }
+    config: Config = {
+        "@type": _TYPE + "envoy.config.trace.v3.ZipkinConfig",
+        "collector_cluster": _COLLECTOR,
+        "collector_endpoint": "/api/v2/spans",
+        "collector_endpoint_version": "HTTP_JSON",
+        "trace_id_128bit": True,
+        "shared_span_context": common.shared_span_context,
+    }
+    if common.tracer == "zipkin+w3c":
+        config["trace_context_option"] = "USE_B3_WITH_W3C_PROPAGATION"
+    return {"name": "envoy.tracers.zipkin", "typed_config": config}
 
 
 def _router(upstream: Wasm | None = None) -> Config:
@@ -434,6 +464,8 @@ def _bootstrap(
                     "static_layer": {
                         "tracing.zipkin.flush_interval_ms": 200,
                         "tracing.zipkin.min_flush_spans": 50,
+                        "tracing.opentelemetry.flush_interval_ms": 200,
+                        "tracing.opentelemetry.min_flush_spans": 50,
                     },
                 }
             ]
@@ -463,7 +495,7 @@ def _bootstrap(
         },
         "static_resources": {
             "listeners": listeners,
-            "clusters": [*clusters, _cluster("zipkin", common.collector)],
+            "clusters": [*clusters, _cluster(_COLLECTOR, common.collector)],
         },
     }
 

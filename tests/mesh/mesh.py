@@ -20,7 +20,7 @@ import aiohttp
 from mesh import envoy
 from mesh.apps import CALLS, PATHS
 from mesh.collector import Collector, Span
-from mesh.envoy import Address, Common, Envoy, Wasm
+from mesh.envoy import Address, Common, Envoy, Tracer, Wasm
 from mesh.ports import HOST, free_port
 from mesh.procs import MeshError, Process, Processes
 from mesh.tree import Node
@@ -123,8 +123,7 @@ def request(
 class Mesh:
     """Brings everything up on entry and stops everything on exit.
 
-    forward      what the apps copy: none, request-id, all7 or traceparent; or by
-                 service
+    forward      what the apps copy: a name of mesh.apps.FORWARD; or by service
     filter       whether the sidecars have the filter; or the names of those
                  that have it
     wasm         the filter's file, if not the default
@@ -139,7 +138,8 @@ class Mesh:
     parallel     an app makes its calls at the same time
     work_ms      how long an app waits before it does anything
     outbound_config   the filter's configuration on the outbound side, if it is another one
-    client_spans, node_metadata, failure_policy, shared_span_context, extra_stat_tags   see envoy.py
+    client_spans, node_metadata, failure_policy, shared_span_context, extra_stat_tags,
+    tracer   see envoy.py
     collector    a collector, or the address of another one, instead of its own
     """
 
@@ -163,6 +163,7 @@ class Mesh:
         client_spans: bool = False,
         node_metadata: Mapping[str, Any] | None = None,
         outbound_config: str | None = None,
+        tracer: Tracer = "zipkin",
         collector: Collector | Address | None = None,
         timeout: float = 60.0,
     ) -> None:
@@ -184,6 +185,7 @@ class Mesh:
         self._client_spans = client_spans
         self._node_metadata = dict(node_metadata or {})
         self._outbound_config = outbound_config
+        self._tracer: Tracer = tracer
         self._given_collector = collector
         self._timeout = timeout
         self._next_click = 1
@@ -228,6 +230,7 @@ class Mesh:
             extra_stat_tags=self._extra_stat_tags,
             client_spans=self._client_spans,
             node_metadata=self._node_metadata,
+            tracer=self._tracer,
         )
         wasm = self._wasm
         if wasm:

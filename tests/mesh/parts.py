@@ -67,6 +67,7 @@ PARTS = {
     # 1.40 runs the same in `make test`.
     "envoys": Part(("test-envoys", "ENVOYS=1.38.2 1.39.3"), lambda: []),
     "manifests": Part(("test-manifests",), lambda: lacking("go")),
+    "sdks": Part(("test-sdks",), lambda: lacking("node", "npm", "java", "javac", "mvn")),
     "sidecars": Part(
         ("test-sidecars",), lambda: lacking("go", "java", "mvn") + istio.world.obstacles()
     ),

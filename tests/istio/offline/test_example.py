@@ -40,6 +40,30 @@ def test_the_installation_has_the_provider() -> None:
     assert 9411 in {port["port"] for port in zipkin["spec"]["ports"]}
 
 
+def test_the_other_installation_has_the_provider_of_opentelemetry() -> None:
+    done = istio().run("istioctl", "manifest", "generate", "-f", EXAMPLE / "istio-opentelemetry.yaml")
+    assert done.exit_code == 0, done.text
+    (settings,) = (
+        one
+        for one in documents(done.out)
+        if one["kind"] == "ConfigMap" and one["metadata"]["name"] == "istio"
+    )
+    (provider,) = yaml.safe_load(settings["data"]["mesh"])["extensionProviders"]
+    jaeger = documents((istio().samples / "addons/jaeger.yaml").read_text())
+    (collector,) = (
+        one
+        for one in jaeger
+        if one["kind"] == "Service" and one["metadata"]["name"] == "jaeger-collector"
+    )
+    host = f"jaeger-collector.{collector['metadata']['namespace']}.svc.cluster.local"
+    (port,) = (one["port"] for one in collector["spec"]["ports"] if one["name"] == "grpc-otel")
+    assert provider == {"name": "opentelemetry", "opentelemetry": {"service": host, "port": port}}
+    (telemetry,) = load("example/tracing-opentelemetry.yaml")
+    (tracing,) = telemetry["spec"]["tracing"]
+    assert tracing["providers"] == [{"name": provider["name"]}]
+    assert tracing["randomSamplingPercentage"] == 100
+
+
 def test_every_request_is_traced() -> None:
     base = [one for one in cluster.objects() if one["kind"] != "Telemetry"]
     proxy = generate(load("example/tracing.yaml"), base=base)[ONE.name]
