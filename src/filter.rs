@@ -29,6 +29,11 @@ pub trait Host: SharedData {
     fn now_ms(&self) -> u64 {
         self.now_us() / 1000
     }
+    /// The filter sits before the router, as an ordinary HTTP filter: the headers are not
+    /// yet those that the sidecar's tracer writes.
+    fn is_before_router(&self) -> bool {
+        false
+    }
     /// 16 random bytes.
     fn random(&self) -> [u8; 16];
     /// The name of the Envoy cluster that the request is routed to.
@@ -556,8 +561,8 @@ impl Filter {
         }
         let mut keys = self.keys(request, forms);
         if keys.is_empty() {
-            outcome.counters.push(Counter::NoKey);
             if !self.attributes() {
+                outcome.counters.push(Counter::NoKey);
                 return;
             }
             keys.push(Key::unnamed(host.random()));
@@ -572,6 +577,7 @@ impl Filter {
         // Whole, or not at all.
         let id = Some(&request.request_id).filter(|id| id.len() <= key::LONGEST);
         remembered.request_id = id.cloned().unwrap_or_default();
+        remembered.is_callers = host.is_before_router();
         for _ in 0..dropped {
             outcome.counters.push(Counter::CopyDropped);
         }
@@ -625,7 +631,9 @@ impl Filter {
                 };
                 let mut relayed =
                     relay::decide(headers, checked, remembered, &self.config, new_span);
-                if let (Some((by, _)), Decision::Copied) = (by, relayed.decision) {
+                if let (Some((by, _)), Decision::Copied | Decision::Completed) =
+                    (by, relayed.decision)
+                {
                     relayed.decision = *by;
                 }
                 relayed

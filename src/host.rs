@@ -18,7 +18,7 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use core::panic::PanicInfo;
 
 /// How often Envoy is to call [`tick`], in milliseconds.
@@ -239,9 +239,10 @@ pub(crate) fn request_headers(context: u32) -> bool {
         plugin.setup.borrow_mut().request(direction);
         let map = plugin.tried(Map::Request.pairs())?;
         let memory = module.memory();
+        let host = EnvoyOf(&plugin);
         let outcome = plugin
             .filter
-            .request(memory, &Envoy, direction, Pairs::new(&map));
+            .request(memory, &host, direction, Pairs::new(&map));
         plugin.report(&outcome, direction);
         let answered = plugin.answer(&outcome);
         if answered.is_none() {
@@ -325,6 +326,8 @@ struct Plugin {
     metrics: RefCell<Vec<(Counter, u32)>>,
     log: RefCell<RateLimit>,
     setup: RefCell<Setup>,
+    /// Of the inbound side; `None` until a request has come.
+    is_before_router: Cell<Option<bool>>,
 }
 
 impl Plugin {
@@ -336,6 +339,7 @@ impl Plugin {
             metrics: RefCell::default(),
             log,
             setup: RefCell::default(),
+            is_before_router: Cell::default(),
         };
         // Counters that exist from the start read 0 until something happens.
         for decision in Decision::ALL {
@@ -390,6 +394,16 @@ impl Plugin {
             self.count(Counter::HostErrors);
         }
         result.ok()
+    }
+
+    /// An upstream filter knows the address of the upstream, one before the router does
+    /// not yet (seen with Envoy 1.36 and 1.40).
+    fn is_before_router(&self) -> bool {
+        self.is_before_router.get().unwrap_or_else(|| {
+            let is = abi::property(b"upstream\0address").is_err();
+            self.is_before_router.set(Some(is));
+            is
+        })
     }
 
     fn direction(&self) -> Option<Direction> {
@@ -513,5 +527,44 @@ impl SharedData for Envoy {
 
     fn set(&self, key: &[u8], value: &[u8], cas: u32) -> Result<(), NotSet> {
         abi::set_shared_data(key, value, cas).map_err(|_| NotSet)
+    }
+}
+
+/// Envoy, as the filter of this plugin sees it.
+struct EnvoyOf<'a>(&'a Plugin);
+
+impl Host for EnvoyOf<'_> {
+    fn now_us(&self) -> u64 {
+        Envoy.now_us()
+    }
+
+    fn is_before_router(&self) -> bool {
+        self.0.is_before_router()
+    }
+
+    fn random(&self) -> [u8; 16] {
+        Envoy.random()
+    }
+
+    fn cluster(&self) -> Option<Vec<u8>> {
+        Envoy.cluster()
+    }
+
+    fn node_id(&self) -> Option<Vec<u8>> {
+        Envoy.node_id()
+    }
+
+    fn is_istio(&self) -> bool {
+        Envoy.is_istio()
+    }
+}
+
+impl SharedData for EnvoyOf<'_> {
+    fn get(&self, key: &[u8]) -> Option<(Vec<u8>, u32)> {
+        Envoy.get(key)
+    }
+
+    fn set(&self, key: &[u8], value: &[u8], cas: u32) -> Result<(), NotSet> {
+        Envoy.set(key, value, cas)
     }
 }

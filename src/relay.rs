@@ -58,16 +58,24 @@ pub enum Tracer {
 impl Tracer {
     /// What one request shows. An inbound filter behind the router sees what the tracer
     /// has written, and what the client sent in the other format.
+    ///
+    /// Envoy's OpenTelemetry tracer writes a `tracestate` in any case, if an empty one;
+    /// the Zipkin tracer names the parent of a span in a trace that it continues. Both
+    /// were seen with Envoy 1.36 to 1.40.
     pub fn shown(headers: &TraceHeaders<'_>, checked: &Checked<'_>) -> Option<Self> {
         let has_b3 = checked.forms.multi || checked.forms.single;
+        let has_empty_state = headers.tracestate.value() == Some(b"");
         match (checked.b3.ids, checked.w3c) {
             (Some(_), None) if headers.traceparent.value().is_none() => Some(Self::B3),
             (None, Some(_)) if !has_b3 => Some(Self::W3c),
-            (Some(ids), Some(w3c)) if ids.trace.same(w3c.trace) => {
-                if ids.span == w3c.span {
+            (Some(ids), Some(w3c)) => {
+                let is_same_trace = ids.trace.same(w3c.trace);
+                if is_same_trace && ids.span == w3c.span {
                     Some(Self::Both)
-                } else if ids.parent == Some(w3c.span) {
+                } else if is_same_trace && ids.parent == Some(w3c.span) {
                     Some(Self::B3)
+                } else if has_empty_state && ids.parent.is_none() {
+                    Some(Self::W3c)
                 } else {
                     None
                 }
@@ -120,6 +128,8 @@ pub struct Remembered {
     pub forms: Forms,
     /// What it had of W3C.
     pub received: Received,
+    /// It was seen before the sidecar's tracer: the span is that of the caller.
+    pub is_callers: bool,
     /// Its request ID, up to 255 bytes, where a call may be found without it.
     pub request_id: Vec<u8>,
     /// Headers of the trace context that are copied verbatim: `x-ot-span-context`,
@@ -174,6 +184,7 @@ impl Remembered {
             b3,
             forms,
             received,
+            is_callers: false,
             request_id: Vec::new(),
             opaque,
             copied,
@@ -211,7 +222,7 @@ impl Remembered {
             Received::Stale => 2,
             Received::Current => 3,
         };
-        out.push(sampling | (received << 2));
+        out.push(sampling | (received << 2) | (u8::from(self.is_callers) << 4));
         let ids = self.b3.ids;
         let parent = ids.and_then(|ids| ids.parent);
         let bits = [
@@ -325,6 +336,7 @@ impl Remembered {
                 w3c: bit(0),
             },
             received,
+            is_callers: first & (1 << 4) != 0,
             request_id,
             opaque: Vec::new(),
             copied: Vec::new(),
@@ -468,8 +480,9 @@ pub struct Chosen {
 /// wait for it. The trace is right in any case; of siblings the parent may be the
 /// other one's span.
 ///
-/// That is not enough to hand over the headers of the copy list, nor the request ID.
-/// Where the call does not name the span of one request, only those are left to copy
+/// That is not enough to hand over the headers of the copy list, nor the request ID, nor
+/// what the trace context has beside the trace (a `traceparent` of another trace, above
+/// all). Where the call does not name the span of one request, only those are left to copy
 /// that are the same in all; and none if there may be requests that are not known.
 ///
 /// `headers`: those that were remembered of a request; `None` if they are lost.
@@ -524,13 +537,14 @@ pub fn choose(
         true => others.filter(same_span).collect(),
         false => others.collect(),
     };
-    if !remembered.copied.is_empty() {
+    if !remembered.copied.is_empty() || !remembered.opaque.is_empty() {
         for (found, other) in others.iter_mut().filter(|o| o.1.b3.ids.is_some()) {
             read_headers(other, headers(found));
         }
     }
     keep_common(&mut remembered, others.iter().map(|(_, other)| other));
     if !candidates.complete && !is_named {
+        remembered.opaque.clear();
         remembered.copied.clear();
         remembered.request_id.clear();
     }
@@ -553,7 +567,7 @@ fn read_headers(remembered: &mut Remembered, headers: Option<Vec<u8>>) {
     }
 }
 
-/// Leaves of the copy list, and of the request ID, what is the same in all.
+/// Leaves of the headers, and of the request ID, what is the same in all.
 fn keep_common<'a>(
     remembered: &mut Remembered,
     others: impl Iterator<Item = &'a Remembered> + Clone,
@@ -562,13 +576,17 @@ fn keep_common<'a>(
         let named = headers.iter().filter(move |(known, _)| known == name);
         named.map(|(_, value)| value.as_slice())
     }
-    let all = core::mem::take(&mut remembered.copied);
-    let is_common = |name: &str| {
-        let mut others = others.clone();
-        others.all(|other| values(&other.copied, name).eq(values(&all, name)))
+    let common = |mine: &mut Headers, theirs: fn(&Remembered) -> &Headers| {
+        let all = core::mem::take(mine);
+        let is_common = |name: &str| {
+            let mut others = others.clone();
+            others.all(|other| values(theirs(other), name).eq(values(&all, name)))
+        };
+        let common = all.iter().filter(|(name, _)| is_common(name)).cloned();
+        *mine = common.collect();
     };
-    let common = all.iter().filter(|(name, _)| is_common(name)).cloned();
-    remembered.copied = common.collect();
+    common(&mut remembered.opaque, |other| &other.opaque);
+    common(&mut remembered.copied, |other| &other.copied);
     let id = &remembered.request_id;
     let mut others = others.clone();
     if !others.all(|other| request_id::same(&other.request_id, id)) {
@@ -671,6 +689,9 @@ impl OwnTrace {
     /// span for each call says so in `traceparent`, and that is the context of the call.
     /// Where they write B3 alone, the application finds no `traceparent`, and its tracing
     /// makes a trace up: that contradicts nothing.
+    ///
+    /// Of a request that was seen before the sidecar's tracer it is not known what that
+    /// wrote: a `traceparent` of its trace has a newer span than the caller's.
     pub fn of(checked: &Checked<'_>, remembered: &Remembered, own_spans: OwnSpans) -> Self {
         let (None, Some(w3c)) = (checked.b3.ids, checked.w3c) else {
             return Self::Beside;
@@ -683,6 +704,7 @@ impl OwnTrace {
         {
             return match own_spans {
                 OwnSpans::Unreported => Self::Unreported,
+                _ if remembered.is_callers => Self::OwnInB3(w3c),
                 _ if is_current => Self::Own,
                 OwnSpans::Reported => Self::OwnInB3(w3c),
                 OwnSpans::Auto => Self::Beside,
@@ -710,8 +732,12 @@ pub fn decide(
     new_span: impl FnOnce() -> u64,
 ) -> Relayed {
     let own = OwnTrace::of(checked, remembered, config.own_spans);
+    let forms = config.emit.unwrap_or(remembered.forms);
     match own {
         OwnTrace::Own => return present(headers, checked, remembered, config),
+        OwnTrace::OwnInB3(_) if !forms.multi && !forms.single => {
+            return present(headers, checked, remembered, config);
+        }
         OwnTrace::Another => return Relayed::not(Decision::Present),
         OwnTrace::Contradiction => return Relayed::not(Decision::Conflict),
         OwnTrace::Beside | OwnTrace::OwnInB3(_) | OwnTrace::Unreported => {}
@@ -744,7 +770,7 @@ pub fn decide(
         b3 = w3c.b3();
     }
     let deferred = config.deferred_w3c.sampled();
-    let mut forms = config.emit.unwrap_or(remembered.forms).and(Forms {
+    let mut forms = forms.and(Forms {
         w3c: false,
         ..checked.forms
     });

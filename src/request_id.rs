@@ -31,9 +31,16 @@ pub fn is_envoys(value: &[u8]) -> bool {
         && !value.iter().any(u8::is_ascii_uppercase)
 }
 
+/// Bytes of a value that is looked at for a list.
+const LISTED: usize = 1024;
+
 /// The ID that a request ID stands for: where several headers say the same, Envoy
-/// joins them with commas. A list of different ones stays as it is.
+/// joins them with commas. A list of different ones stays as it is, and so does a very
+/// long value.
 pub fn one(value: &[u8]) -> &[u8] {
+    if value.len() > LISTED {
+        return value;
+    }
     let mut parts = value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
     match parts.next().filter(|first| !first.is_empty()) {
         Some(first) if first.len() < value.len() && parts.all(|other| same_one(first, other)) => {

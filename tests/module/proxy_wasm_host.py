@@ -461,6 +461,9 @@ class Plugin:
         self.properties: dict[str, bytes] = {}
         if direction is not None:
             self.properties["xds.listener_direction"] = struct.pack("<Q", direction)
+        if direction == INBOUND:
+            # Behind the router.
+            self.properties["upstream.address"] = b"127.0.0.1:9080"
         if name is not None:
             self.properties["plugin_name"] = name
         self.tick_period_ms = 0

@@ -611,8 +611,9 @@ def test_calls_outside_are_stripped_if_they_shall_be() -> None:
     assert (made, seen) == ("present", headers(*kept, *OTHER_CONTEXT))
 
 
-# But for the names of the two plugins, and whether this is Istio.
-NAMES_OF_PLUGINS = 4
+# But for the names of the two plugins, whether this is Istio, and where the inbound
+# filter sits.
+NAMES_OF_PLUGINS = 5
 # The cluster, and once for all calls: the ID of the Envoy, and whether it is Istio's.
 FIRST, LATER = 3, 1
 
@@ -774,8 +775,9 @@ def test_direction(configured: str | None, listener: int | None, expected: str) 
     plugin = worker.plugin({"direction": configured} if configured else {}, listener)
     assert observed_direction(worker, plugin) == expected
     if configured not in (None, "auto"):
-        # But for the plugin's name, and whether this is Istio: it is not asked for in vain.
-        assert worker.calls["proxy_get_property"] == 2
+        # But for the plugin's name, whether this is Istio, and where an inbound filter
+        # sits: it is not asked for in vain.
+        assert worker.calls["proxy_get_property"] == (3 if expected == "inbound" else 2)
 
 
 @pytest.mark.parametrize("value", [b"", b"\x01", b"\x01" * 9, b"\xff" * 8])

@@ -73,7 +73,7 @@ def _tracing(world: World) -> Config:
                 "http_service": {
                     "http_uri": {
                         "uri": "http://collector/v1/traces",
-                        "cluster": "zipkin",
+                        "cluster": "collector",
                         "timeout": "2s",
                     }
                 },
@@ -83,7 +83,7 @@ def _tracing(world: World) -> Config:
     else:
         config = {
             "@type": _TYPE + "envoy.config.trace.v3.ZipkinConfig",
-            "collector_cluster": "zipkin",
+            "collector_cluster": "collector",
             "collector_endpoint": "/api/v2/spans",
             "collector_endpoint_version": "HTTP_JSON",
             "trace_id_128bit": world.wide,

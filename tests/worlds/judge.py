@@ -543,8 +543,9 @@ class Judge:
         if traces_sent and traces_sent != {trace}:
             return
         # What an application says in full is its own word, though it be an old one.
-        full = read_multi(call.sent) or read_single(call.sent)
-        if full and full.span != self.facts.server[by.number].id:
+        server = self.facts.server[by.number].id
+        whole = (read_multi(call.sent), read_single(call.sent))
+        if any(full and full.span != server for full in whole):
             return
         if by_trace and ("b3" in common or "traceparent" in common):
             keyed = True
