@@ -330,6 +330,38 @@ fn nothing_makes_a_request_larger_than_envoy_takes() {
     }
 }
 
+/// A request that had to go for lack of room may be the one: another one with its key is
+/// not taken for the only one, and nobody guesses.
+#[test]
+fn what_had_to_go_for_lack_of_room_is_not_taken_for_another() {
+    let config = r#"{"copy_headers": ["x-tenant-*"], "capacity": 64}"#;
+    let sidecar = Sidecar::new(config);
+    for n in 0..400 {
+        sidecar.wait(1);
+        sidecar.request(Some(Inbound), &parsed(&sibling(n)));
+    }
+    // The first ones are gone, and the call may be of one of them.
+    let seen = sidecar.request(Some(Outbound), &parsed(&[ID.to_string()]));
+    assert_eq!(seen.decision, Some(Decision::Copied));
+    assert_eq!(only(&seen.headers, &["x-tenant-"]), []);
+    // The span tells.
+    let last = format!("b3: {TRACE}-{}-1", span(399));
+    assert_eq!(tenants(&sidecar.outbound(&[&last])), ["399"]);
+
+    let sidecar = Sidecar::new(config);
+    for n in 0..1000 {
+        sidecar.wait(1);
+        sidecar.inbound(&[
+            &format!("x-request-id: 0f7a1c2e-1b2d-4c3e-9d4f-{n:012}"),
+            &format!("x-b3-traceid: {:032x}", n + 1),
+            "x-b3-spanid: a2fb4a1d1a96d312",
+        ]);
+    }
+    let gone = "x-request-id: 0f7a1c2e-1b2d-4c3e-9d4f-000000000000";
+    let seen = sidecar.outbound(&[":authority: b", ":path: /b", gone]);
+    assert_eq!(seen.decision, Some(Decision::Unknown));
+}
+
 proptest! {
     /// Requests of a few traces and IDs begin and end; calls carry a part of what their
     /// request has. A call gets its own request's headers, or those that all have.

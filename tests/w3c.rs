@@ -10,6 +10,7 @@
 
 mod support;
 
+use b3relay::config::Direction;
 use b3relay::relay::Decision;
 use support::{Seen, Sidecar, header, headers, only};
 
@@ -240,4 +241,93 @@ fn a_traceparent_of_nobodys_is_the_calls_own_context() {
     sidecar.wait(2000);
     let seen = sidecar.outbound(&[MADE_UP, PROTO, NEW_ID]);
     assert_seen(&seen, Decision::Present, &[MADE_UP]);
+}
+
+/// The calls of one request share the trace that its application makes up, so that they
+/// are found when other requests are in flight too.
+#[test]
+fn a_trace_that_the_application_made_up_groups_the_calls_of_a_request() {
+    let call = |sidecar: &Sidecar, worker: usize, carried: &str| {
+        let lines = [":authority: b", ":path: /b", carried, PROTO, NEW_ID];
+        sidecar.on(worker, Some(Direction::Outbound), &headers(&lines))
+    };
+    let expected = [&B3[..], &[MADE_UP]].concat();
+    for config in ["{}", r#"{"copy_headers": ["end-user"]}"#] {
+        let sidecar = Sidecar::with(config, config, 2);
+        let inbound = [&[ID], &B3[..], &["end-user: a"]].concat();
+        let first = sidecar.inbound(&inbound);
+        assert_seen(&call(&sidecar, 0, MADE_UP), Decision::Exclusive, &expected);
+        // Another one begins.
+        sidecar.inbound(&[
+            OTHER_ID,
+            "x-b3-traceid: 563ac35c9f6413ad48485a3953bb6124",
+            "x-b3-spanid: b2fb4a1d1a96d312",
+            "end-user: b",
+        ]);
+        for worker in [0, 1] {
+            let seen = call(&sidecar, worker, MADE_UP);
+            assert_seen(&seen, Decision::Exclusive, &expected);
+            // A guess, all the same.
+            assert_eq!(only(&seen.headers, &["end-user"]), []);
+        }
+        let unknown = MADE_UP.replace("dddd", "eeee");
+        assert_seen(&call(&sidecar, 0, &unknown), Decision::Unsure, &[&unknown]);
+        // The trace is of nobody once its request has gone.
+        sidecar.end(&first);
+        sidecar.wait(1000);
+        sidecar.inbound(&[&["x-request-id: 7"], &B3[..]].concat());
+        assert_seen(&call(&sidecar, 0, MADE_UP), Decision::Unsure, &[MADE_UP]);
+    }
+}
+
+/// As an ordinary HTTP filter it sees what the caller sent; the sidecar's tracer writes
+/// something newer, and the application may carry that on.
+#[test]
+fn before_the_router_the_span_of_a_traceparent_is_newer_than_the_callers() {
+    let sidecar = |inbound: &[&str]| {
+        let sidecar = Sidecar::new("{}");
+        sidecar.host.before_router.set(true);
+        sidecar.inbound(&[&[ID], inbound].concat());
+        sidecar
+    };
+    let caller = [TRACE, "x-b3-spanid: 0020000000000001", SAMPLED];
+    let newer = [TRACE, SPAN, SAMPLED, SERVER];
+    for inbound in [&caller[..], &[&caller[..], &[CALLER]].concat()] {
+        let seen = sidecar(inbound).outbound(&[ID, SERVER]);
+        assert_seen(&seen, Decision::Copied, &newer);
+    }
+    let seen = sidecar(&[CALLER]).outbound(&[ID, SERVER]);
+    assert_seen(&seen, Decision::Present, &[SERVER]);
+    // What carries nothing gets what is known.
+    assert_seen(&sidecar(&caller).outbound(&[ID]), Decision::Copied, &caller);
+}
+
+/// Of a trace that clients share, each with a traceparent of its own.
+#[test]
+fn the_traceparent_of_another_request_is_never_copied() {
+    let own = |n: u32| format!("traceparent: 00-{n:032x}-{n:016x}-01");
+    let sidecar = Sidecar::new("{}");
+    for n in 1..4 {
+        let id = format!("x-request-id: {n}");
+        let span = format!("x-b3-spanid: {n:016x}");
+        sidecar.inbound(&[
+            &id,
+            TRACE,
+            &span,
+            PARENT,
+            SAMPLED,
+            &own(n),
+            "tracestate: a=1",
+        ]);
+    }
+    let seen = sidecar.outbound(&[TRACE]);
+    assert_eq!(only(&seen.headers, &["traceparent"]), []);
+    let seen = sidecar.outbound(&["x-request-id: 2"]);
+    assert_eq!(only(&seen.headers, &["traceparent"]), [header(&own(2))]);
+}
+
+#[test]
+fn a_guess_is_called_one_though_the_call_carries_a_decision() {
+    let seen = sidecar("{}", &B3).outbound(&[":authority: b", SAMPLED, PROTO, NEW_ID]);
+    assert_seen(&seen, Decision::Exclusive, &B3);
 }

@@ -108,6 +108,8 @@ pub struct TestHost {
     pub nodes: Cell<u32>,
     /// Istio has configured it.
     pub istio: Cell<bool>,
+    /// The inbound filter is an ordinary HTTP filter.
+    pub before_router: Cell<bool>,
     next: Cell<u64>,
 }
 
@@ -131,6 +133,10 @@ impl Host for TestHost {
         let mut random = [0x5a; 16];
         random[..8].copy_from_slice(&self.next.get().to_le_bytes());
         random
+    }
+
+    fn is_before_router(&self) -> bool {
+        self.before_router.get()
     }
 
     fn cluster(&self) -> Option<Vec<u8>> {
