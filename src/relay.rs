@@ -807,25 +807,55 @@ pub fn decide(
 }
 
 /// A call with a context of its own: left as it is, but for the headers of the copy list
-/// and the request ID, if it is of the request's trace.
+/// and the request ID, if it is of the request's trace; and for its span, if `own_spans`
+/// says that another one counts.
 pub fn present(
     headers: &TraceHeaders<'_>,
     checked: &Checked<'_>,
     remembered: &Remembered,
     config: &Config,
 ) -> Relayed {
-    let mut relayed = Relayed::not(Decision::Present);
-    let own = checked.b3.ids.map(|ids| ids.trace);
-    let own = own.or(checked.w3c.map(|w3c| w3c.trace));
-    let theirs = remembered.b3.ids.map(|ids| ids.trace);
-    if let (Some(own), Some(theirs)) = (own, theirs) {
-        if own.same(theirs) {
-            relayed.edits = copied(headers, remembered, false, false);
-            let restored = restored(headers, remembered, config.restore_request_id);
-            relayed.edits.extend(restored);
-        }
+    let own = checked.b3.ids.map(|ids| (ids.trace, ids.span));
+    let w3c = checked.w3c.map(|w3c| (w3c.trace, w3c.span));
+    let (Some((trace, _)), Some(ids)) = (own.or(w3c), remembered.b3.ids) else {
+        return Relayed::not(Decision::Present);
+    };
+    if !trace.same(ids.trace) {
+        return Relayed::not(Decision::Present);
     }
-    relayed
+    let is_of_its_own =
+        |of: Option<(TraceId, SpanId)>| of.is_some_and(|(t, s)| t.same(ids.trace) && s != ids.span);
+    let b3 = match config.own_spans {
+        OwnSpans::Auto => None,
+        // Copied by hand, beside the span that the application's tracing made.
+        OwnSpans::Reported => {
+            let is_newer = own.is_some_and(|(_, span)| span == ids.span) && is_of_its_own(w3c);
+            checked.w3c.filter(|_| is_newer).map(TraceParent::b3)
+        }
+        OwnSpans::Unreported => (is_of_its_own(own) || is_of_its_own(w3c)).then_some(remembered.b3),
+    };
+    let says = b3.map(|b3| Says {
+        b3: B3 {
+            sampling: match checked.b3.sampling {
+                Sampling::Defer => b3.sampling,
+                decided => decided,
+            },
+            ..b3
+        },
+        forms: checked.forms,
+        replaces_traceparent: config.own_spans == OwnSpans::Unreported,
+        deferred: config.deferred_w3c.sampled(),
+    });
+    let mut edits = copied(headers, remembered, false, false);
+    edits.extend(restored(headers, remembered, config.restore_request_id));
+    Relayed {
+        decision: match says {
+            Some(_) => Decision::Copied,
+            None => Decision::Present,
+        },
+        says,
+        edits,
+    }
 }
 
 /// The headers that a call lacks: those of the copy list, and of the trace context those

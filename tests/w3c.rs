@@ -88,6 +88,36 @@ fn a_span_that_is_reported_is_the_calls_in_b3_too_if_the_user_says_so() {
     assert_seen(&seen, Decision::Copied, &expected);
 }
 
+/// Copied by hand, beside what the application's tracing writes.
+#[test]
+fn own_spans_decides_between_two_formats_too() {
+    let hand = [TRACE, SPAN, SAMPLED];
+    let client = [TRACE, "x-b3-spanid: cccccccccccccccc", SAMPLED, CLIENT];
+    let server = [TRACE, SPAN, SAMPLED, SERVER];
+    let carried = [&[ID], &hand[..], &[CLIENT]].concat();
+    for (own_spans, decision, expected) in [
+        (
+            "auto",
+            Decision::Present,
+            &[&hand[..], &[CLIENT]].concat()[..],
+        ),
+        ("reported", Decision::Copied, &client),
+        ("unreported", Decision::Copied, &server),
+    ] {
+        let config = format!(r#"{{"own_spans": "{own_spans}"}}"#);
+        let seen = sidecar(&config, &hand).outbound(&carried);
+        assert_seen(&seen, decision, expected);
+    }
+    // An SDK that writes B3, and is said to report nowhere.
+    let unreported = sidecar(r#"{"own_spans": "unreported"}"#, &B3);
+    let seen = unreported.outbound(&[ID, TRACE, "x-b3-spanid: cccccccccccccccc", SAMPLED]);
+    assert_seen(&seen, Decision::Copied, &B3);
+    // Another trace is not touched.
+    let other = ["x-b3-traceid: 563ac35c9f6413ad48485a3953bb6124", SPAN];
+    let seen = unreported.outbound(&[&[ID], &other[..]].concat());
+    assert_seen(&seen, Decision::Present, &other);
+}
+
 #[test]
 fn a_traceparent_that_the_application_made_up_contradicts_nothing() {
     let expected = [&B3[..], &[MADE_UP]].concat();
