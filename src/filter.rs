@@ -120,6 +120,9 @@ pub struct Outcome<'a> {
 /// The header in which b3relay says what it found and did, if it is told to.
 pub const REPORT: &str = "x-b3relay";
 
+/// For so long it is remembered that a trace began in this pod.
+const MADE_UP_MS: u64 = 30_000;
+
 /// A configured filter.
 #[derive(Debug)]
 pub struct Filter {
@@ -169,6 +172,13 @@ struct Plan<'a> {
     kept: Forms,
     /// What else is to change.
     edits: Vec<Edit>,
+}
+
+impl Plan<'_> {
+    /// Something would be written.
+    fn writes(&self) -> bool {
+        self.converted.is_some() || self.request_id.is_some()
+    }
 }
 
 /// What was written.
@@ -624,6 +634,14 @@ impl Filter {
             headers, checked, ..
         } = request;
         let mut relayed = match (looked_up.before, &looked_up.found) {
+            // A guess has nothing to give but the context.
+            (
+                Ok(()),
+                Ok(Owner {
+                    remembered,
+                    by: Some(_),
+                }),
+            ) if remembered.b3.is_empty() => Relayed::not(Decision::NoContext),
             (Ok(()), Ok(Owner { remembered, by })) => {
                 let new_span = || {
                     let [a, b, c, d, e, f, g, h, ..] = host.random();
@@ -656,7 +674,7 @@ impl Filter {
         };
         let asked = match self.config.outside {
             Outside::Relay => false,
-            Outside::Leave => relayed.writes() || plan.converted.is_some(),
+            Outside::Leave => relayed.writes() || plan.writes(),
             Outside::Strip => relayed.writes() || !headers.present().is_empty(),
         };
         let [authority, path] = [headers.authority, headers.path];
@@ -666,11 +684,9 @@ impl Filter {
             if relayed.writes() || self.config.outside == Outside::Strip {
                 relayed = Relayed::not(Decision::Outside);
             }
-            // Repairing what it carries itself is not adding to it.
-            plan.converted = plan.repaired;
-            plan.kept = Forms::default();
+            // Not even repaired: that might add to what the application sends there.
+            plan = Plan::default();
             if self.config.outside == Outside::Strip {
-                plan = Plan::default();
                 let names = headers.present();
                 let names = names
                     .iter()
@@ -797,7 +813,33 @@ impl Filter {
             );
             outcome.findings.extend(findings);
         }
+        if matches!(found, Err(Decision::Unknown | Decision::Unsure)) {
+            self.note_trace(memory, host, request);
+        }
         LookedUp { before, found }
+    }
+
+    /// A trace that the application made up, on a call that is left alone: should a
+    /// request come in with it, the call that was left alone may have been its cause, and
+    /// further calls with this trace may be of either.
+    fn note_trace(&self, memory: &mut Memory, host: &impl Host, request: &Request<'_>) {
+        let Checked { b3, w3c, .. } = &request.checked;
+        let made_up = w3c.filter(|_| b3.ids.is_none() && !memory.writes_w3c());
+        let by_trace = self.config.keys.contains(&KeyOf::TraceParent);
+        let Some(w3c) = made_up.filter(|_| by_trace) else {
+            return;
+        };
+        let (store, now_ms) = (&mut memory.store, host.now_ms());
+        let key = Key::trace(w3c.trace);
+        let known = store.find(host, || now_ms, &key, false).found;
+        if known.iter().all(|found| found.context != relay::OF_ANY) {
+            let limits = Limits {
+                grace_ms: self.limits.grace_ms.max(MADE_UP_MS),
+                ..self.limits
+            };
+            let inserted = store.insert(host, limits, now_ms, &[key], relay::OF_ANY, &[]);
+            store.end(host, limits, now_ms, inserted.ticket);
+        }
     }
 
     /// The last rungs, for a call that says nothing of itself, or nothing but a trace that
@@ -895,15 +937,9 @@ impl Filter {
         let mut keys = self.keys(request, Forms::default()).into_iter();
         let mut among = Candidates::default();
         let mut result = Err(Decision::NoKey);
-        let (mut guess, mut is_forgotten) = (None, false);
+        let mut is_forgotten = false;
         for key in keys.by_ref() {
             let mut candidates = store.find(host, now_ms, &key, all);
-            let is_guess = |found: &Found| found.under == Under::Guess;
-            if !candidates.found.is_empty() && candidates.found.iter().all(is_guess) {
-                guess = guess.or(choose(store, host, &candidates, named).ok());
-                continue;
-            }
-            candidates.found.retain(|found| !is_guess(found));
             if candidates.found.is_empty() {
                 is_forgotten |= !candidates.complete;
             }
@@ -927,10 +963,13 @@ impl Filter {
             }
         }
         let one = match result {
+            Ok(one) if one.under == Under::Guess => {
+                return LookUp::Nobody(Decision::Unknown, Some(one));
+            }
             Ok(one) => one,
             // It may be of one that had to go.
             Err(decision) if is_forgotten => return LookUp::Forgotten(decision),
-            Err(decision) => return LookUp::Nobody(decision, guess),
+            Err(decision) => return LookUp::Nobody(decision, None),
         };
         let foreign = foreign_trace(request, &one.remembered);
         for key in keys {

@@ -472,6 +472,10 @@ pub struct Chosen {
     pub spans: Option<Vec<SpanId>>,
 }
 
+/// What is remembered in place of a context under a trace that the application made up:
+/// it is known to be of a request of this pod, but not of which.
+pub const OF_ANY: &[u8] = &[0xff];
+
 /// The one request that a call belongs to, among those found under its keys.
 ///
 /// Several requests of one trace (a loop, a fan-out, a retry) may share their keys.
@@ -491,6 +495,13 @@ pub fn choose(
     headers: impl Fn(&Found) -> Option<Vec<u8>>,
     named: Named,
 ) -> Result<Chosen, Decision> {
+    // The trace began in this pod: a request that came with it is one that the first of
+    // its requests has called, directly or not.
+    let is_own = |found: &Found| found.under == Under::Own && found.context != OF_ANY;
+    let began_here = candidates.found.iter().any(|found| found.context == OF_ANY);
+    if began_here && candidates.found.iter().any(is_own) {
+        return Err(Decision::Ambiguous);
+    }
     let found = candidates.found.iter();
     let decoded =
         found.filter_map(|found| Some((found, Remembered::decode_context(&found.context)?)));
@@ -935,7 +946,8 @@ pub fn propagation<'a>(
         let then = remembered.b3.sampling.decided();
         now.is_some() && then.is_some() && now != then
     };
-    if let Some(ids) = checked.b3.ids {
+    let is_known = !remembered.is_callers;
+    if let Some(ids) = checked.b3.ids.filter(|_| is_known) {
         if !ids.trace.same(inbound.trace) {
             findings.push(found(Rule::P02, b3(trace_id)));
             return findings;
@@ -947,6 +959,9 @@ pub fn propagation<'a>(
         if spans.is_some_and(|spans| !spans.iter().any(named)) {
             findings.push(found(Rule::P04, b3((header::SPAN_ID, headers.span_id))));
         }
+        return findings;
+    }
+    if !is_known && (checked.b3.ids.is_some() || checked.w3c.is_some()) {
         return findings;
     }
     let finding = match OwnTrace::of(checked, remembered, own_spans) {

@@ -361,3 +361,40 @@ fn a_guess_is_called_one_though_the_call_carries_a_decision() {
     let seen = sidecar("{}", &B3).outbound(&[":authority: b", SAMPLED, PROTO, NEW_ID]);
     assert_seen(&seen, Decision::Exclusive, &B3);
 }
+
+/// The application calls itself, and its tracing made the trace up: a request that comes
+/// with it is not the one that the further calls are of.
+#[test]
+fn a_trace_that_began_in_this_pod_is_of_no_request_that_comes_with_it() {
+    let made_up = |span: &str| MADE_UP.replace("cccccccccccccccc", span);
+    let off = sidecar(r#"{"attribution": "off"}"#, &B3);
+    let call = made_up("1111111111111111");
+    assert_seen(
+        &off.outbound(&[&call, PROTO, NEW_ID]),
+        Decision::Unknown,
+        &[&call],
+    );
+    let other = [
+        "x-b3-traceid: 563ac35c9f6413ad48485a3953bb6124",
+        "x-b3-spanid: b2fb4a1d1a96d312",
+    ];
+    off.inbound(&[&[OTHER_ID], &other[..], &[&call]].concat());
+    let call = made_up("2222222222222222");
+    assert_seen(
+        &off.outbound(&[&call, PROTO, NEW_ID]),
+        Decision::Ambiguous,
+        &[&call],
+    );
+
+    // With attribution the first call was found to be of the first request, and so are
+    // the others.
+    let on = sidecar("{}", &B3);
+    let call = made_up("1111111111111111");
+    let seen = on.outbound(&[":authority: b", &call, PROTO, NEW_ID]);
+    assert_eq!(seen.decision, Some(Decision::Exclusive));
+    let inner = on.inbound(&[OTHER_ID, TRACE, "x-b3-spanid: b2fb4a1d1a96d312", &call]);
+    on.end(&inner);
+    let call = made_up("2222222222222222");
+    let seen = on.outbound(&[":authority: b", &call, PROTO, NEW_ID]);
+    assert_seen(&seen, Decision::Exclusive, &[&B3[..], &[&call]].concat());
+}

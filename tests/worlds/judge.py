@@ -289,26 +289,32 @@ class Judge:
     def guessed(self, got: Received) -> bool:
         """The caller's filter has guessed whose call it is."""
         decision = decision_of(got)
-        if decision is not None:
+        if decision is not None and decision != "no_context":
             return decision in GUESSES
         call = got.call
         if call is None:
             return False
         sender = self.sender(call)
         out = sender.config_out
-        keyed = any(
-            name
-            in (
-                "x-request-id",
-                "traceparent",
-                "x-b3-traceid",
-                "x-b3-spanid",
-                "b3",
-                *out.get("keys", ()),
-            )
-            for name, _ in call.sent
-        )
-        return sender.filter and out.get("attribution", "exclusive") != "off" and not keyed
+        if not sender.filter or out.get("attribution", "exclusive") == "off":
+            return False
+        # What it carries of the request that it is made for.
+        keys = out.get("keys", ["x-request-id", "traceparent", "b3"])
+        given = [] if call.by is None else call.by.headers
+        parts = ("x-b3-traceid", "x-b3-spanid")
+        for key in keys:
+            names = {"b3": ("b3", *parts), "traceparent": ("traceparent", *parts)}.get(key, (key,))
+            for name in names:
+                if key in ("b3", "traceparent"):
+                    sent = {context.trace for context in contexts(call.sent).values()}
+                    had = {context.trace for context in contexts(given).values()}
+                    if sent & had or (name in parts and values(call.sent, name)):
+                        return False
+                elif set(map(masked, values(call.sent, name))) & set(
+                    map(masked, values(given, name))
+                ):
+                    return False
+        return True
 
     # 1
 
@@ -423,9 +429,6 @@ class Judge:
         )
         if mode == "leave":
             for name in ours:
-                if sender.config_out.get("mode") == "repair" and name in CONTEXT:
-                    if values(call.sent, name):
-                        continue
                 if values(got.headers, name) != values(call.sent, name):
                     self.fault("outside", f"{name} was changed", got, call.host)
                     return
@@ -504,8 +507,32 @@ class Judge:
             # As an ordinary HTTP filter it knows the caller's parent alone.
             if rank in ("caller", "below caller") and now in ("caller", "below caller"):
                 lost = False
-            if lost:
+            if lost and not self._changes_what_is_forwarded(call) and not self._ambiguous(got):
                 self.fault("edge", f"hung from: {rank}; now: {now}", got, f"{rank}-{now}")
+
+    def _changes_what_is_forwarded(self, call: Made) -> bool:
+        """The user has asked for a form that the application then copies by hand, beside
+        what its own tracing writes."""
+        sender = self.sender(call)
+        emit = sender.config_in.get("emit", "received")
+        forms = {"b3": "b3", "b3multi": "x-b3-traceid", "w3c": "traceparent"}
+        by_hand = {forms[form] for form in emit} if emit != "received" else set()
+        return bool(sender.sdk) and bool(by_hand & {name for name, _ in call.sent})
+
+    def _ambiguous(self, got: Received) -> bool:
+        """A call that was found by what other requests of its trace in the pod have too."""
+        call = got.call
+        if call is None or call.by is None or decision_of(got) not in ("copied", "completed"):
+            return False
+        trace, by = self.facts.trace(call.by), call.by
+        for other in self.facts.run.received:
+            if other is by or other.service != by.service or other.began > call.at + 0.05:
+                continue
+            if self.facts.trace(other) == trace and (
+                other.ended is None or other.ended + 6 > call.at
+            ):
+                return True
+        return False
 
     def _unsampled(self, got: Received) -> bool:
         return any(context.sampled == "0" for context in contexts(got.headers).values())
@@ -682,8 +709,14 @@ class Judge:
             if not self.world.retries:
                 for label, count in reported.items():
                     counted = total("calls_total", f"decision=.={label};")
-                    if counted != count:
+                    # A request without room for it carries no report.
+                    full = any(kind.startswith("huge") for kind in self.kinds())
+                    if counted != count and not (full and counted > count):
                         self.fault("metrics", f"{label}: {counted} counted, {count} reported")
+
+    def kinds(self) -> set[str]:
+        """Of the clients."""
+        return {made.root.kind for made in self.facts.run.made}
 
     def _service_of(self, made: Made) -> int | None:
         if made.by is not None:
@@ -750,7 +783,8 @@ class Judge:
         if decision == "no_context" and call.by is not None and call.by.number in self.facts.server:
             if not self.guessed(got) and not self.unseen(call.by) and not self.facts.shared(trace):
                 self.fault("finding", "no_context, and yet its request has one", got, "no_context")
-        wrote = decision == "copied" and self.writes(self.sender(call))
+        # A context may be a sampling decision and nothing else.
+        wrote = decision == "copied" and trace is not None and self.writes(self.sender(call))
         if wrote and got.service is not None and self.facts.traced and call.by is not None:
             if self.facts.trace(got) != trace and not self.facts.shared(self.facts.trace(got)):
                 self.fault(
