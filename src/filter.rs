@@ -139,6 +139,8 @@ struct Request<'a> {
     request_id: Vec<u8>,
     /// Of an inbound request: what its `traceparent` is beside its context.
     received: Received,
+    /// Its context breaks rules that implementations read differently.
+    is_odd: bool,
 }
 
 impl Request<'_> {
@@ -255,6 +257,7 @@ impl Filter {
             headers,
             checked,
             received: Received::Absent,
+            is_odd: outcome.findings.iter().any(is_read_differently),
         };
         if direction != Some(Direction::Outbound) {
             request.take_newest(memory);
@@ -588,6 +591,8 @@ impl Filter {
         let id = Some(&request.request_id).filter(|id| id.len() <= key::LONGEST);
         remembered.request_id = id.cloned().unwrap_or_default();
         remembered.is_callers = host.is_before_router();
+        let has_b3 = request.checked.b3.ids.is_some();
+        remembered.is_uncertain = remembered.is_callers && (request.is_odd || !has_b3);
         for _ in 0..dropped {
             outcome.counters.push(Counter::CopyDropped);
         }
@@ -1052,6 +1057,12 @@ fn describe(headers: &TraceHeaders<'_>, tokens: Vec<text::Token>) -> Call {
         kind: text::kind(method, authority, path),
         tokens,
     }
+}
+
+/// Not every implementation reads the context that broke the rule.
+fn is_read_differently(finding: &Finding<'_>) -> bool {
+    let is_of_id = finding.header == header::REQUEST_ID;
+    finding.rule.severity() != Severity::Info && !is_of_id
 }
 
 /// The rule is one that repair rewrites a request for.

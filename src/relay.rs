@@ -130,6 +130,9 @@ pub struct Remembered {
     pub received: Received,
     /// It was seen before the sidecar's tracer: the span is that of the caller.
     pub is_callers: bool,
+    /// Whether that tracer continues the trace is not known: implementations read such a
+    /// request differently, or it came without B3.
+    pub is_uncertain: bool,
     /// Its request ID, up to 255 bytes, where a call may be found without it.
     pub request_id: Vec<u8>,
     /// Headers of the trace context that are copied verbatim: `x-ot-span-context`,
@@ -185,6 +188,7 @@ impl Remembered {
             forms,
             received,
             is_callers: false,
+            is_uncertain: false,
             request_id: Vec::new(),
             opaque,
             copied,
@@ -222,7 +226,9 @@ impl Remembered {
             Received::Stale => 2,
             Received::Current => 3,
         };
-        out.push(sampling | (received << 2) | (u8::from(self.is_callers) << 4));
+        let bits = [self.is_callers, self.is_uncertain].map(u8::from);
+        let [is_callers, is_uncertain] = bits;
+        out.push(sampling | (received << 2) | (is_callers << 4) | (is_uncertain << 5));
         let ids = self.b3.ids;
         let parent = ids.and_then(|ids| ids.parent);
         let bits = [
@@ -337,6 +343,7 @@ impl Remembered {
             },
             received,
             is_callers: first & (1 << 4) != 0,
+            is_uncertain: first & (1 << 5) != 0,
             request_id,
             opaque: Vec::new(),
             copied: Vec::new(),
@@ -946,7 +953,7 @@ pub fn propagation<'a>(
         let then = remembered.b3.sampling.decided();
         now.is_some() && then.is_some() && now != then
     };
-    let is_known = !remembered.is_callers;
+    let is_known = !remembered.is_uncertain;
     if let Some(ids) = checked.b3.ids.filter(|_| is_known) {
         if !ids.trace.same(inbound.trace) {
             findings.push(found(Rule::P02, b3(trace_id)));

@@ -46,16 +46,24 @@ def unnamed(headers: RawHeaders | None) -> RawHeaders:
     return [header for header in headers if header[0] != "x-envoy-expected-rq-timeout-ms"]
 
 
+# Of the vectors.
+TRACE = b"463ac35c9f6413ad48485a3953bb6124"
+
+
 @pytest.mark.parametrize("vector", load(), ids=lambda vector: vector.name)
 def test_vector(plain: Plain, vector: Vector) -> None:
     headers = vector.headers
     direction = "inbound"
     if vector.inbound is not None:
         direction = "outbound"
-        # Others use the usual request ID, and leave it behind for a while.
+        # Others use the usual request ID and trace, and leave them behind for a while.
         own = ("x-request-id", str(uuid.uuid4()).encode())
+        trace = uuid.uuid4().hex.encode()
         headers, inbound = (
-            [own if header == GOOD_REQUEST_ID else header for header in headers]
+            [
+                own if header == GOOD_REQUEST_ID else (header[0], header[1].replace(TRACE, trace))
+                for header in headers
+            ]
             for headers in (headers, vector.inbound)
         )
         plain.get("inbound", inbound)
@@ -73,7 +81,7 @@ def test_vector(plain: Plain, vector: Vector) -> None:
         others = [h for h in unnamed(seen.received) if h[0] != "x-request-id"]
         assert others == [h for h in unnamed(without.received) if h[0] != "x-request-id"]
     elif "P01" in vector.findings:
-        assert b3_of(seen.received or []) == b3_of(vector.inbound or [])
+        assert b3_of(seen.received or []) == b3_of(inbound)
     else:
         assert unnamed(seen.received) == unnamed(without.received)
 

@@ -194,7 +194,7 @@ def test_what_an_edge_without_a_tracer_drops(tracer: str, emit: str) -> None:
         )
         for part in ("listeners", "clusters"):
             made["static_resources"][part] += [
-                each for each in first["static_resources"][part] if each["name"] != "zipkin"
+                each for each in first["static_resources"][part] if each["name"] != "collector"
             ]
         for n in range(len(made["static_resources"]["listeners"])):
             manager(made, n)["internal_address_config"] = INTERNAL
