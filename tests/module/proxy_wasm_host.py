@@ -72,7 +72,16 @@ class BadPointer(Exception):
     """The module handed over memory that it doesn't have."""
 
 
-_ENGINE = wasmtime.Engine()
+_FUEL = 1 << 60
+
+
+def _engine() -> wasmtime.Engine:
+    config = wasmtime.Config()
+    config.consume_fuel = True
+    return wasmtime.Engine(config)
+
+
+_ENGINE = _engine()
 
 
 @functools.cache
@@ -159,6 +168,7 @@ class Host:
         self._size = 0
 
         self._store = wasmtime.Store(_ENGINE)
+        self._store.set_fuel(_FUEL)
         linker = wasmtime.Linker(_ENGINE)
         for wanted in module.imports:
             assert wanted.name is not None
@@ -189,6 +199,10 @@ class Host:
     def lines(self, level: str = "warn") -> list[str]:
         """The log lines of one level."""
         return [text for found, text in self.log if found == level]
+
+    def instructions(self) -> int:
+        """How many instructions of the module were executed, more or less."""
+        return _FUEL - self._store.get_fuel()
 
     def memory_bytes(self) -> int:
         """The size of the module's memory."""
