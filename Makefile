@@ -82,6 +82,11 @@ test-envoy: $(WASM) $(TOOLS)/venv/.done ## The second half
 	$(call say,envoy: the mesh$(comma) bad input$(comma) load$(comma) about 2 minutes)
 	$(PYTHON) -m pytest -q tests/envoy
 
+CLICKS ?= 1000
+.PHONY: clicks
+clicks: $(WASM) $(TOOLS)/venv/.done ## CLICKS (1000) one after the other, of services with 2, 50 and 300 ms of work, on one and two workers: all whole (about 45 min)
+	B3RELAY_CLICKS=$(CLICKS) B3RELAY_WORK_MS=2,50,300 $(PYTHON) -m pytest -q -s tests/envoy/test_attribution.py -k without_a_pause
+
 # tests/istio and tests/docker have requirements of their own.
 .PHONY: test-types
 test-types: $(TOOLS)/venv/.accuracy-done $(TOOLS)/venv/.docker $(TOOLS)/mypy/.done-$(MYPY) ## The types of the Python in tests/, by mypy --strict

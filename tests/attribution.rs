@@ -647,6 +647,85 @@ fn requests_side_by_side_teach_exclusive_nothing() {
     assert_alone(&app);
 }
 
+/// Above so many requests in flight, those beyond are not followed; but they are known,
+/// and forgotten with their worker.
+#[test]
+fn more_requests_in_flight_than_are_followed_and_a_worker_that_goes() {
+    let app = App::new("{}");
+    assert_alone(&app);
+    let _gone: Vec<Request> = (0..200).map(|_| app.begin_on(0, "/a")).collect();
+    let kept: Vec<Request> = (0..100).map(|_| app.begin_on(1, "/a")).collect();
+    app.sidecar.wait(1);
+    assert_left_alone(&app.call("h1", "/items/7"), Decision::Unsure);
+    app.sidecar.replace(0);
+    for _ in 0..70 {
+        app.sidecar.wait(1000);
+        app.sidecar.tick_on(1);
+    }
+    assert_left_alone(&app.call("h1", "/items/7"), Decision::Unsure);
+    kept.into_iter().for_each(|request| app.end(request));
+    app.sidecar.wait(100);
+    assert_alone(&app);
+}
+
+/// `/users/alice` is a route and a kind of its own, and there are many users.
+#[test]
+fn more_routes_and_kinds_than_have_names() {
+    let app = App::trained(INFERRED);
+    let check = |app: &App| {
+        let requests = [app.begin("/a"), app.begin("/b")];
+        app.sidecar.wait(1);
+        let call = app.call("h3", "/items/8");
+        assert_copied(&call, &requests[1], Decision::Inferred);
+        app.sidecar.wait(10);
+        app.sidecar.returned(&call);
+        app.sidecar.wait(1);
+        let [one, other] = requests;
+        app.end(other);
+        app.sidecar.wait(50);
+        app.end(one);
+        app.sidecar.wait(50);
+    };
+    let name = |n: u32| -> String {
+        let letter = |n: u32| char::from(b'a' + (n % 26) as u8);
+        format!("user{}{}{}", letter(n), letter(n / 26), letter(n / 676))
+    };
+    for n in 0..5000 {
+        // Paths of one host; hosts; and routes.
+        match n % 3 {
+            0 => app.serve(&format!("/{}", name(n)), &["h1"]),
+            1 => app.serve("/c", &[name(n).as_str()]),
+            _ => {
+                let request = app.begin("/d");
+                app.sidecar.wait(1);
+                let call = app.call("h4", &format!("/users/{}", name(n)));
+                app.sidecar.wait(10);
+                app.sidecar.returned(&call);
+                app.sidecar.wait(1);
+                app.end(request);
+                app.sidecar.wait(5);
+                vec![call]
+            }
+        };
+        if n % 20 == 0 {
+            app.serve("/a", &["h1", "h2"]);
+            app.serve("/b", &["h3"]);
+        }
+        if n % 500 == 499 {
+            check(&app);
+        }
+    }
+    assert_alone(&app);
+    // Others that come now are learned like the first ones.
+    for _ in 0..60 {
+        app.serve("/e", &["h5"]);
+        app.serve("/f", &["h6"]);
+    }
+    let (_e, f) = (app.begin("/e"), app.begin("/f"));
+    app.sidecar.wait(1);
+    assert_copied(&app.call("h6", "/items/8"), &f, Decision::Inferred);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Begin(usize),

@@ -9,11 +9,13 @@
 //! | [`text`] | which route or kind a request is of, and the identifiers in it |
 //! | [`model`] | what has been learned of the application |
 //! | [`tracker`] | what is believed of the requests in flight, and whose a call is |
+//! | `alone` | whether a call is of the only request in flight, or of the background |
 //! | [`journal`] | what each worker tells the others |
 //!
 //! Each worker that judges calls has a [`Tracker`] of its own, and tells it what is
 //! in the journals of all, in the order of time.
 
+mod alone;
 mod belief;
 pub mod journal;
 pub mod model;
@@ -328,6 +330,7 @@ impl Attribution {
         if lost {
             self.tracker.forget();
             self.blind_until_us = now_us.saturating_add(BLIND_US);
+            self.tracker.blind(self.blind_until_us);
         }
         // The earliest first.
         let events = order::descending(events, |(at_us, _, _)| -(*at_us as f64));
@@ -348,10 +351,11 @@ impl Attribution {
                 self.tracker.begin(at_us, request, bucket, route, tokens);
             }
             Event::End { request, answered } => {
-                if !answered {
-                    self.tracker.stray(at_us);
+                let request = number(worker, request);
+                match answered {
+                    true => self.tracker.end(at_us, request),
+                    false => self.tracker.broken_off(at_us, request),
                 }
-                self.tracker.end(at_us, number(worker, request));
             }
             Event::Call {
                 call,

@@ -12,16 +12,21 @@
 //! its probability. All is bounded, and forgotten by halves.
 
 use super::text::Token;
+use alloc::collections::VecDeque;
 use alloc::vec;
 use alloc::vec::Vec;
 
 /// Half-octave buckets of the time in a node: the first ends at 32 µs, the last
 /// is everything beyond half a second.
-const BUCKETS: usize = 29;
+pub(super) const BUCKETS: usize = 29;
 const FIRST_US: u64 = 32;
 /// Nodes of one application at most, and kinds of calls that have a name.
 const NODES_MOST: usize = 2048;
 const NAMES_MOST: usize = 255;
+/// Names of one class at most, the class's own among them.
+const NAMES_OF_CLASS: usize = 24;
+/// A hash that came so often is not forgotten for one that has come for the first time.
+const USED_OFTEN: u8 = 8;
 /// A node that has been entered so often is halved: what the application did
 /// long ago is forgotten.
 const HALVED_AT: f32 = 400.0;
@@ -33,36 +38,77 @@ const DOUBTED: f32 = 0.05;
 /// was: who calls all the time needs to have been idle for a while to show that it is
 /// not the background that calls.
 const UNWATCHED: (f32, f32) = (0.3, 100.0);
-/// Of so many calls of a kind nothing is asked but that none came while nothing was
-/// in flight.
-const NEW: f32 = 30.0;
 /// Calls made and calls outstanding are counted up to this.
 const COUNTED: u8 = 15;
 
-/// A small number for a route or a kind of call. 0 stands for all those that
-/// came after `NAMES_MOST` others.
+/// A small number for a route or a kind of call. 0 stands for all of them together.
 pub type Name = u8;
 
-/// Gives small numbers to hashes, in the order in which they come.
+/// A hash that has a name.
+#[derive(Clone, Copy, Debug)]
+struct Named {
+    hash: u32,
+    /// A coarser hash, of several names.
+    class: u32,
+    /// How often it came, up to `USED_OFTEN`, and when it last did.
+    uses: u8,
+    used: u64,
+}
+
+/// Gives small numbers to hashes. When there are no more, the one goes that has not been
+/// used for longest; of those that came a few times first, as long as there are many.
 #[derive(Debug, Default)]
-struct Names(Vec<u32>);
+struct Names {
+    names: Vec<Named>,
+    clock: u64,
+}
 
 impl Names {
-    /// The first of the hashes that has a name, or gets one: but for the last, only
-    /// while half of the names are free.
-    fn of(&mut self, hashes: &[u32]) -> Name {
-        let known = |hash: &u32| self.0.iter().position(|known| known == hash);
-        if let Some(at) = hashes.iter().find_map(known) {
-            return u8::try_from(at + 1).unwrap_or(0);
+    /// The name of a hash, and whether another hash had it before.
+    fn of(&mut self, hash: u32, class: u32) -> (Name, bool) {
+        self.clock += 1;
+        let used = self.clock;
+        let name = |at: usize| u8::try_from(at + 1).unwrap_or(0);
+        if let Some(at) = self.names.iter().position(|known| known.hash == hash) {
+            if let Some(known) = self.names.get_mut(at) {
+                known.used = used;
+                known.uses = known.uses.saturating_add(1).min(USED_OFTEN);
+            }
+            return (name(at), false);
         }
-        let free = |most: usize| self.0.len() < most;
-        let hash = match hashes {
-            [first, ..] if free(NAMES_MOST / 2) => *first,
-            [.., last] if free(NAMES_MOST) => *last,
-            _ => return 0,
+        let new = Named {
+            hash,
+            class,
+            uses: 1,
+            used,
         };
-        self.0.push(hash);
-        u8::try_from(self.0.len()).unwrap_or(0)
+        if self.names.len() < NAMES_MOST {
+            self.names.push(new);
+            return (name(self.names.len() - 1), false);
+        }
+        let rarely = |known: &Named| known.uses < USED_OFTEN;
+        let all = self.names.iter().filter(|known| rarely(known)).count() < NAMES_MOST / 4;
+        let names = self.names.iter_mut().enumerate();
+        let oldest = names
+            .filter(|(_, known)| all || rarely(known))
+            .min_by_key(|(_, known)| known.used);
+        let Some((at, known)) = oldest else {
+            return (0, false);
+        };
+        *known = new;
+        (name(at), true)
+    }
+
+    /// The name of the first hash; or of the second, its class, if that has many names
+    /// already: of each one then little would be seen.
+    fn of_class(&mut self, [hash, class]: [u32; 2]) -> (Name, bool) {
+        let known = self.names.iter().any(|known| known.hash == hash);
+        let others = self.names.iter().filter(|known| known.class == class);
+        if known || others.count() < NAMES_OF_CLASS {
+            self.of(hash, class)
+        } else {
+            self.of(class, class)
+        }
     }
 }
 
@@ -252,7 +298,7 @@ impl Node {
 }
 
 /// The bucket of a time in microseconds.
-fn bucket(us: u64) -> usize {
+pub(super) fn bucket(us: u64) -> usize {
     let ratio = us / FIRST_US;
     if ratio == 0 {
         return 0;
@@ -264,7 +310,7 @@ fn bucket(us: u64) -> usize {
 }
 
 /// Where a bucket begins, in milliseconds.
-fn begin_ms(bucket: usize) -> f32 {
+pub(super) fn begin_ms(bucket: usize) -> f32 {
     const FIRST_MS: f32 = FIRST_US as f32 / 1000.0;
     match bucket.checked_sub(1) {
         None => 0.0,
@@ -279,7 +325,7 @@ fn begin_ms(bucket: usize) -> f32 {
     }
 }
 
-fn ms(us: u64) -> f32 {
+pub(super) fn ms(us: u64) -> f32 {
     us as f32 / 1000.0
 }
 
@@ -370,6 +416,8 @@ pub struct Model {
     /// By place, sorted.
     index: Vec<(u32, NodeId)>,
     nodes: Vec<Node>,
+    /// Nodes of names that are gone, the first one first.
+    free: VecDeque<NodeId>,
     /// By route: what its requests do in all.
     habits: Vec<Habit>,
     /// By kind: calls of the background: those while nothing was in flight, and
@@ -398,6 +446,7 @@ impl Default for Model {
             kinds: Names::default(),
             index: Vec::new(),
             nodes: vec![Node::new(root, 0)],
+            free: VecDeque::new(),
             habits: vec![Habit::default(); NAMES_MOST + 1],
             background: vec![[0.0; 2]; NAMES_MOST + 1],
             seen: vec![0.0; NAMES_MOST + 1],
@@ -412,14 +461,71 @@ impl Default for Model {
 }
 
 impl Model {
-    /// A route's name.
-    pub fn route(&mut self, hash: u32) -> Name {
-        self.routes.of(&[hash])
+    /// A route's name, and whether another route had it before.
+    pub fn route(&mut self, hash: u32) -> (Name, bool) {
+        let (name, again) = self.routes.of(hash, hash);
+        if again {
+            self.remove_nodes(|place| place.route == name);
+            if let Some(habit) = self.habits.get_mut(usize::from(name)) {
+                *habit = Habit::default();
+            }
+        }
+        (name, again)
     }
 
-    /// A kind's name: by the first hash, or by the second if there are too many.
-    pub fn kind(&mut self, hashes: [u32; 2]) -> Name {
-        self.kinds.of(&hashes)
+    /// A kind's name: by the first hash, or by the second if there are too many of its
+    /// class; and the name of its class. Each with whether another kind had it before.
+    pub fn kind(&mut self, hashes: [u32; 2]) -> [(Name, bool); 2] {
+        let [_, class] = hashes;
+        let coarse = self.kinds.of(class, class);
+        let fine = self.kinds.of_class(hashes);
+        for (name, again) in [coarse, fine] {
+            if again {
+                self.forget_kind(name);
+            }
+        }
+        [fine, coarse]
+    }
+
+    fn forget_kind(&mut self, name: Name) {
+        self.remove_nodes(|place| place.last == name);
+        let habits = self.habits.iter_mut().map(|habit| &mut habit.kinds);
+        for kinds in self
+            .nodes
+            .iter_mut()
+            .map(|node| &mut node.kinds)
+            .chain(habits)
+        {
+            kinds.0.retain(|(kind, _)| *kind != name);
+        }
+        let name = usize::from(name);
+        for counts in [&mut self.background, &mut self.matches] {
+            if let Some(counts) = counts.get_mut(name) {
+                *counts = [0.0; 2];
+            }
+        }
+        for counts in [&mut self.seen, &mut self.alone] {
+            if let Some(count) = counts.get_mut(name) {
+                *count = 0.0;
+            }
+        }
+    }
+
+    /// Forgets the nodes of some places. Requests that are there learn nothing of it any
+    /// more, or a little of what comes in its stead.
+    fn remove_nodes(&mut self, gone: impl Fn(Place) -> bool) {
+        let (nodes, free) = (&mut self.nodes, &mut self.free);
+        self.index.retain(|(_, id)| {
+            let Some(node) = nodes.get_mut(usize::from(*id)) else {
+                return false;
+            };
+            let gone = *id != 0 && gone(node.place);
+            if gone {
+                *node = Node::new(node.place, node.above);
+                free.push_back(*id);
+            }
+            !gone
+        });
     }
 
     /// The node of a place.
@@ -434,11 +540,17 @@ impl Model {
             true => 0,
             false => self.node(anywhere),
         };
-        if self.nodes.len() >= NODES_MOST {
+        let id = if self.nodes.len() < NODES_MOST {
+            self.nodes.push(Node::new(place, above));
+            (self.nodes.len() - 1) as NodeId
+        } else if let Some(id) = self.free.pop_front() {
+            if let Some(node) = self.nodes.get_mut(usize::from(id)) {
+                *node = Node::new(place, above);
+            }
+            id
+        } else {
             return above;
-        }
-        let id = self.nodes.len() as NodeId;
-        self.nodes.push(Node::new(place, above));
+        };
         let (Ok(at) | Err(at)) = find(&self.index);
         self.index.insert(at, (number, id));
         id
@@ -619,13 +731,6 @@ impl Model {
     /// How many calls of this kind there were.
     pub fn seen(&self, kind: Name) -> f32 {
         self.seen.get(usize::from(kind)).copied().unwrap_or(0.0)
-    }
-
-    /// So far there were few calls of this kind (`NEW`), and none while nothing was
-    /// in flight.
-    pub fn is_new(&self, kind: Name) -> bool {
-        let [idle, _] = self.of_nobody(kind);
-        self.seen(kind) < NEW && idle == 0.0
     }
 
     /// A call was seen that is of the background with this probability. `tokens`:

@@ -4,8 +4,17 @@
 use crate::bytes::fnv1a;
 use alloc::vec::Vec;
 
-/// Parts of one request that are looked at for identifiers.
+/// Identifiers of one request that are kept.
 const TOKENS_MOST: usize = 16;
+/// Bytes of a path, of a query and of all headers together that are looked at, parts of
+/// each, and bytes of one part: no request costs much more than a common one, whatever
+/// is in it.
+const LOOKED_AT: usize = 1024;
+const LOOKED_AT_PARTS: usize = 48;
+const LOOKED_AT_PART: usize = 512;
+/// Bytes of a method and of an authority.
+const METHOD: usize = 32;
+const AUTHORITY: usize = 256;
 /// Parts of a path that tell a kind; what follows does not.
 const PARTS: usize = 8;
 /// Of a shorter text nobody can say that it is of one request.
@@ -23,6 +32,7 @@ impl Token {
         if text.len() < SHORTEST {
             return None;
         }
+        let text = first(text, LOOKED_AT_PART);
         let digits = text.iter().filter(|byte| byte.is_ascii_digit()).count();
         let rare = match text.len() {
             16.. if digits >= 3 => 3,
@@ -58,8 +68,14 @@ fn hash<'a>(seed: u64, parts: impl IntoIterator<Item = &'a [u8]>) -> u32 {
     (hash ^ (hash >> 32)) as u32
 }
 
+/// No more than its first bytes.
+fn first(text: &[u8], most: usize) -> &[u8] {
+    text.get(..most).unwrap_or(text)
+}
+
 /// The parts of a path before its query.
 fn parts(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let path = first(path, LOOKED_AT);
     let end = path.iter().position(|byte| matches!(byte, b'?' | b'#'));
     let path = end.and_then(|end| path.get(..end)).unwrap_or(path);
     path.split(|byte| *byte == b'/')
@@ -81,7 +97,8 @@ fn is_identifier(part: &[u8]) -> bool {
 /// What calls of one kind have in common: method, host, and the path without its
 /// identifiers; and for when there are too many of those, without the path.
 pub fn kind(method: &[u8], authority: &[u8], path: &[u8]) -> [u32; 2] {
-    let host = authority.to_ascii_lowercase();
+    let method = first(method, METHOD);
+    let host = first(authority, AUTHORITY).to_ascii_lowercase();
     let depth = [parts(path).count().min(PARTS) as u8];
     let template = parts(path)
         .take(PARTS)
@@ -95,7 +112,7 @@ pub fn kind(method: &[u8], authority: &[u8], path: &[u8]) -> [u32; 2] {
 
 /// The host of a call.
 pub fn host(authority: &[u8]) -> u32 {
-    hash(2, [authority])
+    hash(2, [first(authority, AUTHORITY)])
 }
 
 /// What requests of one route have in common: the method, and the path without its
@@ -104,36 +121,72 @@ pub fn route(method: &[u8], path: &[u8]) -> u32 {
     kind(method, b"", path)[0]
 }
 
+/// The most telling identifiers of a request, the first ones first.
+#[derive(Default)]
+struct Tokens(Vec<Token>);
+
+impl Tokens {
+    fn add(&mut self, token: Token) {
+        let Self(tokens) = self;
+        if tokens.contains(&token) {
+            return;
+        }
+        if tokens.len() < TOKENS_MOST {
+            tokens.push(token);
+            return;
+        }
+        // The last of those that look least rare.
+        let least = tokens.iter().enumerate().rev();
+        let least = least.min_by_key(|(_, token)| token.rarity());
+        let least = least.filter(|(_, least)| least.rarity() < token.rarity());
+        if let Some(at) = least.map(|(at, _)| at) {
+            tokens.remove(at);
+            tokens.push(token);
+        }
+    }
+}
+
 /// The identifiers of a request: the parts of its path, the values of its query,
-/// and values of headers, of which a cookie has several.
+/// and values of headers, of which a cookie has several. Of long ones, those near the
+/// beginning.
 pub fn tokens<'a>(
     seed: u64,
     path: &[u8],
     headers: impl IntoIterator<Item = &'a [u8]>,
 ) -> Vec<Token> {
-    let mut tokens: Vec<Token> = Vec::new();
+    let mut tokens = Tokens::default();
     let mut add = |text: &[u8]| {
-        if let Some(token) = Token::of(seed, text).filter(|token| !tokens.contains(token)) {
-            tokens.push(token);
+        if let Some(token) = Token::of(seed, text) {
+            tokens.add(token);
         }
     };
-    parts(path).for_each(&mut add);
-    let query = path.splitn(2, |byte| *byte == b'?').nth(1);
-    for pair in query.unwrap_or_default().split(|byte| *byte == b'&') {
-        add(pair.splitn(2, |byte| *byte == b'=').last().unwrap_or(pair));
+    let value = |pair: &[u8]| {
+        let equals = pair.iter().position(|byte| *byte == b'=');
+        equals.map_or(0, |equals| equals + 1)
+    };
+    parts(path).take(LOOKED_AT_PARTS).for_each(&mut add);
+    let query = first(path, 4 * LOOKED_AT)
+        .iter()
+        .position(|byte| *byte == b'?');
+    let query = query.and_then(|at| path.get(at + 1..)).unwrap_or_default();
+    let pairs = first(query, LOOKED_AT).split(|byte| *byte == b'&');
+    for pair in pairs.take(LOOKED_AT_PARTS) {
+        add(pair.get(value(pair)..).unwrap_or_default());
     }
-    for value in headers {
-        for item in value.split(|byte| *byte == b';') {
+    let (mut bytes, mut left) = (LOOKED_AT, LOOKED_AT_PARTS);
+    for header in headers {
+        let header = first(header, bytes);
+        bytes -= header.len();
+        for item in header.split(|byte| *byte == b';').take(left) {
+            left -= 1;
             let item = item.trim_ascii();
-            add(item.splitn(2, |byte| *byte == b'=').last().unwrap_or(item));
+            add(item.get(value(item)..).unwrap_or_default());
+        }
+        if bytes == 0 || left == 0 {
+            break;
         }
     }
-    // The most telling ones, if there are many.
-    if tokens.len() > TOKENS_MOST {
-        tokens = super::order::descending(tokens, |token| token.rarity() as f64);
-        tokens.truncate(TOKENS_MOST);
-    }
-    tokens
+    tokens.0
 }
 
 #[cfg(test)]
@@ -181,7 +234,31 @@ mod tests {
         let path = "/abc".repeat(3) + &(0..40).map(|n| format!("/w{n}x")).collect::<String>();
         let path = path + "/0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
         let found = tokens(0, path.as_bytes(), []);
-        assert_eq!((found.len(), found[0].rarity()), (TOKENS_MOST, 3));
+        assert_eq!(found.len(), TOKENS_MOST);
+        assert!(found.iter().any(|token| token.rarity() == 3), "{found:?}");
+    }
+
+    /// An identifier near the beginning counts, whatever follows.
+    #[test]
+    fn long_texts() {
+        let id = "0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
+        let of = Token::of(0, id.as_bytes()).unwrap();
+        let many = |between: &str| {
+            (0..14_000)
+                .map(|n| format!("{between}{n}"))
+                .collect::<String>()
+        };
+        let path = format!("/{id}{}", many("/a"));
+        let query = format!("/x?id={id}{}", many("&a="));
+        let cookie = format!("id={id}{}", many("; a="));
+        assert!(tokens(0, path.as_bytes(), []).contains(&of));
+        assert!(tokens(0, query.as_bytes(), []).contains(&of));
+        assert!(tokens(0, b"/", [cookie.as_bytes()]).contains(&of));
+        let long = "a1".repeat(30_000);
+        assert_eq!(
+            tokens(0, long.as_bytes(), [long.as_bytes(), b"x=9b1deb4d"]).len(),
+            1
+        );
     }
 
     proptest! {

@@ -17,14 +17,18 @@
 //! its route do not end was misjudged; where that happens often, as in a pod
 //! without CPU time to spare, nothing is believed any more (`MISLED`).
 
+use super::alone::Alone;
 use super::belief::{Cluster, Owner};
 use super::model::{Model, Name, Place};
 use super::order::descending;
 use super::text::Token;
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 /// Requests in flight that are tracked at most.
 pub const TRACKED: usize = 128;
+/// Others of which it is known that they are in flight.
+const UNTRACKED: usize = 16_384;
 /// Candidates of one call at most.
 const CANDIDATES: usize = 12;
 /// A route of which so many requests were certain, in every step, is known.
@@ -47,8 +51,8 @@ const ASTRAY: f64 = 1.5;
 /// A request of which nothing was heard for so long does not count where others
 /// are said to be alone: a stream that stays open, say.
 const DORMANT_US: u64 = 10_000_000;
-/// A request is alone with its calls if no more than this part of them, by the
-/// plainest of estimates, is of the background.
+/// A request that is alone is believed to make its calls if no more than this part of
+/// them, by the plainest of estimates, is of the background.
 const ALONE: f32 = 0.05;
 /// What a token must make its request likelier by, to decide alone.
 const TOKEN: f64 = 50.0;
@@ -120,6 +124,7 @@ impl Candidate {
 #[derive(Debug, Default)]
 pub struct Tracker {
     model: Model,
+    alone: Alone,
     /// Nobody asks but for the only request in flight: of calls that several may have
     /// made nothing is believed.
     pub plain: bool,
@@ -127,11 +132,8 @@ pub struct Tracker {
     clusters: Vec<Cluster>,
     requests: Vec<Request>,
     /// Requests in flight that are not tracked.
-    untracked: usize,
+    untracked: BTreeSet<u64>,
     now_us: u64,
-    /// Until then the application may still be at work on requests that were broken
-    /// off: nobody is said to be alone.
-    strays_until_us: u64,
     surprises: Surprises,
     judged: Judged,
 }
@@ -245,6 +247,7 @@ impl Tracker {
         };
         let active = self.active(now_us);
         self.model.watch(passed, active);
+        self.alone.pass(now_us);
         self.now_us = self.now_us.max(now_us);
     }
 
@@ -252,7 +255,7 @@ impl Tracker {
     fn active(&self, now_us: u64) -> usize {
         let requests = self.requests.iter();
         let heard = requests.filter(|request| now_us.saturating_sub(request.heard_us) < DORMANT_US);
-        heard.count() + self.untracked
+        heard.count() + self.untracked.len()
     }
 
     fn request(&self, number: u64) -> Option<&Request> {
@@ -306,11 +309,20 @@ impl Tracker {
         if self.request(request).is_some() {
             return;
         }
+        self.alone.begin();
         if self.requests.len() >= TRACKED {
-            self.untracked += 1;
+            self.untracked.insert(request);
+            if self.untracked.len() > UNTRACKED {
+                self.untracked.pop_first();
+            }
+            self.alone.in_flight(self.in_flight(), None);
             return;
         }
-        let place = Place::start(self.model.route(route));
+        let (route, again) = self.model.route(route);
+        if again {
+            self.alone.forget_route(route);
+        }
+        let place = Place::start(route);
         let node = self.model.node(place);
         self.clusters
             .push(Cluster::of(request, place, node, now_us));
@@ -325,6 +337,16 @@ impl Tracker {
             unwatched: false,
             tokens,
         });
+        self.count();
+    }
+
+    /// The number of requests in flight has changed.
+    fn count(&mut self) {
+        let only = match self.requests.as_slice() {
+            [only] if self.untracked.is_empty() => Some((only.number, only.route)),
+            _ => None,
+        };
+        self.alone.in_flight(self.in_flight(), only);
     }
 
     /// A call has begun: whose is it? `kind`: the name to go by, and a coarser one
@@ -343,7 +365,33 @@ impl Tracker {
         wrong: f64,
     ) -> Option<Verdict> {
         self.pass(now_us);
-        let kind = self.model.kind(kind);
+        let [(kind, again), (coarse, coarse_again)] = self.model.kind(kind);
+        for (name, again) in [(kind, again), (coarse, coarse_again)] {
+            if again {
+                self.alone.forget_kind(name);
+            }
+        }
+        let is_owner = |request: &Request| owner.is_none_or(|owner| owner == request.number);
+        let (sure, likely) = match self.requests.iter().all(is_owner) {
+            true => self.alone.call(call, [kind, coarse], owner.is_some()),
+            false => (None, true),
+        };
+        if likely {
+            if let [only] = self.requests.as_mut_slice() {
+                only.heard_us = only.heard_us.max(now_us);
+            }
+        }
+        if self.plain {
+            for request in &mut self.requests {
+                request.unwatched = true;
+            }
+            if let [_, _, ..] = self.requests.as_slice() {
+                for request in &mut self.requests {
+                    request.heard_us = now_us;
+                }
+            }
+            return self.sure(sure);
+        }
         if let Some(owner) = owner {
             let holds = |cluster: &Cluster| cluster.members.contains(&owner);
             if let Some(cluster) = self.clusters.iter().position(holds) {
@@ -360,18 +408,9 @@ impl Tracker {
             return None;
         }
         let active = self.active(now_us);
-        if self.plain && self.in_flight() > 1 {
-            for request in &mut self.requests {
-                request.heard_us = now_us;
-                request.unwatched = true;
-            }
-            self.model.learn_call(kind, &[], 0.0, active);
-            return None;
-        }
         let mut candidates = self.candidates(now_us, kind, tokens);
         let mut background = f64::from(self.model.background_rate(kind));
-        let mut alone = false;
-        if active == 1 && self.untracked == 0 {
+        if active == 1 && self.untracked.is_empty() {
             let heard = |c: &&mut Candidate| {
                 let request = self.request(c.request);
                 request.is_some_and(|r| now_us.saturating_sub(r.heard_us) < DORMANT_US)
@@ -384,9 +423,6 @@ impl Tracker {
                     background = background.min(f64::from(of_nobody));
                 }
             }
-            // Nothing else has been seen of calls of this kind so far.
-            alone = of_nobody <= ALONE * own || self.model.is_new(kind);
-            alone &= now_us >= self.strays_until_us;
         }
         let mut candidates = descending(candidates, Candidate::weight);
         let total: f64 = candidates.iter().map(Candidate::weight).sum::<f64>() + background;
@@ -404,7 +440,7 @@ impl Tracker {
         candidates.truncate(CANDIDATES);
         if candidates.is_empty() {
             self.model.learn_call(kind, &foreign, 1.0, active);
-            return None;
+            return self.sure(sure);
         }
         let of_nobody = if background / total > 1e-3 {
             background
@@ -434,7 +470,19 @@ impl Tracker {
         if share > 0.9 {
             self.model.learn_match(kind, best.tokens > TOKEN);
         }
-        self.judge(&best, share as f32, nobody, kind, alone, wrong)
+        self.judge(&best, share as f32, nobody, kind, sure, wrong)
+    }
+
+    /// It is of the only request in flight, but for this doubt.
+    fn sure(&self, doubt: Option<f32>) -> Option<Verdict> {
+        let [only] = self.requests.as_slice() else {
+            return None;
+        };
+        doubt.map(|doubt| Verdict {
+            request: only.number,
+            share: 1.0 - doubt,
+            basis: Basis::Alone,
+        })
     }
 
     /// Every request in flight, as a candidate for a call.
@@ -479,7 +527,7 @@ impl Tracker {
         share: f32,
         background: f64,
         kind: Name,
-        alone: bool,
+        sure: Option<f32>,
         wrong: f64,
     ) -> Option<Verdict> {
         let verdict = |basis| Verdict {
@@ -493,8 +541,8 @@ impl Tracker {
         let route = self.request(best.request)?.route;
         let start = self.model.node(Place::start(route));
         let known = self.model.sure(start) >= KNOWN && self.model.seen(kind) >= KNOWN_CALLS;
-        if alone && (share > 0.9 || !known) && self.requests.len() == 1 {
-            return Some(verdict(Basis::Alone));
+        if sure.is_some() && (share > 0.9 || !known) {
+            return self.sure(sure);
         }
         if !known || self.surprises.excess() > MISLED {
             return None;
@@ -547,6 +595,7 @@ impl Tracker {
     /// A call has returned, or was broken off.
     pub fn call_end(&mut self, now_us: u64, call: u64) {
         self.pass(now_us);
+        self.alone.returned(call);
         let waits = |cluster: &Cluster| cluster.calls.contains(&call);
         let Some(at) = self.clusters.iter().position(waits) else {
             return;
@@ -561,17 +610,31 @@ impl Tracker {
         self.put(cluster);
     }
 
-    /// A request has been answered, or was broken off.
+    /// A request has been answered.
     pub fn end(&mut self, now_us: u64, request: u64) {
+        self.ended(now_us, request, true);
+    }
+
+    /// A request was broken off before it was answered. The application need not have
+    /// noticed, and may go on making calls for it.
+    pub fn broken_off(&mut self, now_us: u64, request: u64) {
+        self.ended(now_us, request, false);
+    }
+
+    fn ended(&mut self, now_us: u64, request: u64, answered: bool) {
         self.pass(now_us);
         let Some(known) = self.take_request(request) else {
-            self.untracked = self.untracked.saturating_sub(1);
+            self.untracked.remove(&request);
+            self.count();
             return;
         };
+        self.alone
+            .end(request, known.route, known.began_us, answered);
+        self.count();
         let Some((mut cluster, member)) = self.take_cluster(request) else {
             return;
         };
-        if !known.unwatched {
+        if answered && !known.unwatched {
             self.learn(now_us, &known, &mut cluster, member);
         }
         cluster.remove(member);
@@ -600,12 +663,6 @@ impl Tracker {
         cluster.learn(&mut self.model, now_us, member, certain);
     }
 
-    /// A request was broken off before it was answered. The application need not have
-    /// noticed, and may go on making calls for it.
-    pub fn stray(&mut self, now_us: u64) {
-        self.strays_until_us = now_us.saturating_add(DORMANT_US);
-    }
-
     /// These requests are gone, without an end that was seen.
     pub fn abandon(&mut self, gone: impl Fn(u64) -> bool) {
         while let Some(known) = self.requests.iter().find(|known| gone(known.number)) {
@@ -616,17 +673,27 @@ impl Tracker {
                 self.put(cluster);
             }
         }
+        self.untracked.retain(|number| !gone(*number));
+        self.count();
     }
 
-    /// Forgets what is in flight, and not what has been learned.
+    /// Forgets what is in flight, and not what has been learned. What has happened since
+    /// the last event is not known.
     pub fn forget(&mut self) {
         self.clusters.clear();
         self.requests.clear();
-        self.untracked = 0;
+        self.untracked.clear();
+        self.now_us = 0;
+        self.alone.forget();
+    }
+
+    /// Until then there may be requests in flight that nothing is known of.
+    pub fn blind(&mut self, until_us: u64) {
+        self.alone.blind(until_us);
     }
 
     /// Requests in flight.
     pub fn in_flight(&self) -> usize {
-        self.requests.len() + self.untracked
+        self.requests.len() + self.untracked.len()
     }
 }

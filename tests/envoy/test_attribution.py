@@ -1,6 +1,7 @@
 """Apps that forward nothing at all: what `attribution` makes of their calls."""
 
 import json
+import os
 
 import pytest
 
@@ -9,6 +10,9 @@ from mesh.mesh import EXPECTED_TREE, Mesh
 from mesh.tree import normal_forms, traces
 
 CLICKS, USERS = 20, 8
+# One after the other, without a pause; `make clicks` has more of them, and slower services.
+IN_A_ROW = int(os.environ.get("B3RELAY_CLICKS", "200"))
+WORK_MS = [float(ms) for ms in os.environ.get("B3RELAY_WORK_MS", "2").split(",")]
 
 
 def attribution(mode: str) -> Mesh:
@@ -27,6 +31,17 @@ def test_one_click_after_the_other_is_whole_from_the_first(mode: str) -> None:
     assert {name: n for name, n in calls.items() if n} == {
         'b3relay_calls_total{decision="exclusive"}': 2 * CLICKS
     }
+
+
+@pytest.mark.timeout(60 + IN_A_ROW * 3)
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("work_ms", WORK_MS)
+def test_clicks_without_a_pause_are_whole(work_ms: float, workers: int) -> None:
+    """Requests that leave a pod no idle time, as `{}` has it."""
+    with Mesh(forward="none", config="{}", work_ms=work_ms, concurrency=workers) as mesh:
+        found = judge(click(mesh, IN_A_ROW, 1))
+    print(f"{work_ms} ms of work, {workers} workers: {found}")
+    assert (found.whole, found.wrong) == (IN_A_ROW, 0), found
 
 
 def test_without_it_each_call_is_a_trace_of_its_own() -> None:

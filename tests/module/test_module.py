@@ -1505,6 +1505,84 @@ def test_memory_is_bounded_with_attribution() -> None:
     assert sizes[-1][1] <= max(size for _, size in sizes[:half]) + 0x1000
 
 
+def common(number: int) -> tuple[str, ...]:
+    """What a request of a browser has, more or less."""
+    return (
+        ":method: GET",
+        ":authority: shop.example.com",
+        f":path: /products/{number}?page=2&sort=price",
+        f"x-request-id: 11111111-2222-4333-8444-{number:012}",
+        "user-agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0",
+        "accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+        "accept-language: en-GB,en;q=0.5",
+        "cookie: session=9b1deb4d3b7d4bad9bdd2b0d7b3dcb6d; theme=dark; consent=all",
+    )
+
+
+def odd(which: str, many: int) -> tuple[str, ...]:
+    """With so many values, all of them different, in one place."""
+
+    def values(between: str) -> str:
+        return between.join(f"{number:x}" for number in range(0x100, 0x100 + many))
+
+    lines = {
+        "cookie": f"cookie: {values('; ')}",
+        "cookie, one each": "cookie: " + "; ".join(f"a{n}={n:x}" for n in range(many // 2)),
+        "authorization": f"authorization: {values(';')}",
+        "query": f":path: /x?{values('&')}",
+        "path": f":path: /{values('/')}",
+        "path and query": f":path: /{'a' * 2000}/{values('/')}?{values('&')[:4000]}",
+        "one long part": f":path: /{'a1' * 2 * many}",
+        "one long cookie": f"cookie: {'a1' * 2 * many}",
+        "method": f":method: {values('-')}",
+    }
+    line = lines[which]
+    name = line[: line.index(": ")]
+    return (*(each for each in common(7) if not each.startswith(f"{name}: ")), line)
+
+
+ODD = [
+    "cookie",
+    "cookie, one each",
+    "authorization",
+    "query",
+    "path",
+    "path and query",
+    "one long part",
+    "one long cookie",
+    "method",
+]
+
+
+@pytest.mark.parametrize("which", ODD)
+@pytest.mark.parametrize("attribution", ["exclusive", "inferred"])
+def test_no_request_costs_much_more_than_a_common_one(attribution: str, which: str) -> None:
+    """In instructions: 14,000 values cost what the pairs cost that have to be read, and
+    no more than ten common requests."""
+    process = Process()
+    both = sidecar({"attribution": attribution}, host(process))
+
+    def cost(plugin: Plugin, lines: tuple[str, ...]) -> int:
+        request = headers(*lines)
+        before = both.host.instructions()
+        stream = plugin.stream()
+        stream.on_request_headers(request)
+        made = both.host.instructions() - before
+        process.wait(1)
+        stream.end()
+        process.wait(1)
+        return made
+
+    for number in range(20):
+        served(both.inbound, *common(number), *CONTEXT).end()
+        both.call(*fresh(number))
+    for plugin, more in ((both.inbound, CONTEXT), (both.outbound, ())):
+        usual = min(cost(plugin, (*common(number), *more)) for number in range(20, 40))
+        for attempt in range(3):
+            most = cost(plugin, (*odd(which, 14_000), *more))
+            assert most <= 10 * usual, (plugin is both.inbound, attempt, most, usual)
+
+
 # --- Host calls that are made -----------------------------------------------
 
 # Just these, once the counters are defined, with directions as the manifests

@@ -746,6 +746,13 @@ mod tests {
                     app.name
                 );
                 assert!(wrong <= WRONG + margin, "{says}");
+                let [_, alone] = sum.exclusive;
+                let margin = 2.0 * wilson(alone, sum.calls());
+                let of_them = sum.share(alone);
+                assert!(
+                    of_them <= WRONG + margin,
+                    "{says}; `exclusive` {of_them:.4} wrong"
+                );
                 let least = match (app.name, level) {
                     ("threads", 1) => 0.995,
                     ("threads", 8) => 0.88,
