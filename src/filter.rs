@@ -874,12 +874,9 @@ impl Filter {
         let judged = judged.filter(|(verdict, _)| !exclusive || verdict.basis == Basis::Alone);
         let (mut remembered, by) = match (judged, guess) {
             (Some((verdict, found)), _) => {
-                let mut remembered =
-                    Remembered::decode_context(&found.context).ok_or(Decision::Unsure)?;
                 let headers = store.headers(host, &found).unwrap_or_default();
-                if !remembered.decode_headers(&headers) {
-                    return Err(Decision::Unsure);
-                }
+                let remembered = Remembered::decode(&found.context, &headers);
+                let remembered = remembered.ok_or(Decision::Unsure)?;
                 // The calls of one request share the trace that its application makes up.
                 let made_up = request
                     .checked

@@ -298,6 +298,12 @@ impl Remembered {
         true
     }
 
+    /// The inverse of both; `None` if the bytes are not theirs.
+    pub fn decode(context: &[u8], headers: &[u8]) -> Option<Self> {
+        let mut remembered = Self::decode_context(context)?;
+        remembered.decode_headers(headers).then_some(remembered)
+    }
+
     /// The inverse of [`Remembered::encode_context`], without headers; `None` if the
     /// bytes are not its.
     pub fn decode_context(mut rest: &[u8]) -> Option<Self> {
