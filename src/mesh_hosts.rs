@@ -374,7 +374,7 @@ impl Routes {
     pub const KEPT_MS: u64 = 10_000;
     /// For how many calls, so that an answer that varies is found out.
     pub const CALLS: u32 = 16;
-    /// A longer name, of a host or of a cluster, is not remembered.
+    /// A longer name, of a host or of a cluster, or a longer path, is not remembered.
     const LONGEST: usize = 512;
 
     /// To be called every second or so.
@@ -396,9 +396,11 @@ impl Routes {
             Mesh::of(&host.node_id().unwrap_or_default(), host.is_istio())
         });
         let asked;
-        let key = kind(seed, authority, path);
+        let fits = |name: &[u8]| name.len() <= Self::LONGEST;
+        let path = without_query(path).filter(|_| fits(authority));
+        let key = path.map(|path| kind(seed, authority, path));
         let now_ms = self.now_ms;
-        let known = self.known.get_mut(&key);
+        let known = key.and_then(|key| self.known.get_mut(&key));
         let cluster = match known.filter(|route| route.holds(authority, now_ms)) {
             Some(route) => {
                 route.left -= 1;
@@ -406,8 +408,8 @@ impl Routes {
             }
             None => {
                 asked = host.cluster();
-                let fits = |name: &[u8]| name.len() <= Self::LONGEST;
-                if fits(authority) && asked.as_deref().is_none_or(fits) {
+                let key = key.filter(|_| asked.as_deref().is_none_or(fits));
+                if let Some(key) = key {
                     let before = self.known.get(&key);
                     let same = |before: &Route| *before.authority == *authority;
                     let varies = before.filter(|before| same(before)).is_some_and(|before| {
@@ -452,11 +454,20 @@ impl Route {
     }
 }
 
-/// The host, and the path without its query and its identifiers: parts of eight
+/// A path without its query; `None` if it is longer than [`Routes::LONGEST`]. No more is
+/// looked at: a path may have 60 KiB.
+fn without_query(path: &[u8]) -> Option<&[u8]> {
+    let looked_at = path.get(..=Routes::LONGEST).unwrap_or(path);
+    let end = looked_at
+        .iter()
+        .position(|byte| matches!(byte, b'?' | b'#'));
+    let path = looked_at.get(..end.unwrap_or(looked_at.len()))?;
+    (path.len() <= Routes::LONGEST).then_some(path)
+}
+
+/// The host, and the path without its identifiers: parts of eight
 /// characters or more with a digit in them. A shorter one may tell routes apart: `/v1`.
 fn kind(seed: u64, authority: &[u8], path: &[u8]) -> u64 {
-    let end = |&byte: &u8| matches!(byte, b'?' | b'#');
-    let path = path.split(end).next().unwrap_or_default();
     let parts = path.split(|&byte| byte == b'/').map(|part| {
         let is_identifier = part.len() >= 8 && part.iter().any(u8::is_ascii_digit);
         if is_identifier { b"*" } else { part }
