@@ -360,13 +360,9 @@ impl Filter {
             return plan;
         }
         if plan.repaired.is_none() {
-            // What is there stays, but for an older span in a form that is asked for.
-            let stale = checked.stale;
-            plan.kept = checked.forms.without(Forms {
-                multi: stale.multi && emit.multi,
-                single: stale.single && emit.single,
-                w3c: false,
-            });
+            // What is there stays, but for an older span: Envoy renews one form, and the
+            // application may carry on the other.
+            plan.kept = checked.forms.without(checked.stale);
         }
         // One that cannot be read says nothing, and one with an older span is wrong.
         let is_malformed = request.headers.traceparent.value().is_some() && checked.w3c.is_none();

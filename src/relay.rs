@@ -841,10 +841,13 @@ pub fn present(
 ) -> Relayed {
     let own = checked.b3.ids.map(|ids| (ids.trace, ids.span));
     let w3c = checked.w3c.map(|w3c| (w3c.trace, w3c.span));
-    let (Some((trace, _)), Some(ids)) = (own.or(w3c), remembered.b3.ids) else {
+    let Some(ids) = remembered.b3.ids else {
         return Relayed::not(Decision::Present);
     };
-    if !trace.same(ids.trace) {
+    let is_of_the_trace =
+        |of: Option<(TraceId, SpanId)>| of.is_some_and(|(trace, _)| trace.same(ids.trace));
+    let is_current = remembered.received == Received::Current;
+    if !is_of_the_trace(own) && !(is_of_the_trace(w3c) && (own.is_none() || is_current)) {
         return Relayed::not(Decision::Present);
     }
     let is_of_its_own =
@@ -960,6 +963,13 @@ pub fn propagation<'a>(
         now.is_some() && then.is_some() && now != then
     };
     let is_known = !remembered.is_uncertain;
+    // Where the tracers write W3C, B3 of another trace is the client's, carried on.
+    let has_w3c = |w3c: TraceParent| w3c.trace.same(inbound.trace);
+    let is_w3c = remembered.received == Received::Current && checked.w3c.is_some_and(has_w3c);
+    let is_clients = |ids: &Ids| is_w3c && !ids.trace.same(inbound.trace);
+    if checked.b3.ids.as_ref().is_some_and(is_clients) {
+        return findings;
+    }
     if let Some(ids) = checked.b3.ids.filter(|_| is_known) {
         if !ids.trace.same(inbound.trace) {
             findings.push(found(Rule::P02, b3(trace_id)));

@@ -398,3 +398,34 @@ fn a_trace_that_began_in_this_pod_is_of_no_request_that_comes_with_it() {
     let seen = on.outbound(&[":authority: b", &call, PROTO, NEW_ID]);
     assert_seen(&seen, Decision::Exclusive, &[&B3[..], &[&call]].concat());
 }
+
+/// Where the tracer writes W3C, the B3 of a client passes it, and the application may carry
+/// it on.
+#[test]
+fn beside_a_traceparent_of_the_trace_a_clients_b3_is_no_other_trace() {
+    let clients = ["x-b3-traceid: 563ac35c9f6413ad48485a3953bb6124", SPAN];
+    let otel = Sidecar::new("{}");
+    let state = "tracestate: ";
+    otel.inbound(&[&[ID], &clients[..], &[SERVER, state]].concat());
+    let seen = otel.outbound(&[&clients[..], &[SERVER, state, PROTO, NEW_ID]].concat());
+    assert_eq!(seen.decision, Some(Decision::Present));
+    assert!(
+        !seen.rules.iter().any(|rule| rule.starts_with('P')),
+        "{:?}",
+        seen.rules
+    );
+}
+
+/// Envoy 1.40 renews `b3` and leaves `x-b3-*`, which the application carries on.
+#[test]
+fn emit_renews_the_other_form_too() {
+    let emit = r#"{"emit": ["b3", "w3c"]}"#;
+    let fresh = "b3: 463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1-0020000000000001";
+    let stale = [TRACE, "x-b3-spanid: 0020000000000001", SAMPLED];
+    let seen = Sidecar::new(emit).inbound(&[&[ID, fresh], &stale[..]].concat());
+    let renewed = [&[fresh, SERVER], &B3[..]].concat();
+    assert_eq!(
+        only(&seen.headers, &CONTEXT),
+        only(&headers(&renewed), &CONTEXT)
+    );
+}

@@ -241,7 +241,22 @@ class Judge:
         assert self.verdict.asked is not None
         self.verdict.asked[kind] += 1
 
+    def _mixed(self) -> set[str]:
+        """Traces into which a wrong guess has brought a call: what follows from it is no
+        fault of its own."""
+        mixed = set()
+        for got in self.facts.run.received:
+            call, trace = got.call, self.facts.trace(got)
+            if call is None or trace is None or (call.by is None and not call.background):
+                continue
+            own = {context.trace for context in contexts(call.sent).values()}
+            owners = self.facts.owners.get(trace, set())
+            if self.guessed(got) and call.root.id not in owners and trace not in own:
+                mixed.add(trace)
+        return mixed
+
     def judge(self) -> Verdict:
+        self.mixed = self._mixed()
         for got in self.facts.run.received:
             if got.call is not None and got.call.by is None and not got.call.background:
                 self.leaks(got)
@@ -356,7 +371,8 @@ class Judge:
                 owner is not None and owner.call is not None and owner.call.root is not call.root
             )
             sent = span.parent in {context.span for context in contexts(call.sent).values()}
-            if other and not self.facts.shared(trace) and not guessed and not sent:
+            mixed = trace in self.mixed
+            if other and not self.facts.shared(trace) and not mixed and not guessed and not sent:
                 self.fault("parent", f"parent {span.parent} is of another root", got)
 
     def request_id(self, got: Received) -> None:
@@ -368,7 +384,7 @@ class Judge:
             self.ask("id")
             owners = self.ids.get(value, set())
             if owners and call.root.id not in owners and value not in sent:
-                if self.guessed(got):
+                if self.guessed(got) or self.facts.trace(got) in self.mixed:
                     continue
                 shared = self.facts.shared(self.facts.trace(got))
                 self.fault(
@@ -785,6 +801,7 @@ class Judge:
                 self.fault("finding", "no_context, and yet its request has one", got, "no_context")
         # A context may be a sampling decision and nothing else.
         wrote = decision == "copied" and trace is not None and self.writes(self.sender(call))
+        wrote = wrote and not (call.by is not None and self.unseen(call.by))
         if wrote and got.service is not None and self.facts.traced and call.by is not None:
             if self.facts.trace(got) != trace and not self.facts.shared(self.facts.trace(got)):
                 self.fault(
