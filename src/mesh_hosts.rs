@@ -390,6 +390,10 @@ impl Routes {
         [authority, path]: [&[u8]; 2],
         declared: &Declared,
     ) -> bool {
+        // No host has such a name (RFC 1035: 253 characters), and there may be 60 KiB of it.
+        if authority.len() > Self::LONGEST {
+            return true;
+        }
         let now_ms = &mut self.now_ms;
         let mesh = self.mesh.get_or_insert_with(|| {
             *now_ms = host.now_ms();
@@ -397,8 +401,7 @@ impl Routes {
         });
         let asked;
         let fits = |name: &[u8]| name.len() <= Self::LONGEST;
-        let path = without_query(path).filter(|_| fits(authority));
-        let key = path.map(|path| kind(seed, authority, path));
+        let key = without_query(path).map(|path| kind(seed, authority, path));
         let now_ms = self.now_ms;
         let known = key.and_then(|key| self.known.get_mut(&key));
         let cluster = match known.filter(|route| route.holds(authority, now_ms)) {

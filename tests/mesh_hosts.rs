@@ -338,8 +338,10 @@ fn what_is_remembered_is_bounded() {
     assert_eq!(asked.call("reviews", &path(1)).1, 0);
     // The oldest has made room.
     assert_eq!(asked.call("reviews", &path(0)).1, 1);
-    // Long names are asked for again, rather than kept.
-    let long = "a".repeat(5000);
-    assert_eq!(asked.call(&long, "/").1, 1);
-    assert_eq!(asked.call(&long, "/").1, 1);
+    // No host has a name as long as that.
+    assert_eq!(asked.call(&"a".repeat(5000), "/"), (true, 0));
+    // For a long path it is asked for again, rather than kept.
+    let long = format!("/{}", "a".repeat(5000));
+    assert_eq!(asked.call("reviews", &long).1, 1);
+    assert_eq!(asked.call("reviews", &long).1, 1);
 }

@@ -1535,6 +1535,8 @@ def odd(which: str, many: int) -> tuple[str, ...]:
         "one long part": f":path: /{'a1' * 2 * many}",
         "one long cookie": f"cookie: {'a1' * 2 * many}",
         "method": f":method: {values('-')}",
+        "authority": f":authority: {values('.')}",
+        "user agent": f"user-agent: {values(';')}",
     }
     line = lines[which]
     name = line[: line.index(": ")]
@@ -1551,6 +1553,8 @@ ODD = [
     "one long part",
     "one long cookie",
     "method",
+    "authority",
+    "user agent",
 ]
 
 
