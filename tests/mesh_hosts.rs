@@ -339,7 +339,7 @@ fn what_is_remembered_is_bounded() {
     // The oldest has made room.
     assert_eq!(asked.call("reviews", &path(0)).1, 1);
     // No host has a name as long as that.
-    assert_eq!(asked.call(&"a".repeat(5000), "/"), (true, 0));
+    assert_eq!(asked.call(&"a".repeat(5000), "/"), (Decision::Outside, 0));
     // For a long path it is asked for again, rather than kept.
     let long = format!("/{}", "a".repeat(5000));
     assert_eq!(asked.call("reviews", &long).1, 1);

@@ -523,17 +523,28 @@ class Judge:
             # As an ordinary HTTP filter it knows the caller's parent alone.
             if rank in ("caller", "below caller") and now in ("caller", "below caller"):
                 lost = False
-            if lost and not self._changes_what_is_forwarded(call) and not self._ambiguous(got):
+            if lost and not self._changes_what_is_forwarded(was, call) and not self._ambiguous(got):
                 self.fault("edge", f"hung from: {rank}; now: {now}", got, f"{rank}-{now}")
 
-    def _changes_what_is_forwarded(self, call: Made) -> bool:
-        """The user has asked for a form that the application then copies by hand, beside
-        what its own tracing writes."""
+    def _changes_what_is_forwarded(self, was: Received, call: Made) -> bool:
+        """The user has asked for other forms than those that were received (`emit`), and
+        the application carries on by hand what it does not find then, or finds beside what
+        its own tracing writes. Envoy 1.40 renews `b3` alone, and leaves what stands beside
+        it: so it is for a callee without the filter, too."""
+        emits = [
+            config.get("emit", "received")
+            for service in self.world.services
+            for config in (service.config_in, service.config_out)
+        ]
+        if all(emit == "received" for emit in emits):
+            return False
         sender = self.sender(call)
-        emit = sender.config_in.get("emit", "received")
-        forms = {"b3": "b3", "b3multi": "x-b3-traceid", "w3c": "traceparent"}
-        by_hand = {forms[form] for form in emit} if emit != "received" else set()
-        return bool(sender.sdk) and bool(by_hand & {name for name, _ in call.sent})
+        assert was.call is not None
+        names, before = (
+            {name for name, _ in sent if name in (*CONTEXT, "traceparent")}
+            for sent in (call.sent, was.call.sent)
+        )
+        return bool(sender.sdk) or names != before or not sender.filter
 
     def _ambiguous(self, got: Received) -> bool:
         """A call that was found by what other requests of its trace in the pod have too."""
@@ -801,7 +812,11 @@ class Judge:
                 self.fault("finding", "no_context, and yet its request has one", got, "no_context")
         # A context may be a sampling decision and nothing else.
         wrote = decision == "copied" and trace is not None and self.writes(self.sender(call))
-        wrote = wrote and not (call.by is not None and self.unseen(call.by))
+        if call.by is not None:
+            # A call after the grace is of nobody, or of another one with its key.
+            grace = self.sender(call).config_in.get("grace_ms", 1000) / 1000
+            is_late = call.by.ended is not None and call.at > call.by.ended + grace - 0.05
+            wrote = wrote and not self.unseen(call.by) and not is_late
         if wrote and got.service is not None and self.facts.traced and call.by is not None:
             if self.facts.trace(got) != trace and not self.facts.shared(self.facts.trace(got)):
                 self.fault(
