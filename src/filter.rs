@@ -673,6 +673,14 @@ impl Filter {
             }
             (Err(decision), _) => Relayed::not(decision),
         };
+        // The request's decision stands in for one that the call leaves open.
+        let own = plan.converted.as_mut().filter(|_| relayed.says.is_none());
+        if let (Some(says), Ok(Owner { remembered, .. })) = (own, &looked_up.found) {
+            let trace = |b3: &B3| b3.ids.map(|ids| ids.trace.value());
+            if trace(&says.b3) == trace(&remembered.b3) {
+                says.deferred = remembered.b3.sampling.decided().or(says.deferred);
+            }
+        }
         let asked = match self.config.outside {
             Outside::Relay => false,
             Outside::Leave => relayed.writes() || plan.writes(),

@@ -257,6 +257,9 @@ fn a_decision_left_open_is_not_written_as_a_no() {
         let seen = sidecar(&config, &open).outbound(&[ID]);
         assert_seen(&seen, Decision::Copied, &expected);
     }
+    // The request's decision stands in for that of its call.
+    let seen = sidecar(r#"{"emit": ["b3multi", "w3c"]}"#, &B3).outbound(&[ID, TRACE, SPAN]);
+    assert_seen(&seen, Decision::Present, &[TRACE, SPAN, SERVER]);
     // In another form rather than not at all.
     let seen = sidecar(r#"{"emit": ["w3c"]}"#, &open).outbound(&[ID]);
     assert_seen(&seen, Decision::Copied, &open);

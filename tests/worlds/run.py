@@ -128,6 +128,10 @@ async def shrink(worker: Worker, world: World, kind: str, seconds: float) -> Wor
     return world
 
 
+# What a pause of the machine can bring about.
+_OF_TIMING = {"alone", "edge", "finding", "metrics", "piece"}
+
+
 class Session:
     """Worlds by their numbers, until there are enough or the time is over."""
 
@@ -160,11 +164,26 @@ class Session:
     async def work(self, worker: Worker) -> None:
         while (todo := self.next()) is not None:
             name, world = todo
-            outcome = await worker.run(world)
+            outcome = await self.settled(worker, name, world, await worker.run(world))
             self.done.append((name, world, outcome))
             if outcome.faults:
                 print(self.failed(name, world, outcome), flush=True)
                 await self.keep(worker, name, world, outcome)
+
+    async def settled(
+        self, worker: Worker, name: str, world: World, outcome: Outcome
+    ) -> Outcome:
+        """A world that fails by its timing alone is run again, up to twice: the machine may
+        have paused. It is named all the same. What must never be is never run again."""
+        kinds = {kind.split()[0] for kind in outcome.kinds()}
+        if not kinds or not kinds <= _OF_TIMING:
+            return outcome
+        for _ in range(2):
+            again = await worker.run(world)
+            if not again.faults:
+                again.notes.append(f"{name}: {dict(outcome.kinds())} at first, and not again")
+                return again
+        return outcome
 
     def failed(self, name: str, world: World, outcome: Outcome) -> str:
         lines = [f"\nFAILED {name}: {dict(outcome.kinds())}"]
