@@ -190,7 +190,7 @@ test-envoys: $(WASM) $(TOOLS)/venv/.done ## The tests of real Envoy, on each of 
 test-worlds: $(WASM) $(TOOLS)/venv/.done ## Half a minute of make worlds, with the Envoys that are there, and the test of its judge
 	$(call say,worlds: whether each invariant can fail$(comma) and half a minute of random meshes)
 	$(PYTHON) -m pytest -q tests/worlds
-	$(PYTHON) -m worlds.run --seconds 30 $(if $(SEED),--seed $(SEED))
+	$(PYTHON) -m worlds.run --seconds 30 --seed $(or $(SEED),1)
 
 WORLDS ?= 500
 WORLDS_ARGUMENTS = --worlds $(WORLDS) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(KEEP)
