@@ -152,7 +152,7 @@ test-istio: test-manifests test-sidecars ## Istio's own control plane, sidecars 
 
 # Needs no root.
 .PHONY: test-manifests
-test-manifests: $(WASM) $(TOOLS)/venv/.done istio-tools
+test-manifests: $(WASM) $(TOOLS)/venv/.docker istio-tools
 	$(call say,manifests: the generator of Istio$(comma) istioctl and Envoy on every manifest$(comma) and on broken ones; 2 minutes)
 	$(ISTIO_ENV) $(PYTHON) -m pytest -q -rs -n 2 tests/istio/offline
 

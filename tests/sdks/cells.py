@@ -65,8 +65,8 @@ class Cell:
             # The call names a span of the trace of its request: the application's word.
             if config != UNREPORTED:
                 return {"present"}
-            # Beside B3 that is whole there is nothing to add.
-            return {"present"} if self.copies_b3 else {"copied"}
+            # The sidecar's span takes the place of the application's, beside B3 too.
+            return {"copied"}
         if self.forward == "all":
             return {"present"}
         if self.forward == "request-id":
