@@ -214,7 +214,7 @@ accuracy-keyed: go $(WASM) $(TOOLS)/venv/.done ## A million calls: does each get
 SIBLINGS ?= --markdown docs/accuracy-keyed.md
 .PHONY: accuracy-siblings
 accuracy-siblings: $(WASM) $(TOOLS)/venv/.done ## 100,000 calls of requests of one trace in parallel: does one get another tenant's header? Writes into docs/accuracy-keyed.md
-	$(call say,siblings: 100$(comma)000 calls through real Envoys with 1 to 4 workers; about 4 minutes)
+	$(call say,siblings: 100$(comma)000 calls through real Envoys with 1 to 4 workers; about 2 minutes)
 	$(PYTHON) -m load.siblings $(SIBLINGS)
 
 SIMULATOR := tests/accuracy/sim/Cargo.toml

@@ -85,12 +85,17 @@ def by_labels(metrics: Iterable[tuple[str, float]]) -> dict[str, float]:
     return found
 
 
-def versions() -> str:
-    """Envoy's and Go's."""
+def envoy_version() -> str:
+    """Such as "Envoy 1.40.0"."""
     printed = subprocess.run([envoy.binary(), "--version"], capture_output=True, text=True).stdout
     found = re.search(r"/(\d+\.\d+\.\d+)/", printed)
+    return f"Envoy {found[1] if found else printed.strip()}"
+
+
+def versions() -> str:
+    """Envoy's and Go's."""
     go = subprocess.run(["go", "env", "GOVERSION"], capture_output=True, text=True).stdout
-    return f"Envoy {found[1] if found else printed.strip()}, Go {go.strip().removeprefix('go')}"
+    return f"{envoy_version()}, Go {go.strip().removeprefix('go')}"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 
+from load.program import envoy_version
 from mesh import envoy
 from mesh.envoy import Envoy, Wasm
 from mesh.mesh import wasm_path
@@ -233,7 +234,8 @@ def markdown(results: list[Result]) -> list[str]:
     total = sum(len(counts) for result in results for counts in result.calls.values())
     by_kind: Counter[str] = Counter()
     lines = [
-        f"On {date.today()}, Envoy with {', '.join(str(r.workers) for r in results)} workers, {total} calls:",
+        f"On {date.today()}, {envoy_version()} with {', '.join(str(r.workers) for r in results)} "
+        f"workers, {total} calls:",
         "",
         "| the call carries | calls | its own tenant's header | none | another tenant's |",
         "|---|---|---|---|---|",
