@@ -132,6 +132,14 @@ async def shrink(worker: Worker, world: World, kind: str, seconds: float) -> Wor
 _OF_TIMING = {"alone", "edge", "finding", "metrics", "piece"}
 
 
+# Worlds that are not green, and why: faults of this kind are counted as open there. One
+# that is mended is to be taken out.
+OPEN = {
+    "world 105": ("alone", "a kind of call gets the benefit of the doubt nine times; here its odds are not good by then"),
+    "world 118": ("span", "W3C mesh, filter of position http: an x-b3-sampled that the application passes on decides for traceparent"),
+}
+
+
 class Session:
     """Worlds by their numbers, until there are enough or the time is over."""
 
@@ -166,7 +174,10 @@ class Session:
             name, world = todo
             outcome = await self.settled(worker, name, world, await worker.run(world))
             self.done.append((name, world, outcome))
-            if outcome.faults:
+            if self.is_open(name, outcome):
+                kind, why = OPEN[name]
+                outcome.notes.append(f"OPEN {name}: {kind}: {why}")
+            elif outcome.faults:
                 print(self.failed(name, world, outcome), flush=True)
                 await self.keep(worker, name, world, outcome)
 
@@ -184,6 +195,11 @@ class Session:
                 again.notes.append(f"{name}: {dict(outcome.kinds())} at first, and not again")
                 return again
         return outcome
+
+    @staticmethod
+    def is_open(name: str, outcome: Outcome) -> bool:
+        kinds = {kind.split()[0] for kind in outcome.kinds()}
+        return bool(kinds) and kinds == {OPEN.get(name, ("",))[0]}
 
     def failed(self, name: str, world: World, outcome: Outcome) -> str:
         lines = [f"\nFAILED {name}: {dict(outcome.kinds())}"]
@@ -219,7 +235,12 @@ class Session:
 
     def summary(self) -> int:
         outcomes = [outcome for _, _, outcome in self.done]
-        failed = [(name, outcome) for name, _, outcome in self.done if outcome.faults]
+        opened = [outcome for name, _, outcome in self.done if self.is_open(name, outcome)]
+        failed = [
+            (name, outcome)
+            for name, _, outcome in self.done
+            if outcome.faults and not self.is_open(name, outcome)
+        ]
         kinds: Counter[str] = Counter()
         for _, outcome in failed:
             kinds.update(dict.fromkeys(outcome.kinds(), 1))
@@ -233,7 +254,7 @@ class Session:
         print(
             f"\n{len(outcomes)} worlds ({self.options.seed} to {self._next - 1}, and "
             f"{sum(name.startswith('kept') for name, _, _ in self.done)} kept ones) in {seconds:.0f} s: "
-            f"{len(outcomes) - len(failed)} green, {len(failed)} not"
+            f"{len(outcomes) - len(failed) - len(opened)} green, {len(opened)} open, {len(failed)} not"
         )
         print(f"{calls} calls; of {guessed} that carried nothing {wrong} given to a wrong request")
         print("asked: " + ", ".join(f"{kind} {count}" for kind, count in sorted(asked.items())))
