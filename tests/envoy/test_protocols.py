@@ -262,7 +262,7 @@ async def test_grpc_trace_bin(net: Protocols, length: int) -> None:
 
     async def serve(stream: h2c.Stream, app: Headers) -> None:
         pairs = h2_head("POST", "callee-over-http2", "/call", app["x-request-id"])
-        pairs += [("content-type", "application/grpc"), ("te", "trailers")]
+        pairs = [*h2_head("POST", "callee-over-http2", "/call", app["x-request-id"])]
         async with h2c.Connection.connect(net.outbound) as connection:
             call = connection.request(pairs)
             await call.send(b"\0\0\0\0\0", end=True)

@@ -31,7 +31,7 @@ from mesh.ports import HOST, free_port
 from mesh.procs import MeshError, Processes
 
 SIBLINGS, CALLS_EACH, TRACES_AT_ONCE = 8, 4, 4
-CONFIG = {"copy_headers": ["x-tenant-*"]}
+CONFIG: dict[str, object] = {"copy_headers": ["x-tenant-*"]}
 Headers = dict[str, str]
 
 
