@@ -261,8 +261,11 @@ async def test_grpc_trace_bin(net: Protocols, length: int) -> None:
     seen: list[Headers] = []
 
     async def serve(stream: h2c.Stream, app: Headers) -> None:
-        pairs = h2_head("POST", "callee-over-http2", "/call", app["x-request-id"])
-        pairs = [*h2_head("POST", "callee-over-http2", "/call", app["x-request-id"])]
+        pairs = [
+            *h2_head("POST", "callee-over-http2", "/call", app["x-request-id"]),
+            ("content-type", "application/grpc"),
+            ("te", "trailers"),
+        ]
         async with h2c.Connection.connect(net.outbound) as connection:
             call = connection.request(pairs)
             await call.send(b"\0\0\0\0\0", end=True)
