@@ -137,8 +137,8 @@ struct Request<'a> {
     checked: Checked<'a>,
     /// As the application or the callee will see it.
     request_id: Vec<u8>,
-    /// Of an inbound request: what its `traceparent` is beside its context.
-    received: Received,
+    /// Of an inbound request: its context, and what its `traceparent` is beside it.
+    newest: (B3, Received),
     /// Its context breaks rules that implementations read differently.
     is_odd: bool,
 }
@@ -148,8 +148,8 @@ impl Request<'_> {
     /// sidecar's tracer writes.
     fn take_newest(&mut self, memory: &mut Memory) {
         memory.tracer = Tracer::shown(&self.headers, &self.checked).or(memory.tracer);
-        let (b3, received) = relay::newest(&self.checked, memory.tracer);
-        self.received = received;
+        self.newest = relay::newest(&self.checked, memory.tracer);
+        let (b3, received) = self.newest;
         if self.checked.b3.ids.is_some() {
             if received == Received::Current && self.checked.b3.ids != b3.ids {
                 self.checked.stale.multi = self.checked.forms.multi;
@@ -256,7 +256,7 @@ impl Filter {
             request_id: request_id::one(headers.request_id.value().unwrap_or_default()).to_vec(),
             headers,
             checked,
-            received: Received::Absent,
+            newest: (B3::default(), Received::Absent),
             is_odd: outcome.findings.iter().any(is_read_differently),
         };
         if direction != Some(Direction::Outbound) {
@@ -334,7 +334,9 @@ impl Filter {
         direction: Option<Direction>,
     ) -> Plan<'r> {
         let Request {
-            checked, received, ..
+            checked,
+            newest: (_, received),
+            ..
         } = request;
         let deferred = self.config.deferred_w3c.sampled();
         let says = |b3: B3, forms: Forms| Says {
@@ -576,9 +578,8 @@ impl Filter {
             }
             keys.push(Key::unnamed(host.random()));
         }
-        let newest = relay::newest(&request.checked, memory.tracer);
-        let newest = (newest.0, request.received);
-        let (mut remembered, dropped) = Remembered::of(&request.headers, &request.checked, newest);
+        let (mut remembered, dropped) =
+            Remembered::of(&request.headers, &request.checked, request.newest);
         remembered.forms = Forms {
             w3c: forms.w3c && remembered.b3.ids.is_some(),
             ..forms
