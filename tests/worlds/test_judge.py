@@ -11,13 +11,25 @@ from dataclasses import replace
 
 import pytest
 
-from mesh.mesh import wasm_path
+from mesh.mesh import ROOT, wasm_path
 from worlds.apps import Received, Run, contexts
 from worlds.judge import KINDS, Facts, judge
 from worlds.mesh import Evidence, Servers, witness
 from worlds.run import KEPT
 from worlds.shrink import smaller
-from worlds.world import ALL7, Batch, Call, Route, Sdk, Service, Step, World, generate, simple
+from worlds.world import (
+    ALL7,
+    VERSIONS,
+    Batch,
+    Call,
+    Route,
+    Sdk,
+    Service,
+    Step,
+    World,
+    generate,
+    simple,
+)
 
 
 def _world() -> World:
@@ -266,3 +278,12 @@ def test_what_is_kept_can_be_read() -> None:
 
 def test_the_simple_world_is_green() -> None:
     assert judge(asyncio.run(_witness(simple(1)))).faults == []
+
+
+def test_the_envoys_are_those_that_are_installed() -> None:
+    """One that is not there is left out of the worlds without a word."""
+    makefile = (ROOT / "Makefile").read_text()
+    older = makefile.split("\nENVOY_VERSIONS := ")[1].splitlines()[0].split()
+    requirements = (ROOT / "tests" / "requirements.txt").read_text()
+    newest = requirements.split("\nenvoy-server==")[1].split()[0]
+    assert VERSIONS == (*older, newest)

@@ -5,20 +5,14 @@ import random
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mesh import apps
+
 Config = dict[str, Any]
 
 VERSIONS = ("1.36.4", "1.37.0", "1.38.2", "1.39.3", "1.40.0")
 NAMES = ("frontend", "orders", "users", "stock", "prices", "mail")
 PATHS = ("/list", "/item", "/check", "/price", "/sync", "/status", "/rates", "/cart")
-ALL7 = (
-    "x-request-id",
-    "x-b3-traceid",
-    "x-b3-spanid",
-    "x-b3-parentspanid",
-    "x-b3-sampled",
-    "x-b3-flags",
-    "x-ot-span-context",
-)
+ALL7 = tuple(name.decode() for name in apps.FORWARD["all7"])
 EVERYTHING = "*"
 FORWARD: tuple[tuple[str, ...], ...] = (
     (),
