@@ -56,7 +56,8 @@ def _world() -> World:
         services=services,
         routes=routes,
         batches=[
-            Batch(6, 1, ["plain"], tenants=["x-tenant-id"]),
+            # `alone` is asked only where the next one does not come at once.
+            Batch(6, 1, ["plain"], tenants=["x-tenant-id"], pause_ms=50),
             Batch(8, 4, ["plain", "b3multi"], tenants=["x-tenant-id"]),
         ],
     )
