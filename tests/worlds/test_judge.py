@@ -282,7 +282,7 @@ def test_the_simple_world_is_green() -> None:
 
 
 def test_the_envoys_are_those_that_are_installed() -> None:
-    """One that is not there is left out of the worlds without a word."""
+    """In the place of one that is not installed the newest runs, and a line says so."""
     makefile = (ROOT / "Makefile").read_text()
     older = makefile.split("\nENVOY_VERSIONS := ")[1].splitlines()[0].split()
     requirements = (ROOT / "tests" / "requirements.txt").read_text()
