@@ -191,6 +191,8 @@ struct Written {
     repaired: bool,
     /// The forms that the request has now.
     forms: Forms,
+    /// All of them say the same.
+    agree: bool,
 }
 
 /// What is known of the request that a call belongs to.
@@ -308,7 +310,7 @@ impl Filter {
                 outcome.counters.push(Counter::NoRoom(direction));
             }
             if direction == Some(Direction::Inbound) {
-                self.inbound(memory, host, &mut request, written.forms, &mut outcome);
+                self.inbound(memory, host, &mut request, &written, &mut outcome);
             }
         }
         match self.config.report_header {
@@ -392,6 +394,7 @@ impl Filter {
         };
         let forms =
             |says: Option<Says>| says.map(readable).map_or(checked.forms, |says| says.forms);
+        let agree = |says: Option<Says>| says.is_some() || checked.stale.is_empty();
         let rewritten = |says: Option<Says>, kept: Forms| {
             says.map_or_else(Vec::new, |says| {
                 relay::rewrite(headers, &readable(says), kept)
@@ -408,6 +411,7 @@ impl Filter {
             whole: true,
             repaired: repaired.is_some() && (!repair.is_empty() || common > before),
             forms: forms(plan.converted),
+            agree: agree(plan.converted),
         };
         outcome.edits.extend(rewritten(plan.converted, plan.kept));
         outcome.edits.extend(plan.edits);
@@ -419,6 +423,7 @@ impl Filter {
         outcome.edits.extend(repair);
         if headers.has_room(&outcome.edits) {
             written.forms = forms(repaired);
+            written.agree = agree(repaired);
             return written;
         }
         outcome.edits.truncate(before);
@@ -426,6 +431,7 @@ impl Filter {
             whole: false,
             repaired: false,
             forms: checked.forms,
+            agree: agree(None),
         }
     }
 
@@ -549,9 +555,10 @@ impl Filter {
         memory: &mut Memory,
         host: &impl Host,
         request: &mut Request<'a>,
-        forms: Forms,
+        written: &Written,
         outcome: &mut Outcome<'a>,
     ) {
+        let forms = written.forms;
         if request.request_id.is_empty() && self.config.generate_request_id {
             let id = request_id::generate(host.random());
             outcome
@@ -587,6 +594,7 @@ impl Filter {
         // Whole, or not at all.
         let id = Some(&request.request_id).filter(|id| id.len() <= key::LONGEST);
         remembered.request_id = id.cloned().unwrap_or_default();
+        remembered.has_clients_b3 = remembered.received == Received::Current && !written.agree;
         remembered.is_callers = host.is_before_router();
         let has_b3 = request.checked.b3.ids.is_some();
         remembered.is_uncertain = remembered.is_callers && (request.is_odd || !has_b3);
@@ -707,7 +715,7 @@ impl Filter {
         }
         if let Some(says) = relayed.says {
             plan.converted = Some(says);
-            plan.kept = Forms::default();
+            plan.kept = relayed.kept;
         }
         let writes = relayed.writes();
         plan.edits = relayed.edits;

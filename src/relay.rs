@@ -128,6 +128,9 @@ pub struct Remembered {
     pub forms: Forms,
     /// What it had of W3C.
     pub received: Received,
+    /// The application got a `traceparent`, and beside it B3 of a client that the tracers
+    /// of the mesh do not read.
+    pub has_clients_b3: bool,
     /// It was seen before the sidecar's tracer: the span is that of the caller.
     pub is_callers: bool,
     /// Whether that tracer continues the trace is not known: implementations read such a
@@ -187,6 +190,7 @@ impl Remembered {
             b3,
             forms,
             received,
+            has_clients_b3: false,
             is_callers: false,
             is_uncertain: false,
             request_id: Vec::new(),
@@ -226,9 +230,10 @@ impl Remembered {
             Received::Stale => 2,
             Received::Current => 3,
         };
-        let bits = [self.is_callers, self.is_uncertain].map(u8::from);
-        let [is_callers, is_uncertain] = bits;
-        out.push(sampling | (received << 2) | (is_callers << 4) | (is_uncertain << 5));
+        let bits = [self.is_callers, self.is_uncertain, self.has_clients_b3].map(u8::from);
+        let [is_callers, is_uncertain, has_clients_b3] = bits;
+        let first = sampling | (received << 2) | (is_callers << 4) | (is_uncertain << 5);
+        out.push(first | (has_clients_b3 << 6));
         let ids = self.b3.ids;
         let parent = ids.and_then(|ids| ids.parent);
         let bits = [
@@ -350,6 +355,7 @@ impl Remembered {
             received,
             is_callers: first & (1 << 4) != 0,
             is_uncertain: first & (1 << 5) != 0,
+            has_clients_b3: first & (1 << 6) != 0,
             request_id,
             opaque: Vec::new(),
             copied: Vec::new(),
@@ -670,6 +676,8 @@ pub struct Relayed {
     pub decision: Decision,
     /// What the call is to say; `None` to leave it.
     pub says: Option<Says>,
+    /// The forms that stay as the application has written them.
+    pub kept: Forms,
     /// The headers of the copy list that it lacks, and the request ID.
     pub edits: Vec<Edit>,
 }
@@ -680,6 +688,7 @@ impl Relayed {
         Self {
             decision,
             says: None,
+            kept: Forms::default(),
             edits: Vec::new(),
         }
     }
@@ -768,13 +777,20 @@ pub fn decide(
     }
     let mut b3 = remembered.b3;
     let mut decision = Decision::Copied;
+    let mut kept = Forms::default();
     if let Some(fragments) = checked.fragments.filter(|fragments| !fragments.malformed) {
         if !belongs(&fragments, remembered.b3.ids) {
             return Relayed::not(Decision::Conflict);
         }
         decision = Decision::Completed;
     }
-    if let Some(decided) = checked.b3.sampling.decided() {
+    if is_clients_decision(checked, remembered, forms) {
+        kept = Forms {
+            multi: true,
+            single: true,
+            w3c: false,
+        };
+    } else if let Some(decided) = checked.b3.sampling.decided() {
         // A decision of the application's own stays.
         if b3.sampling.decided() != Some(decided) || checked.b3.sampling == Sampling::Debug {
             b3.sampling = checked.b3.sampling;
@@ -794,14 +810,15 @@ pub fn decide(
         b3 = w3c.b3();
     }
     let deferred = config.deferred_w3c.sampled();
-    let mut forms = forms.and(Forms {
+    let mut forms = forms.without(kept).and(Forms {
         w3c: false,
-        ..checked.forms
+        ..checked.forms.without(kept)
     });
     forms.w3c &= w3c::sampled(b3.sampling, deferred).is_some();
     if forms.is_empty() {
         // Better in another form than not at all.
         forms.multi = true;
+        kept.multi = false;
     }
     // One that cannot be read is replaced where it is asked for, and else left alone.
     let is_malformed = headers.traceparent.value().is_some() && checked.w3c.is_none();
@@ -826,8 +843,21 @@ pub fn decide(
     Relayed {
         decision,
         says,
+        kept,
         edits,
     }
+}
+
+/// A sampling decision in B3, and nothing else of it, on a call whose request has its
+/// context in `traceparent` alone: it is what a client has sent, carried on. The tracers
+/// of such a mesh do not read it, and it does not decide for the `traceparent`. `forms`:
+/// those that the call is to get.
+fn is_clients_decision(checked: &Checked<'_>, remembered: &Remembered, forms: Forms) -> bool {
+    let has_b3 = |forms: Forms| forms.multi || forms.single;
+    let is_w3c = remembered.received == Received::Current;
+    let is_clients = remembered.has_clients_b3 || !(has_b3(remembered.forms) || has_b3(forms));
+    let is_alone = checked.b3.sampling != Sampling::Defer && checked.fragments.is_none();
+    is_w3c && is_clients && is_alone
 }
 
 /// A call with a context of its own: left as it is, but for the headers of the copy list
@@ -881,6 +911,7 @@ pub fn present(
             None => Decision::Present,
         },
         says,
+        kept: Forms::default(),
         edits,
     }
 }

@@ -419,6 +419,37 @@ fn beside_a_traceparent_of_the_trace_a_clients_b3_is_no_other_trace() {
     );
 }
 
+/// Nor does it decide for the mesh's trace, if the application carries on its decision alone.
+#[test]
+fn a_clients_decision_in_b3_does_not_decide_for_a_traceparent() {
+    let (denied, state) = ("x-b3-sampled: 0", "tracestate: ");
+    let clients = [
+        "x-b3-traceid: 563ac35c9f6413ad48485a3953bb6124",
+        SPAN,
+        denied,
+    ];
+    let emit = r#"{"emit": ["w3c"]}"#;
+    for (config, clients) in [("{}", &[][..]), ("{}", &clients), (emit, &[])] {
+        let otel = sidecar(config, &[clients, &[SERVER, state]].concat());
+        let seen = otel.outbound(&[ID, denied]);
+        assert_seen(&seen, Decision::Copied, &[denied, SERVER, state]);
+    }
+    // With `emit` the application got a decision of the mesh in B3.
+    let renewed = sidecar(emit, &[&clients[..], &[SERVER, state]].concat());
+    let seen = renewed.outbound(&[ID, SAMPLED]);
+    assert_seen(
+        &seen,
+        Decision::Completed,
+        &[TRACE, SPAN, SAMPLED, SERVER, state],
+    );
+    // What reads B3 reads the decision, too.
+    let both = sidecar("{}", &[&B3[..], &[SERVER]].concat());
+    let seen = both.outbound(&[ID, denied]);
+    let unsampled = SERVER.replace("-01", "-00");
+    let expected = [TRACE, SPAN, PARENT, denied, &unsampled];
+    assert_seen(&seen, Decision::Completed, &expected);
+}
+
 /// Envoy 1.40 renews `b3` and leaves `x-b3-*`, which the application carries on.
 #[test]
 fn emit_renews_the_other_form_too() {

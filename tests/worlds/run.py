@@ -136,7 +136,6 @@ _OF_TIMING = {"alone", "edge", "finding", "metrics", "piece"}
 # that is mended is to be taken out.
 OPEN = {
     "world 105": ("alone", "a kind of call gets the benefit of the doubt nine times; here its odds are not good by then"),
-    "world 118": ("span", "W3C mesh, filter of position http: an x-b3-sampled that the application passes on decides for traceparent"),
 }
 
 
