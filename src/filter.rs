@@ -392,8 +392,16 @@ impl Filter {
             Mode::Repair => readable_by_all(says),
             Mode::Observe | Mode::Enforce => says,
         };
-        let forms =
-            |says: Option<Says>| says.map(readable).map_or(checked.forms, |says| says.forms);
+        // A form that the tracer of this sidecar leaves as it was, the next one will too.
+        let renewed = checked.forms.without(checked.stale);
+        let unchanged = match renewed.multi || renewed.single {
+            true => Forms {
+                w3c: checked.forms.w3c,
+                ..renewed
+            },
+            false => checked.forms,
+        };
+        let forms = |says: Option<Says>| says.map(readable).map_or(unchanged, |says| says.forms);
         let agree = |says: Option<Says>| says.is_some() || checked.stale.is_empty();
         let rewritten = |says: Option<Says>, kept: Forms| {
             says.map_or_else(Vec::new, |says| {
@@ -430,7 +438,7 @@ impl Filter {
         Written {
             whole: false,
             repaired: false,
-            forms: checked.forms,
+            forms: unchanged,
             agree: agree(None),
         }
     }

@@ -450,6 +450,23 @@ fn a_clients_decision_in_b3_does_not_decide_for_a_traceparent() {
     assert_seen(&seen, Decision::Completed, &expected);
 }
 
+/// Envoy before 1.40 renews `x-b3-*` and leaves a client's `b3`: so would the next one, whose
+/// application may carry on both. Envoy 1.40 the other way round.
+#[test]
+fn a_form_that_the_tracer_does_not_renew_is_not_copied() {
+    let stale_single = "b3: 463ac35c9f6413ad48485a3953bb6124-0020000000000001-1";
+    let seen = sidecar("{}", &[&B3[..], &[stale_single]].concat()).outbound(&[ID]);
+    assert_seen(&seen, Decision::Copied, &B3);
+    let fresh = "b3: 463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1-0020000000000001";
+    let stale = [TRACE, "x-b3-spanid: 0020000000000001", SAMPLED];
+    let seen = sidecar("{}", &[&stale[..], &[fresh]].concat()).outbound(&[ID]);
+    assert_seen(&seen, Decision::Copied, &[fresh]);
+    // With `emit` both are renewed here, and so in the next one.
+    let emit = r#"{"emit": ["b3multi", "b3"]}"#;
+    let seen = sidecar(emit, &[&B3[..], &[stale_single]].concat()).outbound(&[ID]);
+    assert_seen(&seen, Decision::Copied, &[&B3[..], &[fresh]].concat());
+}
+
 /// Envoy 1.40 renews `b3` and leaves `x-b3-*`, which the application carries on.
 #[test]
 fn emit_renews_the_other_form_too() {
