@@ -11,11 +11,8 @@
 #![allow(unsafe_code)]
 
 use crate::{header, host};
-use alloc::vec::Vec;
-use core::alloc::{GlobalAlloc, Layout};
-use core::cell::RefCell;
-use core::panic::PanicInfo;
-use core::ptr;
+use std::cell::RefCell;
+use std::ptr;
 
 /// A status other than OK (0), as the ABI numbers them: 1 not found, 2 bad
 /// argument, 8 CAS mismatch, 10 internal failure, ...
@@ -97,61 +94,6 @@ unsafe extern "C" {
 unsafe extern "C" {
     /// Its constructors, put together by the linker.
     fn __wasm_call_ctors();
-    fn aligned_alloc(alignment: Size, size: Size) -> *mut u8;
-    fn malloc(size: Size) -> *mut u8;
-    fn realloc(data: *mut u8, size: Size) -> *mut u8;
-    fn free(data: *mut u8);
-    fn expf(x: f32) -> f32;
-}
-
-/// The allocator of wasi-libc, as in the standard library.
-struct Allocator;
-
-impl Allocator {
-    /// What `malloc` aligns to.
-    const ALIGNMENT: usize = 8;
-}
-
-// SAFETY: as the C standard says of these functions.
-unsafe impl GlobalAlloc for Allocator {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        match layout.align() {
-            0..=Self::ALIGNMENT => unsafe { malloc(layout.size()) },
-            // The size is to be a multiple of the alignment.
-            alignment => unsafe { aligned_alloc(alignment, layout.pad_to_align().size()) },
-        }
-    }
-
-    unsafe fn dealloc(&self, data: *mut u8, _layout: Layout) {
-        unsafe { free(data) };
-    }
-
-    unsafe fn realloc(&self, data: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        if layout.align() <= Self::ALIGNMENT {
-            return unsafe { realloc(data, size) };
-        }
-        let Ok(new) = Layout::from_size_align(size, layout.align()) else {
-            return ptr::null_mut();
-        };
-        let moved = unsafe { self.alloc(new) };
-        if !moved.is_null() {
-            unsafe {
-                ptr::copy_nonoverlapping(data, moved, size.min(layout.size()));
-                self.dealloc(data, layout);
-            }
-        }
-        moved
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Allocator = Allocator;
-
-/// Nothing does on purpose. The VM is gone then, with every plugin that shares it.
-#[panic_handler]
-fn panic(panic: &PanicInfo<'_>) -> ! {
-    host::panicked(panic);
-    core::arch::wasm32::unreachable()
 }
 
 struct OneThread<T>(T);
@@ -164,12 +106,6 @@ static MODULE: OneThread<RefCell<host::Module>> = OneThread(RefCell::new(host::M
 /// The one of this VM.
 pub(crate) fn module() -> &'static RefCell<host::Module> {
     &MODULE.0
-}
-
-/// `e` to the power of `x`.
-pub(crate) fn exp(x: f32) -> f32 {
-    // SAFETY: takes and returns numbers.
-    unsafe { expf(x) }
 }
 
 // What Envoy looks for when it loads a module, and calls. A callback that is
@@ -190,7 +126,7 @@ extern "C" fn _initialize() {
 extern "C" fn proxy_on_memory_allocate(size: Size) -> *mut u8 {
     let mut buffer = Vec::with_capacity(size);
     let data = buffer.as_mut_ptr();
-    core::mem::forget(buffer);
+    std::mem::forget(buffer);
     data
 }
 

@@ -13,9 +13,7 @@
 //! trace-id = 16hex / 32hex        span-id = 16hex
 //! ```
 
-use alloc::vec;
-use alloc::vec::Vec;
-use core::num::{NonZeroU64, NonZeroU128};
+use std::num::{NonZeroU64, NonZeroU128};
 
 /// A trace ID: 64 or 128 bits, never zero. 64-bit IDs stay 64-bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

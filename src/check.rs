@@ -9,7 +9,6 @@ use crate::b3::{B3, IdError, Ids, Lenient, Sampling, Single, SpanId, TraceId, re
 use crate::header::{self, Field, TraceHeaders};
 use crate::rules::Rule;
 use crate::w3c::TraceParent;
-use alloc::vec::Vec;
 
 /// Longer than any encoding of `x-ot-span-context` seen in use, in bytes.
 const OT_SPAN_CONTEXT_MOST: usize = 1024;

@@ -4,17 +4,12 @@
 //! typing error cannot switch anything off unseen.
 
 use crate::check::Forms;
-use crate::docs;
 use crate::header::{self, Named, Pattern, Wanted};
 use crate::json::Value;
 use crate::mesh_hosts::{self, Declared};
 use crate::rules::{Rule, Severity};
 use crate::store::KEYS_MOST;
-use alloc::format;
-use alloc::string::{String, ToString};
-use alloc::vec;
-use alloc::vec::Vec;
-use core::fmt;
+use std::fmt;
 
 /// Which way the requests of a listener go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -358,9 +353,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Each,
         default: "\"observe\"",
         allowed: "\"observe\", \"repair\" or \"enforce\"",
-        meaning: docs(
-            "What to do about a broken rule: report it; rewrite the B3 headers so that every implementation reads the same; or answer requests that break a rule of severity error.",
-        ),
+        meaning: "What to do about a broken rule: report it; rewrite the B3 headers so that every implementation reads the same; or answer requests that break a rule of severity error.",
         set: |config, value| {
             config.mode = match value.as_str()? {
                 "observe" => Mode::Observe,
@@ -376,9 +369,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Each,
         default: "\"auto\"",
         allowed: "\"auto\", \"inbound\" or \"outbound\"",
-        meaning: docs(
-            "Which way the requests of the listener go. `auto` asks the listener (`traffic_direction`), which is right in Istio's sidecars; set it where a listener has none.",
-        ),
+        meaning: "Which way the requests of the listener go. `auto` asks the listener (`traffic_direction`), which is right in Istio's sidecars; set it where a listener has none.",
         set: |config, value| {
             config.direction = match value.as_str()? {
                 "auto" => None,
@@ -394,9 +385,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Same,
         default: "true",
         allowed: "true or false",
-        meaning: docs(
-            "Remember the context of inbound requests and copy it onto the calls made for them. `false` only checks.",
-        ),
+        meaning: "Remember the context of inbound requests and copy it onto the calls made for them. `false` only checks.",
         set: |config, value| {
             config.relay = value.as_bool()?;
             Some(())
@@ -407,9 +396,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Inbound,
         default: "true",
         allowed: "true or false",
-        meaning: docs(
-            "Give an inbound request without an `x-request-id`, or with an empty one, a UUIDv4.",
-        ),
+        meaning: "Give an inbound request without an `x-request-id`, or with an empty one, a UUIDv4.",
         set: |config, value| {
             config.generate_request_id = value.as_bool()?;
             Some(())
@@ -420,9 +407,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Same,
         default: "[]",
         allowed: "a list of at most 32 header names, or beginnings of names followed by `*`; none that begins with a colon, none that belongs to a connection or frames a message (host, connection, te, upgrade, content-length, ...), and none that is copied without being listed",
-        meaning: docs(
-            "Headers to copy besides the seven of Istio's guide, such as `baggage`, `end-user` or `x-tenant-*`. A call that carries one already keeps it.",
-        ),
+        meaning: "Headers to copy besides the seven of Istio's guide, such as `baggage`, `end-user` or `x-tenant-*`. A call that carries one already keeps it.",
         set: |config, value| {
             let names = value.as_array()?;
             if names.len() > 32 {
@@ -445,9 +430,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Outbound,
         default: "false",
         allowed: "true or false",
-        meaning: docs(
-            "Copy the headers of `copy_headers` onto calls too whose request was found by `attribution`. Those say nothing of the request themselves: a wrong one would hand one user's headers to another's call. See [docs/trust.md](docs/trust.md).",
-        ),
+        meaning: "Copy the headers of `copy_headers` onto calls too whose request was found by `attribution`. Those say nothing of the request themselves: a wrong one would hand one user's headers to another's call. See [docs/trust.md](docs/trust.md).",
         set: |config, value| {
             config.copy_to_attributed = value.as_bool()?;
             Some(())
@@ -458,9 +441,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Outbound,
         default: "\"new\"",
         allowed: "\"new\", \"any_uuid\" or \"never\"",
-        meaning: docs(
-            "Which request ID of a call gives way to that of its inbound request, so that access logs join: one that Envoy made up for the call; any UUIDv4 in lower case, also one that the application has set itself; or none.",
-        ),
+        meaning: "Which request ID of a call gives way to that of its inbound request, so that access logs join: one that Envoy made up for the call; any UUIDv4 in lower case, also one that the application has set itself; or none.",
         set: |config, value| {
             config.restore_request_id = match value.as_str()? {
                 "new" => RestoreRequestId::New,
@@ -476,9 +457,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Same,
         default: "[\"x-request-id\", \"traceparent\", \"b3\"]",
         allowed: "a list of 1 to 4 of \"x-request-id\", \"traceparent\", \"b3\", names of other headers, and parts of other headers such as \"x-amzn-trace-id:Root\", each once",
-        meaning: docs(
-            "What a call is recognised by, best first. `traceparent` and `b3` (in either form) stand for the trace ID in them: an application that carries on a `traceparent`, or just a part of B3, is recognised by it. A name of your own, such as `x-correlation-id`, stands for its value, up to 255 bytes; with a colon and the name of a parameter, `x-amzn-trace-id:Root`, for the value of that one (`Root=...`, among parameters with `;` or `,` between them; in the first 8 KiB). UUIDs in an `x-request-id` are compared without regard to case, and an ID that it says twice counts once.",
-        ),
+        meaning: "What a call is recognised by, best first. `traceparent` and `b3` (in either form) stand for the trace ID in them: an application that carries on a `traceparent`, or just a part of B3, is recognised by it. A name of your own, such as `x-correlation-id`, stands for its value, up to 255 bytes; with a colon and the name of a parameter, `x-amzn-trace-id:Root`, for the value of that one (`Root=...`, among parameters with `;` or `,` between them; in the first 8 KiB). UUIDs in an `x-request-id` are compared without regard to case, and an ID that it says twice counts once.",
         set: |config, value| {
             let names = value.as_array()?;
             config.keys.clear();
@@ -513,9 +492,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Each,
         default: "\"received\"",
         allowed: "\"received\", or a list of \"b3multi\", \"b3\" and \"w3c\"",
-        meaning: docs(
-            "The forms in which a context is copied: those that it came in, or those of the list. With a list, a request that carries a context of its own gets the forms it lacks, inbound ones too: `[\"b3multi\", \"w3c\"]` gives the application a `traceparent` made from B3.",
-        ),
+        meaning: "The forms in which a context is copied: those that it came in, or those of the list. With a list, a request that carries a context of its own gets the forms it lacks, inbound ones too: `[\"b3multi\", \"w3c\"]` gives the application a `traceparent` made from B3.",
         set: |config, value| {
             config.emit = match value {
                 Value::String(text) if text == "received" => None,
@@ -540,9 +517,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Outbound,
         default: "\"forward\"",
         allowed: "\"forward\" or \"child\"",
-        meaning: docs(
-            "The span that a call says it is of: the one that the application serves the request in, or a new child of it. `child` is for callees that share span IDs, which Istio's sidecars do not: see [docs/forms.md](docs/forms.md).",
-        ),
+        meaning: "The span that a call says it is of: the one that the application serves the request in, or a new child of it. `child` is for callees that share span IDs, which Istio's sidecars do not: see [docs/forms.md](docs/forms.md).",
         set: |config, value| {
             config.span_ids = match value.as_str()? {
                 "forward" => SpanIds::Forward,
@@ -557,9 +532,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Each,
         default: "\"omit\"",
         allowed: "\"omit\", \"sampled\" or \"not_sampled\"",
-        meaning: docs(
-            "What a `traceparent` made from B3 says where B3 leaves the sampling decision open, which W3C cannot: it is not written; or it says sampled, or not sampled.",
-        ),
+        meaning: "What a `traceparent` made from B3 says where B3 leaves the sampling decision open, which W3C cannot: it is not written; or it says sampled, or not sampled.",
         set: |config, value| {
             config.deferred_w3c = match value.as_str()? {
                 "omit" => DeferredW3c::Omit,
@@ -575,9 +548,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Outbound,
         default: "\"auto\"",
         allowed: "\"auto\", \"reported\" or \"unreported\"",
-        meaning: docs(
-            "Whether anybody reports the spans that the application's own tracing (an OpenTelemetry SDK, .NET's HttpClient) puts into the `traceparent` of its calls. `auto` leaves such a call as it is where the sidecars trace by W3C, and gives it the sidecar's span in B3 where they trace by B3 alone; `reported` gives it the application's span in B3 there; `unreported` replaces the application's span by the sidecar's. See [docs/forms.md](docs/forms.md).",
-        ),
+        meaning: "Whether anybody reports the spans that the application's own tracing (an OpenTelemetry SDK, .NET's HttpClient) puts into the `traceparent` of its calls. `auto` leaves such a call as it is where the sidecars trace by W3C, and gives it the sidecar's span in B3 where they trace by B3 alone; `reported` gives it the application's span in B3 there; `unreported` replaces the application's span by the sidecar's. See [docs/forms.md](docs/forms.md).",
         set: |config, value| {
             config.own_spans = match value.as_str()? {
                 "auto" => OwnSpans::Auto,
@@ -593,9 +564,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Outbound,
         default: "\"leave\"",
         allowed: "\"leave\", \"relay\" or \"strip\"",
-        meaning: docs(
-            "What to do with calls to hosts outside the mesh: copy nothing onto them; treat them as any other; or remove what they carry about the trace (all headers of the guide but `x-request-id`, `traceparent`, `tracestate`, the copy list, and the rest of what `incoming_context` removes). What is outside, `mesh_hosts`, `outside_hosts` and Istio's cluster tell: [docs/forms.md](docs/forms.md).",
-        ),
+        meaning: "What to do with calls to hosts outside the mesh: copy nothing onto them; treat them as any other; or remove what they carry about the trace (all headers of the guide but `x-request-id`, `traceparent`, `tracestate`, the copy list, and the rest of what `incoming_context` removes). What is outside, `mesh_hosts`, `outside_hosts` and Istio's cluster tell: [docs/forms.md](docs/forms.md).",
         set: |config, value| {
             config.outside = match value.as_str()? {
                 "leave" => Outside::Leave,
@@ -611,9 +580,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Outbound,
         default: "[]",
         allowed: HOSTS_ALLOWED,
-        meaning: docs(
-            "Further hosts that are inside the mesh, such as `*.internal.example.com` (services that a ServiceEntry adds) or `10.0.0.0/8` (calls by the address of a pod). An end begins with `*.`, so that nobody can buy a name that matches it.",
-        ),
+        meaning: "Further hosts that are inside the mesh, such as `*.internal.example.com` (services that a ServiceEntry adds) or `10.0.0.0/8` (calls by the address of a pod). An end begins with `*.`, so that nobody can buy a name that matches it.",
         set: |config, value| {
             config.hosts.inside = hosts(value)?;
             Some(())
@@ -624,9 +591,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Outbound,
         default: "[]",
         allowed: HOSTS_ALLOWED,
-        meaning: docs(
-            "Hosts that are outside the mesh whatever else says, `mesh_hosts` included: a service of type ExternalName, say.",
-        ),
+        meaning: "Hosts that are outside the mesh whatever else says, `mesh_hosts` included: a service of type ExternalName, say.",
         set: |config, value| {
             config.hosts.outside = hosts(value)?;
             Some(())
@@ -637,9 +602,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Outbound,
         default: "[]",
         allowed: HOSTS_ALLOWED,
-        meaning: docs(
-            "Services of the mesh that calls leave it through, such as `proxy.edge.svc.cluster.local`. One with `egress` in its name (`istio-egressgateway`) is known without being listed.",
-        ),
+        meaning: "Services of the mesh that calls leave it through, such as `proxy.edge.svc.cluster.local`. One with `egress` in its name (`istio-egressgateway`) is known without being listed.",
         set: |config, value| {
             config.hosts.egress = hosts(value)?;
             Some(())
@@ -650,9 +613,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Same,
         default: "\"exclusive\"",
         allowed: "\"off\", \"exclusive\" or \"inferred\"",
-        meaning: docs(
-            "What to do with calls that carry none of `keys`: leave them alone; copy the context of the only request in flight; or also judge by identifiers that a call shares with one request, and by what requests of each route were seen to do. Inbound and outbound filters of a pod must say the same. See [docs/attribution.md](docs/attribution.md).",
-        ),
+        meaning: "What to do with calls that carry none of `keys`: leave them alone; copy the context of the only request in flight; or also judge by identifiers that a call shares with one request, and by what requests of each route were seen to do. Inbound and outbound filters of a pod must say the same. See [docs/attribution.md](docs/attribution.md).",
         set: |config, value| {
             config.attribution = match value.as_str()? {
                 "off" => AttributionMode::Off,
@@ -668,9 +629,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Outbound,
         default: "0.995",
         allowed: "a number from 0.9 to 0.9999",
-        meaning: docs(
-            "With `attribution` `inferred`: the share of calls that are not to be given to a wrong request. The higher, the more are left alone.",
-        ),
+        meaning: "With `attribution` `inferred`: the share of calls that are not to be given to a wrong request. The higher, the more are left alone.",
         set: |config, value| {
             config.confidence = value
                 .as_millionths()
@@ -683,9 +642,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Same,
         default: "[\"authorization\", \"cookie\"]",
         allowed: "a list of at most 16 header names",
-        meaning: docs(
-            "With `attribution` `inferred`: headers whose values may identify a request, besides the parts of its path and of its query. Only hashes of them are kept, and never leave the pod.",
-        ),
+        meaning: "With `attribution` `inferred`: headers whose values may identify a request, besides the parts of its path and of its query. Only hashes of them are kept, and never leave the pod.",
         set: |config, value| {
             let names = value.as_array()?;
             config.wanted.tokens.clear();
@@ -700,9 +657,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Same,
         default: "4096",
         allowed: "a whole number from 64 to 65536",
-        meaning: docs(
-            "Requests in flight in one pod for which there is room for sure, with 1 KiB for each on average: an entry has about 150 bytes for each key, and what is copied besides the context is stored once. Beyond that the oldest copied headers are forgotten, and then the oldest requests; both are counted. With 4096 there is room for 495 requests with 8 KiB of copied headers each, and for the contexts of 4096 all the same ([docs/accuracy-keyed.md](docs/accuracy-keyed.md#what-capacity-means)). Each worker of Envoy that receives requests has room for so many, twice: in its own memory, and in that shared with the others.",
-        ),
+        meaning: "Requests in flight in one pod for which there is room for sure, with 1 KiB for each on average: an entry has about 150 bytes for each key, and what is copied besides the context is stored once. Beyond that the oldest copied headers are forgotten, and then the oldest requests; both are counted. With 4096 there is room for 495 requests with 8 KiB of copied headers each, and for the contexts of 4096 all the same ([docs/accuracy-keyed.md](docs/accuracy-keyed.md#what-capacity-means)). Each worker of Envoy that receives requests has room for so many, twice: in its own memory, and in that shared with the others.",
         set: |config, value| {
             config.capacity = within(value, 64, 65536)?;
             Some(())
@@ -713,9 +668,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Same,
         default: "1000",
         allowed: "a whole number from 0 to 60000",
-        meaning: docs(
-            "Milliseconds after the response during which calls still get the request's context. The inbound filter's counts; of the outbound one it has no effect.",
-        ),
+        meaning: "Milliseconds after the response during which calls still get the request's context. The inbound filter's counts; of the outbound one it has no effect.",
         set: |config, value| {
             config.grace_ms = within(value, 0, 60000)?.into();
             Some(())
@@ -726,9 +679,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Each,
         default: "60",
         allowed: "a whole number from 0 to 6000",
-        meaning: docs(
-            "Log lines about broken rules, for each worker; what is left out is counted in the next line. Metrics count everything.",
-        ),
+        meaning: "Log lines about broken rules, for each worker; what is left out is counted in the next line. Metrics count everything.",
         set: |config, value| {
             config.log_lines_per_minute = within(value, 0, 6000)?;
             Some(())
@@ -739,7 +690,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Each,
         default: "{}",
         allowed: "an object of rule IDs, each with \"off\", \"info\", \"warn\" or \"error\"",
-        meaning: docs("Rules to switch off, raise or lower, such as `{\"L04\": \"off\"}`."),
+        meaning: "Rules to switch off, raise or lower, such as `{\"L04\": \"off\"}`.",
         set: |config, value| {
             for (id, severity) in value.as_object()? {
                 let rule = Rule::ALL.iter().find(|rule| rule.id() == id)?;
@@ -763,9 +714,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Each,
         default: "400",
         allowed: "a whole number from 400 to 599",
-        meaning: docs(
-            "The status of the answers of mode `enforce`. Envoy closes an HTTP/1.1 connection after a 400, and keeps it after others.",
-        ),
+        meaning: "The status of the answers of mode `enforce`. Envoy closes an HTTP/1.1 connection after a 400, and keeps it after others.",
         set: |config, value| {
             config.enforce_status = within(value, 400, 599)?;
             Some(())
@@ -776,9 +725,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Each,
         default: "\"off\"",
         allowed: "\"off\", \"request\" or \"response\"",
-        meaning: docs(
-            "Say in a header `x-b3relay`, of the request that goes on or of the response, what was found and done: for trying it with curl.",
-        ),
+        meaning: "Say in a header `x-b3relay`, of the request that goes on or of the response, what was found and done: for trying it with curl.",
         set: |config, value| {
             config.report_header = match value.as_str()? {
                 "off" => ReportHeader::Off,
@@ -794,9 +741,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Inbound,
         default: "\"trust\"",
         allowed: "\"trust\", \"ignore\" or \"drop\"",
-        meaning: docs(
-            "What to do with the trace context that requests bring, in all its forms (B3, W3C and those of other tracers, and what asks an Envoy for a trace), calls of the application excepted: use it; pass it on unread; or remove it. For edges without a tracer, where a client must not force sampling or join traces: see [docs/trust.md](docs/trust.md) first. Its former name, `incoming_b3`, will do as well.",
-        ),
+        meaning: "What to do with the trace context that requests bring, in all its forms (B3, W3C and those of other tracers, and what asks an Envoy for a trace), calls of the application excepted: use it; pass it on unread; or remove it. For edges without a tracer, where a client must not force sampling or join traces: see [docs/trust.md](docs/trust.md) first. Its former name, `incoming_b3`, will do as well.",
         set: |config, value| {
             config.incoming = match value.as_str()? {
                 "trust" => Incoming::Trust,
@@ -910,7 +855,7 @@ impl fmt::Display for ConfigError {
     }
 }
 
-impl core::error::Error for ConfigError {}
+impl std::error::Error for ConfigError {}
 
 impl Config {
     /// Reads the plugin configuration, a JSON object. Nothing, or white space,

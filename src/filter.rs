@@ -17,9 +17,6 @@ use crate::request_id;
 use crate::rules::{Rule, Severity};
 use crate::setup::Expected;
 use crate::store::{Candidates, Found, Limits, SharedData, Store, Ticket, Under};
-use alloc::format;
-use alloc::string::{String, ToString};
-use alloc::vec::Vec;
 
 /// What the filter asks of the proxy while it looks at a request.
 pub trait Host: SharedData {
@@ -253,7 +250,7 @@ impl Filter {
         };
         let headers = self.read(incoming, pairs, &mut outcome);
         let mut checked = check(&headers);
-        outcome.findings = core::mem::take(&mut checked.findings);
+        outcome.findings = std::mem::take(&mut checked.findings);
         let mut request = Request {
             request_id: request_id::one(headers.request_id.value().unwrap_or_default()).to_vec(),
             headers,
@@ -513,7 +510,7 @@ impl Filter {
             }
             Incoming::Drop => {
                 let names = distrusted.iter().map(|(name, _)| *name);
-                for name in names.filter_map(|name| core::str::from_utf8(name).ok()) {
+                for name in names.filter_map(|name| std::str::from_utf8(name).ok()) {
                     if !outcome.edits.iter().any(|edit| edit.name() == name) {
                         outcome.edits.push(Edit::remove(name.to_string()));
                     }
@@ -716,7 +713,7 @@ impl Filter {
                 let names = headers.present();
                 let names = names
                     .iter()
-                    .filter_map(|name| core::str::from_utf8(name).ok());
+                    .filter_map(|name| std::str::from_utf8(name).ok());
                 let removed = names.map(|name| Edit::remove(name.to_string()));
                 outcome.edits.extend(removed);
             }

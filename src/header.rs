@@ -4,10 +4,8 @@
 //! values are bytes, since HTTP/1.1 and Envoy allow `obs-text` in them.
 
 use crate::bytes::alike;
-use alloc::borrow::Cow;
-use alloc::string::{String, ToString};
-use alloc::vec::Vec;
-use core::fmt;
+use std::borrow::Cow;
+use std::fmt;
 
 /// `x-request-id`: Envoy's request ID.
 pub const REQUEST_ID: &str = "x-request-id";

@@ -13,13 +13,9 @@ use crate::report::{self, RateLimit};
 use crate::rules::Severity;
 use crate::setup::{self, Expected, Labels, Setup};
 use crate::store::{self, NotSet, SharedData, Ticket};
-use alloc::collections::VecDeque;
-use alloc::rc::Rc;
-use alloc::string::{String, ToString};
-use alloc::vec;
-use alloc::vec::Vec;
-use core::cell::{Cell, RefCell};
-use core::panic::PanicInfo;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
 
 /// How often Envoy is to call [`tick`], in milliseconds.
 const TICK_MS: u32 = 1000;
@@ -136,11 +132,8 @@ pub(crate) fn start() {
     // There is no other logger that it could clash with.
     let _ = log::set_logger(&Logger);
     log::set_max_level(log::LevelFilter::Info);
-}
-
-/// Says what happened, before the VM goes.
-pub(crate) fn panicked(panic: &PanicInfo<'_>) {
-    abi::log(CRITICAL, &panic.to_string());
+    // Nothing panics on purpose. The VM is gone then, with every plugin that shares it.
+    std::panic::set_hook(Box::new(|panic| abi::log(CRITICAL, &panic.to_string())));
 }
 
 /// A new context: a root context if it has no `parent` (0), or else a stream.

@@ -1,11 +1,8 @@
 //! A JSON value, as far as the configuration needs one: numbers are whole, or
 //! between 0 and 1. To write others would bring the module 30 KB of code.
 
-use alloc::format;
-use alloc::string::{String, ToString};
-use alloc::vec::Vec;
-use core::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use std::fmt;
 
 /// A JSON value.
 #[derive(Clone, Debug, PartialEq, Eq)]

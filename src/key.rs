@@ -3,8 +3,6 @@
 use crate::b3::TraceId;
 use crate::header::Named;
 use crate::request_id::{self, LENGTH, TRACE_REASON};
-use alloc::vec;
-use alloc::vec::Vec;
 
 /// Bytes of the longest header value that is used as a key. Longer ones are not
 /// remembered: memory is bounded.

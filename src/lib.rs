@@ -28,10 +28,6 @@
 //! | [`filter`] | the above, put together for one request |
 #![cfg_attr(not(target_arch = "wasm32"), forbid(unsafe_code))]
 #![cfg_attr(target_arch = "wasm32", deny(unsafe_code))]
-// What the standard library has for panics, files and hash maps is 25 KB of the module.
-#![cfg_attr(target_arch = "wasm32", no_std)]
-
-extern crate alloc;
 
 pub mod attribution;
 pub mod b3;
@@ -42,7 +38,6 @@ pub mod filter;
 pub mod header;
 mod json;
 pub mod key;
-mod math;
 pub mod mesh_hosts;
 pub mod metrics;
 pub mod relay;
@@ -57,12 +52,3 @@ pub mod w3c;
 mod abi;
 #[cfg(target_arch = "wasm32")]
 mod host;
-
-/// Text that only the documentation has use for: not in the module.
-const fn docs(text: &'static str) -> &'static str {
-    if cfg!(target_arch = "wasm32") {
-        ""
-    } else {
-        text
-    }
-}

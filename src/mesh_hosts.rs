@@ -6,11 +6,8 @@
 
 use crate::bytes::fnv1a;
 use crate::filter::Host;
-use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, VecDeque};
-use alloc::string::String;
-use alloc::vec::Vec;
-use core::net::{IpAddr, Ipv4Addr};
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr};
 
 /// One entry of `mesh_hosts`, `outside_hosts` or `egress_gateways`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -189,7 +186,7 @@ impl<'a> Name<'a> {
     /// The address that it is, in whichever way it is written: `2130706433`,
     /// `0x7f.1` and `::ffff:127.0.0.1` are 127.0.0.1.
     fn address(self) -> Option<IpAddr> {
-        let text = core::str::from_utf8(self.0).ok()?;
+        let text = std::str::from_utf8(self.0).ok()?;
         if let Ok(address) = text.parse::<IpAddr>() {
             return Some(address.to_canonical());
         }
@@ -282,7 +279,7 @@ impl<'a> Cluster<'a> {
             return Self::Istio(Name::of_host(host));
         }
         let by_server_name = name.strip_prefix(b"outbound_.").and_then(|rest| {
-            let mut rest = core::str::from_utf8(rest).ok()?.splitn(3, "_.");
+            let mut rest = std::str::from_utf8(rest).ok()?.splitn(3, "_.");
             rest.nth(2)
         });
         match by_server_name {
@@ -475,6 +472,6 @@ fn kind(seed: u64, authority: &[u8], path: &[u8]) -> u64 {
         let is_identifier = part.len() >= 8 && part.iter().any(u8::is_ascii_digit);
         if is_identifier { b"*" } else { part }
     });
-    let parts = core::iter::once(authority).chain(parts);
+    let parts = std::iter::once(authority).chain(parts);
     fnv1a(seed, parts.flat_map(|part| part.iter().chain(b"/")))
 }

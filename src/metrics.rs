@@ -6,12 +6,8 @@
 //! the name still begins with `b3relay_` and can be read.
 
 use crate::config::Direction;
-use crate::docs;
 use crate::relay::Decision;
 use crate::rules::Rule;
-use alloc::string::{String, ToString};
-use alloc::vec;
-use alloc::vec::Vec;
 
 /// Every name begins with this.
 pub const PREFIX: &str = "b3relay_";
@@ -29,7 +25,7 @@ pub struct Family {
 
 macro_rules! families {
     ($($id:ident, $name:literal, [$($label:literal),*], $help:literal;)*) => {
-        $(const $id: Family = Family { name: $name, labels: &[$($label),*], help: docs($help) };)*
+        $(const $id: Family = Family { name: $name, labels: &[$($label),*], help: $help };)*
 
         /// Every metric.
         pub const FAMILIES: &[Family] = &[$($id),*];

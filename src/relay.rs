@@ -19,8 +19,6 @@ use crate::request_id;
 use crate::rules::Rule;
 use crate::store::{Candidates, Found, RequestOf, Under};
 use crate::w3c::{self, TraceParent};
-use alloc::string::{String, ToString};
-use alloc::vec::Vec;
 
 /// Bytes of copied headers (names and values) that are remembered of one
 /// request, the context not counted. Memory is bounded.
@@ -172,7 +170,7 @@ impl Remembered {
         let (mut room, mut dropped) = (COPIED_MOST, 0);
         let mut taken = |(name, value): (&[u8], &[u8])| {
             let rest = room.checked_sub(name.len() + value.len());
-            match (rest, core::str::from_utf8(name)) {
+            match (rest, std::str::from_utf8(name)) {
                 (Some(rest), Ok(name)) if !name.is_empty() && name.len() < 256 => {
                     room = rest;
                     Some((name.to_string(), value.to_vec()))
@@ -607,7 +605,7 @@ fn keep_common<'a>(
         named.map(|(_, value)| value.as_slice())
     }
     let common = |mine: &mut Headers, theirs: fn(&Remembered) -> &Headers| {
-        let all = core::mem::take(mine);
+        let all = std::mem::take(mine);
         let is_common = |name: &str| {
             let mut others = others.clone();
             others.all(|other| values(theirs(other), name).eq(values(&all, name)))

@@ -5,9 +5,7 @@ use crate::check::Finding;
 use crate::config::Direction;
 use crate::metrics::direction_label;
 use crate::rules::Severity;
-use alloc::format;
-use alloc::string::String;
-use core::fmt::Write;
+use std::fmt::Write;
 
 /// Bytes of a header value that a log line shows, before escaping.
 const SHOWN: usize = 64;
@@ -83,7 +81,7 @@ impl RateLimit {
         match self.tokens.checked_sub(Self::LINE) {
             Some(rest) => {
                 self.tokens = rest;
-                Some(core::mem::take(&mut self.suppressed))
+                Some(std::mem::take(&mut self.suppressed))
             }
             None => {
                 self.suppressed += 1;

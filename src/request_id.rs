@@ -6,8 +6,6 @@
 //! by the client) and rewrites it in any value of 36 characters, whether it is
 //! a UUID or not. So two hops of one request may differ there.
 
-use alloc::vec::Vec;
-
 /// Characters of a UUID in text form.
 pub const LENGTH: usize = 36;
 /// The character that Envoy rewrites, zero-based.

@@ -4,7 +4,7 @@
 //! inbound request too: [`crate::relay`]). Everything that is said about a rule
 //! in metrics, log lines and `docs/rules.md` is taken from here.
 
-use core::fmt;
+use std::fmt;
 
 /// How much a broken rule matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

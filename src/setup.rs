@@ -8,9 +8,6 @@ use crate::config::{Config, Direction};
 use crate::header::{TraceHeaders, Wanted};
 use crate::relay::Says;
 use crate::store::{IF_MISSING, PREFIX, SharedData};
-use alloc::format;
-use alloc::string::{String, ToString};
-use alloc::vec::Vec;
 
 /// How often the other side's configuration is compared, in milliseconds.
 const EVERY_MS: u64 = 10_000;

@@ -3,7 +3,6 @@
 
 use crate::b3::{B3, Ids, Sampling, SpanId, TraceId};
 use crate::bytes::{split, take};
-use alloc::vec::Vec;
 
 /// A `traceparent`, read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

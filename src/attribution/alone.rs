@@ -22,19 +22,17 @@
 //! and little is added with each call.
 
 use super::model::{BUCKETS, Name, begin_ms, bucket, ms};
-use super::order::descending;
-use alloc::boxed::Box;
-use alloc::vec;
-use alloc::vec::Vec;
+use ordered_float::OrderedFloat;
+use std::cmp::Reverse;
 
 /// Odds from which on a kind is known to be made by requests, and below which it is
 /// not. A background passes the first with a probability of one to this number.
 const PROVEN: f32 = 400.0;
 const REFUTED: f32 = 0.04;
 /// Odds never become better or worse than so: a change is noticed.
-const ODDS: core::ops::RangeInclusive<f32> = 1e-3..=1e5;
+const ODDS: std::ops::RangeInclusive<f32> = 1e-3..=1e5;
 /// One call changes the odds by no more than these.
-const WEIGHS: core::ops::RangeInclusive<f32> = 0.05..=200.0;
+const WEIGHS: std::ops::RangeInclusive<f32> = 0.05..=200.0;
 /// The part of a request's calls that come anywhere, since the machine was busy; and as
 /// many come where others do.
 const ANYWHERE: f32 = 0.05;
@@ -151,8 +149,8 @@ impl Kind {
     /// of its own makes it now than at another time. If the one before was of the request
     /// before, it has the clock of the requests.
     fn came(&mut self, now_us: u64, begun: u64) -> f32 {
-        let last_us = core::mem::replace(&mut self.last_us, now_us);
-        let before = core::mem::replace(&mut self.begun, begun);
+        let last_us = std::mem::replace(&mut self.last_us, now_us);
+        let before = std::mem::replace(&mut self.begun, begun);
         if last_us == 0 {
             return 1.0;
         }
@@ -166,7 +164,7 @@ impl Kind {
         let part = (get(&self.at_risk, at) / sum(&self.at_risk).max(1e-3)).clamp(1e-3, 1.0);
         let found = (get(&self.intervals, at) + FEW * part) / (sum(&self.intervals) + FEW);
         add(&mut self.intervals, at, 1.0);
-        let once = core::mem::replace(&mut self.once, begun != before);
+        let once = std::mem::replace(&mut self.once, begun != before);
         match once && begun == before.wrapping_add(1) {
             true => 1.0,
             false => (found / part).max(1.0),
@@ -178,9 +176,9 @@ impl Kind {
         let passed = ms(now_us.saturating_sub(self.late_us));
         let late = self.late.iter().zip(&self.odd).zip(LATE_MS);
         let rates = late.map(|((late, [was, expected]), span)| {
-            let chance = crate::math::sqrt(*expected);
+            let chance = expected.sqrt();
             let calls = (late - 1.0).max(was - expected - chance - 0.5);
-            calls * crate::math::exp(-passed / span) / span
+            calls * (-passed / span).exp() / span
         });
         rates.fold(0.0, f32::max)
     }
@@ -197,7 +195,7 @@ impl Kind {
         self.late_us = now_us;
         let late = self.late.iter_mut().zip(&mut self.odd).zip(LATE_MS);
         for ((late, [was, expected]), span) in late {
-            let kept = crate::math::exp(-passed / span);
+            let kept = (-passed / span).exp();
             *late = kept * *late + calls;
             *was = kept * *was + odd[0];
             *expected = kept * *expected + odd[1];
@@ -568,7 +566,7 @@ impl Alone {
     /// one.
     pub(super) fn in_flight(&mut self, requests: usize, only: Option<(u64, Name)>) {
         // It has just begun.
-        let first = core::mem::replace(&mut self.idle, requests == 0);
+        let first = std::mem::replace(&mut self.idle, requests == 0);
         let Some((number, route)) = only else {
             self.solo = None;
             return;
@@ -727,7 +725,7 @@ impl Alone {
         // And none came in this cell before, this time, although that was as likely.
         let here = heard_us.saturating_sub((1000.0 * begin_ms(bucket(heard_us))) as u64);
         let rate = self.known(kind).map_or(0.0, |kind| kind.calls) / (get(&self.sums, 0) + 1.0);
-        let silence = crate::math::exp(-(lift - 1.0).max(0.0) * rate * ms(here.min(since_us)));
+        let silence = (-(lift - 1.0).max(0.0) * rate * ms(here.min(since_us))).exp();
         let weight = (lift * silence / regular).clamp(*WEIGHS.start(), *WEIGHS.end());
         let odds = weight * self.odds(kind);
         let late = self
@@ -876,7 +874,7 @@ impl Alone {
     /// Calls of the background of this kind, per millisecond: no fewer are to be expected.
     fn background(&self, kind: &Kind) -> f32 {
         let now_us = self.now_us;
-        let upper = |calls: f32| calls + crate::math::sqrt(calls) + BEFORE.0;
+        let upper = |calls: f32| calls + calls.sqrt() + BEFORE.0;
         let mut most = upper(kind.background) / (get(&self.sums, 0) + BEFORE.1);
         let (calls, time) = self.quiet(kind);
         most = most.max(upper(calls) / (time + BEFORE.1));
@@ -897,11 +895,12 @@ impl Alone {
             let time = get(&self.time, usize::from(*cell)).max(0.05);
             (*calls, time)
         });
-        let cells: Vec<(f32, f32)> = cells.collect();
+        let mut cells: Vec<(f32, f32)> = cells.collect();
         let known: f32 = cells.iter().map(|(_, time)| time).sum();
         let mut quiet = (0.0, (get(&self.sums, 0) - known).max(0.0));
-        let rate = |(calls, time): &(f32, f32)| -f64::from(calls / time);
-        for (calls, time) in descending(cells, rate) {
+        // The lowest rate first.
+        cells.sort_by_cached_key(|(calls, time)| Reverse(OrderedFloat(-f64::from(calls / time))));
+        for (calls, time) in cells {
             if quiet.1 >= half {
                 break;
             }
@@ -975,7 +974,7 @@ impl Alone {
         }
         if odds >= PROVEN || always {
             // It was right.
-            let back = core::mem::take(&mut known.charged);
+            let back = std::mem::take(&mut known.charged);
             let doubt = doubt + if always { 0.0 } else { 1.0 / odds };
             let sure = doubt <= DOUBT * room * room;
             let spent = if sure { SAFE * doubt } else { 0.0 };

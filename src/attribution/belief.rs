@@ -2,10 +2,9 @@
 //! of them made which calls, each with its probability.
 
 use super::model::{Model, Name, NodeId, Place, Step, Turn};
-use super::order::descending;
-use alloc::rc::Rc;
-use alloc::vec;
-use alloc::vec::Vec;
+use ordered_float::OrderedFloat;
+use std::cmp::Reverse;
+use std::rc::Rc;
 
 /// Hypotheses of a cluster at most.
 const HYPOTHESES: usize = 32;
@@ -100,12 +99,12 @@ struct Branch {
 fn take_turns(model: &Model, branches: &mut [Branch]) {
     let total: f64 = branches.iter().map(|branch| branch.weight).sum();
     let may = |branch: &&mut Branch| branch.weight > 0.02 * total;
-    let queue: Vec<&mut Branch> = branches.iter_mut().filter(may).collect();
+    let mut queue: Vec<&mut Branch> = branches.iter_mut().filter(may).collect();
     if queue.len() < 2 {
         return;
     }
     // The earliest first.
-    let mut queue = descending(queue, |branch| -(branch.since_us as f64));
+    queue.sort_by_cached_key(|branch| branch.since_us);
     let shares: Vec<f64> = queue.iter().map(|branch| branch.weight / total).collect();
     let mut after = 0.0;
     for (branch, turn) in queue.iter_mut().zip(Turn::all(&shares)) {
@@ -150,7 +149,7 @@ impl Cluster {
 
     /// Weighs what has not happened since.
     pub(super) fn advance(&mut self, model: &Model, now_us: u64) {
-        let from_us = core::mem::replace(&mut self.at_us, now_us);
+        let from_us = std::mem::replace(&mut self.at_us, now_us);
         if self.hypotheses.len() < 2 || now_us <= from_us {
             return;
         }
@@ -207,8 +206,9 @@ impl Cluster {
     /// Joins hypotheses that say the same now.
     fn join(&mut self) {
         let mut kept: Vec<Hypothesis> = Vec::with_capacity(self.hypotheses.len());
-        let hypotheses = core::mem::take(&mut self.hypotheses);
-        for hypothesis in descending(hypotheses, |h| h.weight) {
+        let mut hypotheses = std::mem::take(&mut self.hypotheses);
+        hypotheses.sort_by_cached_key(|hypothesis| Reverse(OrderedFloat(hypothesis.weight)));
+        for hypothesis in hypotheses {
             let same = kept.iter_mut().find(|other| {
                 other.owners == hypothesis.owners
                     && other
@@ -291,7 +291,7 @@ impl Cluster {
                 pairs.push((a.weight * b.weight, a, b));
             }
         }
-        let mut pairs = descending(pairs, |pair| pair.0);
+        pairs.sort_by_cached_key(|(weight, ..)| Reverse(OrderedFloat(*weight)));
         pairs.truncate(HYPOTHESES);
         let shifted = |owner: &u8| match *owner {
             NOBODY => NOBODY,
@@ -406,11 +406,11 @@ impl Cluster {
                 *share += branch.weight / total;
             }
         }
-        let mut next = descending(next, |branch| branch.weight);
+        next.sort_by_cached_key(|branch| Reverse(OrderedFloat(branch.weight)));
         next.truncate(HYPOTHESES);
         let most = next.first().map_or(0.0, |first| first.weight);
         next.retain(|branch| branch.weight >= most * NEGLIGIBLE);
-        let before = core::mem::take(&mut self.hypotheses);
+        let before = std::mem::take(&mut self.hypotheses);
         for branch in next {
             let Some(mut hypothesis) = before.get(branch.hypothesis).cloned() else {
                 continue;

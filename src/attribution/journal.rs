@@ -17,7 +17,6 @@
 use super::text::Token;
 use crate::bytes::{self, take};
 use crate::store::{RequestOf, SharedData, WorkerOf};
-use alloc::vec::Vec;
 
 /// Segments of a journal.
 const SEGMENTS: u32 = 64;

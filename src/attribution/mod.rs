@@ -19,12 +19,10 @@ mod alone;
 mod belief;
 pub mod journal;
 pub mod model;
-mod order;
 pub mod text;
 pub mod tracker;
 
 use crate::store::{Found, RequestOf, SharedData, Store, Ticket};
-use alloc::vec::Vec;
 use journal::{Event, Read, Reader, Writer};
 use text::Token;
 use tracker::{Basis, Tracker, Verdict};
@@ -333,7 +331,7 @@ impl Attribution {
             self.tracker.blind(self.blind_until_us);
         }
         // The earliest first.
-        let events = order::descending(events, |(at_us, _, _)| -(*at_us as f64));
+        events.sort_by_cached_key(|(at_us, _, _)| *at_us);
         for (at_us, worker, event) in events {
             self.tell(at_us, worker, event);
         }

@@ -12,9 +12,7 @@
 //! its probability. All is bounded, and forgotten by halves.
 
 use super::text::Token;
-use alloc::collections::VecDeque;
-use alloc::vec;
-use alloc::vec::Vec;
+use std::collections::VecDeque;
 
 /// Half-octave buckets of the time in a node: the first ends at 32 µs, the last
 /// is everything beyond half a second.
@@ -319,7 +317,7 @@ pub(super) fn begin_ms(bucket: usize) -> f32 {
             if n % 2 == 0 {
                 octave
             } else {
-                octave * core::f32::consts::SQRT_2
+                octave * std::f32::consts::SQRT_2
             }
         }
     }
@@ -642,7 +640,7 @@ impl Model {
             let rates = self.rates(id, at);
             sum += (rates.call + rates.end) * (end - begin).max(0.0);
         }
-        crate::math::exp(-sum)
+        (-sum).exp()
     }
 
     /// Calls of this kind per millisecond by a request of this route of which

@@ -2,7 +2,6 @@
 //! the identifiers in it. Nothing of the text is kept, only hashes.
 
 use crate::bytes::fnv1a;
-use alloc::vec::Vec;
 
 /// Identifiers of one request that are kept.
 const TOKENS_MOST: usize = 16;

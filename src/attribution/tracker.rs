@@ -20,10 +20,10 @@
 use super::alone::Alone;
 use super::belief::{Cluster, Owner};
 use super::model::{Model, Name, Place};
-use super::order::descending;
 use super::text::Token;
-use alloc::collections::BTreeSet;
-use alloc::vec::Vec;
+use ordered_float::OrderedFloat;
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
 /// Requests in flight that are tracked at most.
 pub const TRACKED: usize = 128;
@@ -424,7 +424,7 @@ impl Tracker {
                 }
             }
         }
-        let mut candidates = descending(candidates, Candidate::weight);
+        candidates.sort_by_cached_key(|candidate| Reverse(OrderedFloat(candidate.weight())));
         let total: f64 = candidates.iter().map(Candidate::weight).sum::<f64>() + background;
         // What the belief may be wrong about.
         let others = candidates.iter().skip(1);
@@ -454,7 +454,7 @@ impl Tracker {
         for (_, share) in &mut judged {
             *share *= found;
         }
-        let judged = descending(judged, |(_, share)| *share);
+        judged.sort_by_cached_key(|(_, share)| Reverse(OrderedFloat(*share)));
         for (candidate, share) in &judged {
             if let Some(request) = self.request_mut(candidate.request) {
                 // Where there is nobody else but the background, less will do.
@@ -563,7 +563,7 @@ impl Tracker {
     ) -> Vec<f64> {
         let mut merged: Option<Cluster> = None;
         let mut others = Vec::with_capacity(self.clusters.len());
-        for (at, cluster) in core::mem::take(&mut self.clusters).into_iter().enumerate() {
+        for (at, cluster) in std::mem::take(&mut self.clusters).into_iter().enumerate() {
             if !owners.iter().any(|owner| owner.cluster == at) {
                 others.push(cluster);
                 continue;

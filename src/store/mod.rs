@@ -54,7 +54,6 @@ pub use workers::WorkerOf;
 
 use crate::bytes;
 use crate::key::Key;
-use alloc::vec::Vec;
 use record::{Alias, Entry, Record, Records};
 pub(crate) use shared_data::IF_MISSING;
 use shared_data::{SEED, bucket_name};

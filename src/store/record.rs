@@ -11,7 +11,6 @@
 //! | alias | serial u64, expires u64, worker u16, id u64, bucket u16, guessed u8, key length u16, key |
 
 use crate::bytes::{split, take};
-use alloc::vec::Vec;
 
 /// Buckets of each worker's table.
 pub const BUCKETS: u16 = 1024;

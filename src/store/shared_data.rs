@@ -1,7 +1,6 @@
 //! Envoy's shared data, and what the store calls its keys there.
 
 use crate::bytes;
-use alloc::vec::Vec;
 
 /// Keys in shared data begin with this: plugins without a VM ID share one
 /// namespace. The number changes with the encoding.

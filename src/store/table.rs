@@ -5,9 +5,7 @@ use super::record::{Alias, BUCKETS, Entry, Record, Records};
 use super::shared_data::{ALWAYS, NotSet, SharedData, bucket_name};
 use crate::bytes;
 use crate::key::Key;
-use alloc::collections::VecDeque;
-use alloc::vec;
-use alloc::vec::Vec;
+use std::collections::VecDeque;
 
 /// Bytes of a bucket that are not worth giving back.
 const SPARE: usize = 64;
@@ -605,12 +603,12 @@ impl Table {
     fn tidy(&mut self) {
         let most = 2 * self.entries + 1024;
         if self.started.len() > most {
-            let mut started = core::mem::take(&mut self.started);
+            let mut started = std::mem::take(&mut self.started);
             started.retain(|(bucket, id)| self.is_served(*bucket, *id));
             self.started = started;
         }
         if self.headers.len() > most {
-            let mut headers = core::mem::take(&mut self.headers);
+            let mut headers = std::mem::take(&mut self.headers);
             headers.retain(|(bucket, id)| self.has_headers(*bucket, *id));
             self.headers = headers;
         }

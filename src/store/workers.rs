@@ -3,7 +3,6 @@
 use super::record::BUCKETS;
 use super::shared_data::{ALWAYS, CHANGED, IF_MISSING, SharedData, WORKERS, bucket_name};
 use crate::bytes::take;
-use alloc::vec::Vec;
 
 /// Tries to change the list of workers before giving up. Each failure means
 /// that another worker changed it in between.
@@ -170,7 +169,7 @@ impl Worker {
 
     /// As many as there are whole; the rest stays.
     fn read<'a>(list: &'a mut &[u8]) -> impl Iterator<Item = Self> + 'a {
-        core::iter::from_fn(move || {
+        std::iter::from_fn(move || {
             let mut one = list.get(..Self::LENGTH)?;
             let read = Self {
                 number: u16::from_le_bytes(take(&mut one)?),
