@@ -147,7 +147,7 @@ impl Request<'_> {
         memory.tracer = Tracer::shown(&self.headers, &self.checked).or(memory.tracer);
         self.newest = relay::newest(&self.checked, memory.tracer);
         let (b3, received) = self.newest;
-        if self.checked.b3.ids.is_some() {
+        if !self.checked.b3.is_empty() {
             if received == Received::Current && self.checked.b3.ids != b3.ids {
                 self.checked.stale.multi = self.checked.forms.multi;
                 self.checked.stale.single = self.checked.forms.single;

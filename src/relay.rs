@@ -95,11 +95,9 @@ pub fn newest(checked: &Checked<'_>, tracer: Option<Tracer>) -> (B3, Received) {
     let Some(w3c) = checked.w3c else {
         return (b3, Received::Absent);
     };
+    // A decision alone is not a context: a tracer that writes B3 writes identifiers.
     let Some(ids) = b3.ids else {
-        return match b3.is_empty() {
-            true => (w3c.b3(), Received::Current),
-            false => (b3, Received::Other),
-        };
+        return (w3c.b3(), Received::Current);
     };
     if !ids.trace.same(w3c.trace) {
         match tracer {

@@ -429,10 +429,22 @@ fn a_clients_decision_in_b3_does_not_decide_for_a_traceparent() {
         denied,
     ];
     let emit = r#"{"emit": ["w3c"]}"#;
-    for (config, clients) in [("{}", &[][..]), ("{}", &clients), (emit, &[])] {
+    let decision = [denied];
+    for (config, clients) in [
+        ("{}", &[][..]),
+        ("{}", &clients),
+        ("{}", &decision),
+        (emit, &[]),
+    ] {
         let otel = sidecar(config, &[clients, &[SERVER, state]].concat());
         let seen = otel.outbound(&[ID, denied]);
         assert_seen(&seen, Decision::Copied, &[denied, SERVER, state]);
+    }
+    // Nor does what the caller's application sends on, if it carries on nothing itself.
+    for config in ["{}", r#"{"emit": ["b3multi", "w3c"]}"#] {
+        let otel = sidecar(config, &[denied, SERVER, state]);
+        let seen = otel.outbound(&[ID]);
+        assert_eq!(only(&seen.headers, &["traceparent"]), [header(SERVER)]);
     }
     // With `emit` the application got a decision of the mesh in B3.
     let renewed = sidecar(emit, &[&clients[..], &[SERVER, state]].concat());
