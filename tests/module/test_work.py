@@ -1,4 +1,5 @@
-"""No request costs more than ten times a common one: counted in instructions.
+"""No request costs more than ten times a common one, nor more than in proportion to its
+size: counted in instructions.
 
 Log lines are not in it: they are limited by time (`log_lines_per_minute`).
 """
@@ -6,6 +7,8 @@ Log lines are not in it: they are limited by time (`log_lines_per_minute`).
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -46,10 +49,12 @@ VALUES = {
 }
 
 
-def instructions(headers: Headers, direction: int, mode: str) -> int:
+def instructions(
+    headers: Headers, direction: int, mode: str, config: Mapping[str, object] | None = None
+) -> int:
     """What a request costs after some common ones."""
     worker = Host(load(WASM), Process())
-    plugin = worker.plugin({"mode": mode, "log_lines_per_minute": 0}, direction)
+    plugin = worker.plugin({"mode": mode, "log_lines_per_minute": 0, **(config or {})}, direction)
     for number in range(3):
         other = ("x-request-id", b"%dfffffff-1b2d-4c3e-9d4f-5a6b7c8d9e0f" % number)
         plugin.request([*REQUEST, other, *CONTEXT[1:]])
@@ -80,3 +85,71 @@ def test_all_headers_at_once(mode: str) -> None:
     for value in (b"a" * 6_000, b"1," * 3_000, b"-" * 6_000, b"A" * 15):
         headers = [*REQUEST, *((name, value) for name in NAMES for _ in range(2))]
         assert instructions(headers, INBOUND, mode) < 10 * common, value[:4]
+
+
+def is_linear(costs: list[int]) -> bool:
+    """Costs of sizes that double each time: does what is added no more than double?
+
+    Of a cost that grows with the square it would be four times as much. Judged by the
+    larger sizes, where that shows. A hundredth of the cost is left for memory, which
+    grows in steps.
+    """
+    added = [after - before for before, after in pairwise(costs)][-3:]
+    slack = costs[-1] // 100
+    return all(after <= 2.5 * max(before, 0) + slack for before, after in pairwise(added))
+
+
+def test_a_cost_that_grows_with_the_square_is_told_apart() -> None:
+    sizes = [2**power for power in range(6, 17)]
+    assert is_linear([40_000 + 3 * size for size in sizes])
+    assert not is_linear([40_000 + size * size // 100 for size in sizes])
+    assert not is_linear([40_000 + size * size.bit_length() ** 2 * size // 9999 for size in sizes])
+
+
+def one(name: str, text: bytes) -> Callable[[int], Headers]:
+    """A header of so many bytes."""
+    return lambda size: [(name, (text * (size // len(text) + 1))[:size])]
+
+
+def many(name: str, text: bytes) -> Callable[[int], Headers]:
+    """So many headers; `*` in the name, and `%d` in the text, is a number."""
+    return lambda size: [
+        (name.replace("*", str(number)), text.replace(b"%d", b"%d" % number))
+        for number in range(size)
+    ]
+
+
+BYTES_OF_ONE = [117 << power for power in range(10)]
+COUNTS = [3, 6, 12, 24, 48, 96]
+# The sizes, and the headers that a request of a size has besides the common ones.
+LARGE: dict[str, tuple[list[int], Callable[[int], Headers]]] = {
+    "a long header": (BYTES_OF_ONE, one("x-long", b"a")),
+    "a long cookie": (BYTES_OF_ONE, one("cookie", b"session=0123456789abcdef; theme=dark; ")),
+    "a long path": (BYTES_OF_ONE, one(":path", b"/part")),
+    "headers": (COUNTS, many("x-other-*", b"value-%d")),
+    "headers of 600 bytes": (COUNTS, many("x-other-*", b"v" * 600)),
+    "cookies": (COUNTS, many("cookie", b"session-%d=0123456789abcdef")),
+    "copied headers": (COUNTS, many("x-copied-*", b"value-%d")),
+    **{f"a long {name}": (BYTES_OF_ONE, one(name, b"1")) for name in NAMES},
+    **{f"many {name}": (COUNTS, many(name, b"1-%d")) for name in NAMES},
+}
+
+
+@pytest.mark.parametrize(
+    ("mode", "attribution"), [("observe", "exclusive"), ("repair", "inferred")]
+)
+@pytest.mark.parametrize("direction", [INBOUND, OUTBOUND], ids=["inbound", "outbound"])
+def test_the_cost_is_linear(direction: int, mode: str, attribution: str) -> None:
+    """100 bytes to 60 KB, and 3 to 96 headers."""
+    config: dict[str, object] = {"attribution": attribution, "copy_headers": ["x-copied-*"]}
+    curved = {}
+    for what, (sizes, headers) in LARGE.items():
+        costs = []
+        for size in sizes:
+            more = headers(size)
+            names = {name for name, _ in more}
+            rest = [header for header in [*REQUEST, *CONTEXT] if header[0] not in names]
+            costs.append(instructions([*rest, *more], direction, mode, config))
+        if not is_linear(costs):
+            curved[what] = costs
+    assert curved == {}
