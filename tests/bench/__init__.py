@@ -1,4 +1,5 @@
 """What the filter costs, beside no filter, an empty one and one in Lua.
 
-Run with ``PYTHONPATH=tests``: ``python -m bench.run``; see docs/benchmarks.md.
+Run with ``PYTHONPATH=tests``: ``python -m bench.run`` for CPU time, ``python -m
+bench.instructions`` for instructions; see docs/benchmarks.md.
 """

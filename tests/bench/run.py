@@ -26,7 +26,7 @@ from typing import get_args
 from bench import figures, load, setups, shapes
 from bench.figures import Cell, Figures
 from bench.setups import VARIANTS, Modules, Sidecar, Variant
-from bench.shapes import SHAPES, Shape, Side
+from bench.shapes import Shape, Side
 from mesh import envoy
 from mesh.mesh import ROOT, wasm_path
 from mesh.ports import HOST, free_port
@@ -36,6 +36,8 @@ EMPTY = ROOT / "target" / "wasm32-wasip1" / "release" / "b3relay_bench_empty.was
 IDLE_SECONDS = 3.0
 # V8 compiles a module's hot functions anew while it runs, in other threads.
 WARM_UPS = 2
+# Calls without a key would wake up what costs the others more.
+PATHS: tuple[Shape, ...] = ("inbound", "hit", "miss", "present")
 # Requests of each shape: more than are sent in one run, so that no request ID comes
 # twice in it but those of the hits.
 PREPARED = 20_000
@@ -154,7 +156,7 @@ def measure(plan: Plan, workers: int) -> Measured:
         apart(under_load, [upstream.process.pid, os.getpid()], workers)
         for sidecar in sidecars.values():
             if sidecar.side == "outbound":
-                for connection in setups.hold(sidecar):
+                for connection in setups.hold(sidecar.ports["inbound"]):
                     stack.enter_context(connection)
         time.sleep(0.5)
 
@@ -226,20 +228,24 @@ def measure_idle(sidecars: list[Sidecar]) -> dict[str, float]:
     }
 
 
-def _said(*command: str | Path) -> str:
+def said(*command: str | Path) -> str:
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def envoy_version() -> str:
+    found = re.search(r"/(\d+\.\d+\.\d+[^/]*)/", said(envoy.binary(), "--version"))
+    return found[1] if found else "?"
+
+
 def _versions(plan: Plan) -> list[str]:
-    envoy_version = re.search(r"/(\d+\.\d+\.\d+[^/]*)/", _said(envoy.binary(), "--version"))
     # It says so with its usage, and exits with an error.
-    said = subprocess.run([load.wrk(), "-v"], capture_output=True, text=True).stdout
-    wrk = re.search(r"^wrk (?:debian/)?(\d\S*)", said, re.MULTILINE)
+    usage = subprocess.run([load.wrk(), "-v"], capture_output=True, text=True).stdout
+    wrk = re.search(r"^wrk (?:debian/)?(\d\S*)", usage, re.MULTILINE)
     model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     size = plan.modules.b3relay.stat().st_size
     return [
-        f"- Envoy {envoy_version.group(1) if envoy_version else '?'}, {_said('rustc', '--version')},"
+        f"- Envoy {envoy_version()}, {said('rustc', '--version')},"
         f" wrk {wrk.group(1) if wrk else '?'}",
         f"- module: {size} bytes; the empty filter: {plan.modules.empty.stat().st_size} bytes",
         f"- machine: {model.group(1) if model else platform.machine()}, {os.cpu_count()} cores,"
@@ -280,9 +286,9 @@ def report(plan: Plan, measured: list[Measured]) -> list[str]:
     return lines
 
 
-def write(path: Path, lines: list[str]) -> None:
-    """Between the two marks of the file; the rest of it is written by hand."""
-    begin, end = "<!-- generated: benchmarks -->\n", "<!-- end -->"
+def write(path: Path, name: str, lines: list[str]) -> None:
+    """Between two marks of the file; the rest of it is written by hand."""
+    begin, end = f"<!-- generated: {name} -->\n", "<!-- end -->"
     head, rest = path.read_text().split(begin, 1)
     tail = rest.split(end, 1)[1]
     path.write_text(head + begin + "\n".join(lines) + "\n" + end + tail)
@@ -293,7 +299,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=int, default=1, help="of each measurement")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--shapes", nargs="+", choices=PATHS, default=list(PATHS))
     parser.add_argument("--workers", nargs="+", type=int, default=[1], help="of each Envoy")
     parser.add_argument("--empty", type=Path, default=EMPTY, help="the empty filter")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
@@ -316,7 +322,7 @@ def main() -> int:
             print("\n" + "\n".join(figures.text(rows)), flush=True)
         print(f"\nworkers {workers}; steal {100 * ours.steal()[0]:.1f} % in the median", flush=True)
     if given.markdown:
-        write(given.markdown, report(plan, measured))
+        write(given.markdown, "benchmarks", report(plan, measured))
     return 0
 
 

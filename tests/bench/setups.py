@@ -9,7 +9,7 @@ import json
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from bench import shapes
 from bench.shapes import Side
@@ -43,13 +43,12 @@ class Sidecar:
     variant: Variant
     side: Side
     envoy: Envoy
-    inbound_port: int
-    outbound_port: int
+    ports: dict[Side, int]
 
     @property
     def port(self) -> int:
         """The listener that the load goes to."""
-        return self.inbound_port if self.side == "inbound" else self.outbound_port
+        return self.ports[self.side]
 
     def cpu_ns(self) -> int:
         """CPU time of all threads of the process so far, user and system."""
@@ -68,39 +67,101 @@ def sidecar(
     workers: int,
 ) -> Sidecar:
     """Not started yet. ``silent`` is a server that never answers."""
-    inbound_port, outbound_port = free_port(), free_port()
-    upstream_filters, inbound_filters = _inbound_filters(variant, modules)
-    bootstrap = _bootstrap(
+    ports = free_ports()
+    bootstrap = bootstrap_of(
         f"bench-{variant}",
-        listeners=[
-            _listener(
-                inbound_port,
-                "INBOUND",
-                filters=inbound_filters,
-                upstream_filters=upstream_filters,
-                routes=[
-                    # Held open until the end of the measurement.
-                    _route(HOLD_PATH, "inbound|9081||", timeout="0s"),
-                    _route("/", "inbound|9080||"),
-                ],
-                balanced=workers > 1,
-            ),
-            _listener(
-                outbound_port,
-                "OUTBOUND",
-                filters=_outbound_filters(variant, modules),
-                routes=[_route("/", "outbound|9080||reviews.default.svc.cluster.local")],
-                balanced=workers > 1,
-            ),
-        ],
+        listeners(Filters.of(variant, modules), ports, workers),
+        upstream=upstream,
+        silent=silent,
+    )
+    envoy = Envoy(processes, f"{variant}-{side}", bootstrap, concurrency=workers)
+    return Sidecar(variant, side, envoy, ports)
+
+
+def free_ports() -> dict[Side, int]:
+    return {"inbound": free_port(), "outbound": free_port()}
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Those of one variant. FAIL_CLOSED: one that has died must not look cheap."""
+
+    behind_router: list[Config]
+    inbound: list[Config]
+    outbound: list[Config]
+
+    @classmethod
+    def of(cls, variant: Variant, modules: Modules) -> Self:
+        match variant:
+            case "none":
+                return cls([], [], [])
+            case "lua":
+                relay = _remembered() + (_HERE / "relay.lua").read_text()
+                return cls([], [_lua((_HERE / "remember.lua").read_text())], [_lua(relay)])
+            case "empty" | "reads":
+                filters = [
+                    Wasm(
+                        modules.empty,
+                        config="reads" if variant == "reads" else None,
+                        vm_id="empty",
+                        root_id="empty",
+                        failure_policy="FAIL_CLOSED",
+                    ).http_filter()
+                ]
+                return cls(filters, [], filters)
+            case "b3relay":
+                return cls.b3relay(modules)
+
+    @classmethod
+    def b3relay(cls, modules: Modules, vm_id: str = "b3relay", **config: object) -> Self:
+        """Those of one ``vm_id`` share what they remember; ``config``: besides the direction."""
+
+        def filters(side: Side) -> list[Config]:
+            text = json.dumps({"direction": side, **config})
+            wasm = Wasm(modules.b3relay, text, vm_id=vm_id, failure_policy="FAIL_CLOSED")
+            return [wasm.http_filter()]
+
+        return cls(filters("inbound"), [], filters("outbound"))
+
+
+def listeners(filters: Filters, ports: dict[Side, int], workers: int) -> list[Config]:
+    """Both listeners of a sidecar."""
+    return [
+        _listener(
+            ports["inbound"],
+            "INBOUND",
+            filters=filters.inbound,
+            upstream_filters=filters.behind_router,
+            routes=[
+                # Held open until the end of the measurement.
+                _route(HOLD_PATH, "inbound|9081||", timeout="0s"),
+                _route("/", "inbound|9080||"),
+            ],
+            balanced=workers > 1,
+        ),
+        _listener(
+            ports["outbound"],
+            "OUTBOUND",
+            filters=filters.outbound,
+            routes=[_route("/", "outbound|9080||reviews.default.svc.cluster.local")],
+            balanced=workers > 1,
+        ),
+    ]
+
+
+def bootstrap_of(
+    name: str, listeners: list[Config], *, upstream: Address, silent: Address
+) -> Config:
+    """With the clusters that the listeners route to."""
+    return _bootstrap(
+        name,
+        listeners,
         clusters=[
             _cluster("inbound|9080||", upstream),
             _cluster("inbound|9081||", silent),
             _cluster("outbound|9080||reviews.default.svc.cluster.local", upstream),
         ],
     )
-    envoy = Envoy(processes, f"{variant}-{side}", bootstrap, concurrency=workers)
-    return Sidecar(variant, side, envoy, inbound_port, outbound_port)
 
 
 def upstream(processes: Processes, port: int) -> Envoy:
@@ -125,32 +186,19 @@ def upstream(processes: Processes, port: int) -> Envoy:
     return Envoy(processes, "upstream", bootstrap, concurrency=1)
 
 
-def hold(sidecar: Sidecar) -> list[socket.socket]:
-    """Send the requests that are being served during the measurement.
+def hold(port: int, count: int = shapes.HELD) -> list[socket.socket]:
+    """Send the requests that are being served during the measurement, to an inbound listener.
 
     They are open for as long as their sockets are.
     """
     connections = []
-    for context in shapes.held():
+    for context in shapes.held(count):
         lines = [f"GET {HOLD_PATH} HTTP/1.1"]
         lines += [f"{name}: {value}" for name, value in shapes.inbound_headers(context).items()]
-        connection = socket.create_connection((HOST, sidecar.inbound_port), timeout=5)
+        connection = socket.create_connection((HOST, port), timeout=5)
         connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
         connections.append(connection)
     return connections
-
-
-def _wasm(variant: Variant, modules: Modules, side: Side) -> Wasm:
-    if variant in ("empty", "reads"):
-        # A filter that has died must not look cheap.
-        return Wasm(
-            modules.empty,
-            config="reads" if variant == "reads" else None,
-            vm_id="empty",
-            root_id="empty",
-            failure_policy="FAIL_CLOSED",
-        )
-    return Wasm(modules.b3relay, config=json.dumps({"direction": side}))
 
 
 def _lua(source: str) -> Config:
@@ -161,27 +209,6 @@ def _lua(source: str) -> Config:
             "default_source_code": {"inline_string": source},
         },
     }
-
-
-def _inbound_filters(variant: Variant, modules: Modules) -> tuple[list[Config], list[Config]]:
-    """Those behind the router, and those before it."""
-    match variant:
-        case "none":
-            return [], []
-        case "lua":
-            return [], [_lua((_HERE / "remember.lua").read_text())]
-        case "empty" | "reads" | "b3relay":
-            return [_wasm(variant, modules, "inbound").http_filter()], []
-
-
-def _outbound_filters(variant: Variant, modules: Modules) -> list[Config]:
-    match variant:
-        case "none":
-            return []
-        case "lua":
-            return [_lua(_remembered() + (_HERE / "relay.lua").read_text())]
-        case "empty" | "reads" | "b3relay":
-            return [_wasm(variant, modules, "outbound").http_filter()]
 
 
 def _remembered() -> str:

@@ -1,11 +1,12 @@
-"""The requests of the benchmark: four shapes, each the same for every variant."""
+"""The requests of the benchmark: of several shapes, each the same for every variant."""
 
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
-Shape = Literal["inbound", "hit", "miss", "present"]
+Shape = Literal["inbound", "hit", "miss", "present", "forwarded", "keyless"]
 Side = Literal["inbound", "outbound"]
 Headers = dict[str, str]
 
@@ -14,10 +15,14 @@ SHAPES: dict[Shape, str] = {
     "hit": "outbound hit: a call with a known request ID and no context gets one",
     "miss": "outbound miss: a call with an unknown request ID and no context",
     "present": "outbound, context present: a call with B3 headers of its own",
+    "forwarded": "outbound: a call with all headers of its request, its ID included",
+    "keyless": "outbound: a call of an application that forwards nothing",
 }
 # Requests that are being served during the whole measurement, for the hits.
 HELD = 64
 HOST_NAME = "reviews:9080"
+# Of the calls without a key: b3relay knows of each host whether calls to it carry one.
+KEYLESS_HOST_NAME = "ratings:9080"
 
 _COMMON: Headers = {
     "Host": HOST_NAME,
@@ -73,28 +78,41 @@ def contexts(seed: int) -> Iterator[Context]:
         )
 
 
-def held() -> list[Context]:
+def held(count: int = HELD) -> list[Context]:
     """The requests that are being served."""
-    return [context for context, _ in zip(contexts(seed=0), range(HELD), strict=False)]
+    return list(islice(contexts(seed=0), count))
 
 
 def inbound_headers(context: Context) -> Headers:
     return {**_COMMON, **_FROM_SIDECAR, "X-Request-Id": context.request_id, **context.b3}
 
 
-def requests(shape: Shape, count: int) -> list[Headers]:
+def call_headers(context: Context) -> Headers:
+    """Of a call that carries the request's ID, and nothing else of it."""
+    return {**_COMMON, "X-Request-Id": context.request_id}
+
+
+def keyless_headers() -> Headers:
+    return {**_COMMON, "Host": KEYLESS_HOST_NAME}
+
+
+def requests(shape: Shape, count: int, seed: int = 1) -> list[Headers]:
     """The headers of so many requests."""
     known = held()
     made: list[Headers] = []
-    for index, context in zip(range(count), contexts(seed=1), strict=False):
+    for index, context in enumerate(islice(contexts(seed), count)):
         match shape:
             case "inbound":
                 made.append(inbound_headers(context))
             case "hit":
-                request_id = known[index % HELD].request_id
-                made.append({**_COMMON, "X-Request-Id": request_id})
+                made.append(call_headers(known[index % HELD]))
             case "miss":
-                made.append({**_COMMON, "X-Request-Id": context.request_id})
+                made.append(call_headers(context))
             case "present":
                 made.append({**_COMMON, "X-Request-Id": context.request_id, **context.b3})
+            case "forwarded":
+                own = known[index % HELD]
+                made.append({**_COMMON, "X-Request-Id": own.request_id, **own.b3})
+            case "keyless":
+                made.append(keyless_headers())
     return made

@@ -538,6 +538,8 @@ class Envoy:
         arguments: Sequence[str] = ("--disable-hot-restart",),
         # Another one than `binary`.
         program: Path | None = None,
+        # What runs it: a program and its arguments.
+        under: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.bootstrap = bootstrap
@@ -546,6 +548,7 @@ class Envoy:
         self._concurrency = concurrency
         self._arguments = arguments
         self._program = program
+        self._under = under
         self.process: Process
 
     def start(self) -> None:
@@ -555,6 +558,7 @@ class Envoy:
         self.process = self._processes.start(
             f"envoy-{self.name}",
             [
+                *self._under,
                 self._program or binary(),
                 "-c",
                 path,

@@ -30,6 +30,7 @@ _PACKAGES = {
     "javac": "install a JDK, 17 or newer (Debian: openjdk-17-jdk-headless)",
     "java": "install a JDK, 17 or newer (Debian: openjdk-17-jdk-headless)",
     "mvn": "install Maven (Debian: maven)",
+    "valgrind": "install valgrind (Debian: valgrind)",
 }
 
 
@@ -66,6 +67,7 @@ PARTS = {
     "docker": Part(("test-docker",), docker_obstacles),
     # 1.40 runs the same in `make test`.
     "envoys": Part(("test-envoys", "ENVOYS=1.38.2 1.39.3"), lambda: []),
+    "instructions": Part(("bench-instructions",), lambda: lacking("cargo", "valgrind")),
     "manifests": Part(("test-manifests",), lambda: lacking("go")),
     "sdks": Part(("test-sdks",), lambda: lacking("node", "npm", "java", "javac", "mvn")),
     "sidecars": Part(
