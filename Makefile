@@ -114,9 +114,9 @@ artifact-push: $(WASM) $(ORAS) ## The module as an OCI artifact, pushed to IMAGE
 	cd dist && '$(ORAS)' push --no-tty --config module.json:$(WASM_TYPE).config.v1+json '$(IMAGE)' \
 	  b3relay.wasm:$(WASM_TYPE).content.layer.v1+wasm module.json:$(WASM_TYPE).config.v1+json
 
-PARTS ?= agreement backends docker envoys manifests sdks sidecars
+PARTS ?= agreement backends docker envoys instructions manifests sdks sidecars
 .PHONY: test-mesh
-test-mesh: $(TOOLS)/venv/.done $(TOOLS)/venv/.docker ## Tests with long builds: PARTS (agreement backends docker envoys manifests sdks sidecars); says at the end what this machine could not run (about 15 min, the first time about 30)
+test-mesh: $(TOOLS)/venv/.done $(TOOLS)/venv/.docker ## Tests with long builds: PARTS (agreement backends docker envoys instructions manifests sdks sidecars); says at the end what this machine could not run (about 15 min, the first time about 30)
 	$(call say,mesh: $(PARTS); about 15 minutes$(comma) the first time about 30)
 	$(PYTHON) -m mesh.parts $(PARTS)
 
@@ -238,12 +238,25 @@ soak: go $(WASM) $(TOOLS)/venv/.done ## Full speed for SOAK_MINUTES (30): memory
 	$(PYTHON) -m load.soak --minutes $(SOAK_MINUTES) --markdown docs/soak.md
 
 BENCH ?= --rounds 20 --markdown docs/benchmarks.md
+INSTRUCTIONS ?= --markdown docs/benchmarks.md
 EMPTY := target/$(TARGET)/release/b3relay_bench_empty.wasm
 .PHONY: bench
-bench: $(WASM) $(EMPTY) $(TOOLS)/venv/.done ## What the filter costs, beside none, an empty one and Lua (needs wrk, about 9 min); writes docs/benchmarks.md
+bench: valgrind $(EMPTY) $(WASM) $(TOOLS)/venv/.done ## What the filter costs, beside none, an empty one and Lua, in CPU time and in instructions (needs wrk and valgrind, about 15 min); writes docs/benchmarks.md
 	@command -v wrk >/dev/null || { echo 'b3relay: wrk is missing (Debian: wrk)'; exit 1; }
+	$(call say,bench: instructions$(comma) counted by valgrind; about 5 minutes)
+	$(PYTHON) -m bench.instructions $(INSTRUCTIONS)
 	$(call say,bench: real Envoys$(comma) interleaved; about 9 minutes; leave the machine alone meanwhile)
 	$(PYTHON) -m bench.run $(BENCH)
+
+.PHONY: bench-instructions
+bench-instructions: valgrind $(EMPTY) $(WASM) $(TOOLS)/venv/.done ## The main figures of that, in instructions, beside those that are kept: fails if one grew by a tenth (needs valgrind, about 2 min)
+	$(call say,bench: instructions$(comma) counted by valgrind; about 2 minutes)
+	$(PYTHON) -m pytest -q tests/bench
+	$(PYTHON) -m bench.instructions --short
+
+.PHONY: valgrind
+valgrind:
+	@command -v valgrind >/dev/null || { echo 'b3relay: valgrind is missing (Debian: valgrind)'; exit 1; }
 
 $(EMPTY): $(wildcard tests/bench/empty/Cargo.* tests/bench/empty/src/*.rs) | cargo
 	cargo build --release --target $(TARGET) --target-dir target --locked --manifest-path tests/bench/empty/Cargo.toml
