@@ -40,13 +40,24 @@ const ANYWHERE: f32 = 0.05;
 /// calls of any kind are.
 const ANY: f32 = 6.0;
 const OWN: f32 = 2.5;
-/// Calls of a kind that may be given to a request before the odds are good.
+/// None seen says little where so many or fewer were to be expected: for all kinds, and
+/// for one.
+const SPARSE: f32 = 0.5;
+const SPARSE_OWN: f32 = 0.1;
+/// Calls of a kind that may be given to a request before the odds are good; and odds that
+/// will do from then on. A background passes these with a probability of one to this number.
 const UNPROVEN: u8 = 9;
+const LIKELY: f32 = 20.0;
 /// The doubt that may be spent at once, in calls; what each call adds; what the first
 /// call of a kind costs of which nothing is known, and each further one before the odds
 /// are good.
 const BUDGET: f32 = 3.0;
 const INCOME: f32 = 0.001;
+/// Calls that were not to be expected and may be given to a request at once, all the same;
+/// and what each call adds. A background that has just begun has no rate yet: this bounds
+/// what it gets until then.
+const ODD: f32 = 4.0;
+const ODD_INCOME: f32 = 0.001;
 /// A doubt is an estimate, and costs so much more.
 const SAFE: f32 = 5.0;
 const FIRST: f32 = 0.3;
@@ -55,6 +66,10 @@ const EARLY: f32 = 0.1;
 const DOUBT: f32 = 0.1;
 /// Of fewer calls of a kind only the odds count.
 const FEW: f32 = 4.0;
+/// A clock is never likelier than so, against none.
+const CLOCK: f32 = 1e9;
+/// One call makes a clock of its own no less likely than this.
+const UNTIMELY: f32 = 0.7;
 /// So many calls of a background, and a request that was not alone all the time gets none.
 const MIXED: f32 = 1.0;
 /// Half-octaves by which a call after an answer may be later than others were.
@@ -90,6 +105,24 @@ const COUNTED: usize = 5;
 /// for requests of which not all was seen; and for others by calls made and outstanding.
 const IDLE: usize = 0;
 const CELLS: usize = 1 + BUCKETS * 7;
+const MIXED_CELLS: std::ops::Range<usize> = 1..1 + BUCKETS;
+
+/// Requests that have begun: all; and of the route of the only one in flight.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Begun {
+    all: u64,
+    route: Name,
+    of_route: u64,
+}
+
+impl Begun {
+    /// The request at that time was the one before this one, or of its route the one before.
+    fn is_next(&self, before: &Begun) -> bool {
+        let of_route = self.route != 0 && self.route == before.route;
+        self.all == before.all.wrapping_add(1)
+            || (of_route && self.of_route == before.of_route.wrapping_add(1))
+    }
+}
 
 /// What is known of a kind of call.
 #[derive(Clone, Debug)]
@@ -116,7 +149,9 @@ struct Kind {
     /// one before.
     last_us: u64,
     /// Requests that had begun then.
-    begun: u64,
+    begun: Begun,
+    /// How much likelier a clock of its own makes its calls than any time does. At least 1.
+    clock: f32,
     /// None had come before it since that request had begun.
     once: bool,
     at_risk: [f32; BUCKETS],
@@ -138,17 +173,18 @@ impl Kind {
             odd: [[0.0; 2]; LATE_MS.len()],
             after: Vec::new(),
             last_us: 0,
-            begun: 0,
+            begun: Begun::default(),
+            clock: 1.0,
             once: true,
             at_risk: [0.0; BUCKETS],
             intervals: [0.0; BUCKETS],
         }
     }
 
-    /// A call has come, when so many requests had begun. Returns how much likelier a clock
-    /// of its own makes it now than at another time. If the one before was of the request
-    /// before, it has the clock of the requests.
-    fn came(&mut self, now_us: u64, begun: u64) -> f32 {
+    /// A call has come, when so many requests had begun. Returns how much likelier it makes
+    /// a clock of its own, which stays at least as likely as none. Where each request makes
+    /// one, all of them or those of a route, they have the clock of the requests.
+    fn came(&mut self, now_us: u64, begun: Begun) -> f32 {
         let last_us = std::mem::replace(&mut self.last_us, now_us);
         let before = std::mem::replace(&mut self.begun, begun);
         if last_us == 0 {
@@ -165,10 +201,12 @@ impl Kind {
         let found = (get(&self.intervals, at) + FEW * part) / (sum(&self.intervals) + FEW);
         add(&mut self.intervals, at, 1.0);
         let once = std::mem::replace(&mut self.once, begun != before);
-        match once && begun == before.wrapping_add(1) {
-            true => 1.0,
-            false => (found / part).max(1.0),
+        if once && begun.is_next(&before) {
+            return 1.0;
         }
+        let clock = (self.clock * found / part).clamp(1.0, CLOCK);
+        let before = std::mem::replace(&mut self.clock, clock);
+        (clock / before).max(UNTIMELY)
     }
 
     /// The rate of the background of late, per millisecond.
@@ -281,6 +319,8 @@ impl Pair {
 
 #[derive(Clone, Debug, Default)]
 struct Route {
+    /// Requests that have begun.
+    begun: u64,
     /// Requests that were alone from beginning to end.
     requests: f32,
     /// Of late, the longest of them, in milliseconds.
@@ -428,6 +468,8 @@ pub(super) struct Alone {
     kinds: Vec<Option<Box<Kind>>>,
     routes: Vec<Route>,
     budget: f32,
+    /// Calls that were not to be expected and may be given to a request.
+    odd: f32,
 }
 
 const NAMES: usize = Name::MAX as usize + 1;
@@ -449,6 +491,7 @@ impl Default for Alone {
             kinds: vec![None; NAMES],
             routes: vec![Route::default(); NAMES],
             budget: BUDGET,
+            odd: ODD,
         }
     }
 }
@@ -479,6 +522,17 @@ fn count(list: &mut Vec<(u8, f32)>, at: usize) {
         Some((_, count)) => *count += 1.0,
         None => list.push((at as u8, 1.0)),
     }
+}
+
+/// How much likelier a call is in a cell, with this part of the time, than at any time:
+/// `calls` and `own`, of a kind, are those in the cell and all of them.
+fn lift(part: f32, busy: f32, calls: [f32; 2], own: [f32; 2]) -> f32 {
+    let ([here, all], [own, all_own]) = (calls, own);
+    let before = part / busy.max(part);
+    let any = (here + ANY * before) / (all + ANY);
+    let any = any.max(part * SPARSE / (all * part + SPARSE));
+    let own = (own + OWN * any) / (all_own + OWN);
+    ANYWHERE * (1.0 + any / part) + (1.0 - 2.0 * ANYWHERE) * own / part
 }
 
 /// The buckets from one time to another, with the milliseconds in each.
@@ -557,9 +611,13 @@ impl Alone {
         self.blind_until_us = self.blind_until_us.max(until_us);
     }
 
-    /// A request begins.
-    pub(super) fn begin(&mut self) {
+    /// A request begins; of this route, if it has one.
+    pub(super) fn begin(&mut self, route: Option<Name>) {
         self.begun = self.begun.wrapping_add(1);
+        let route = route.and_then(|route| self.routes.get_mut(usize::from(route)));
+        if let Some(route) = route {
+            route.begun = route.begun.wrapping_add(1);
+        }
     }
 
     /// Now so many requests are in flight. `only`: the number and the route of the only
@@ -690,6 +748,7 @@ impl Alone {
     ) -> (Option<f32>, bool) {
         let now_us = self.now_us;
         self.budget = (self.budget + INCOME).min(BUDGET);
+        self.odd = (self.odd + ODD_INCOME).min(ODD);
         let (regular, since_us) = self.meet(kind, coarse);
         if now_us < self.blind_until_us || (self.solo.is_none() && !self.idle) {
             return (None, self.solo.is_some());
@@ -721,12 +780,16 @@ impl Alone {
             young,
             always,
             odd,
-        } = self.doubt(&solo, kind, lift);
+        } = self.doubt(&solo, kind, lift.max(self.sparse(kind, [cell, apart])));
         // And none came in this cell before, this time, although that was as likely.
         let here = heard_us.saturating_sub((1000.0 * begin_ms(bucket(heard_us))) as u64);
         let rate = self.known(kind).map_or(0.0, |kind| kind.calls) / (get(&self.sums, 0) + 1.0);
         let silence = (-(lift - 1.0).max(0.0) * rate * ms(here.min(since_us))).exp();
-        let weight = (lift * silence / regular).clamp(*WEIGHS.start(), *WEIGHS.end());
+        let told = match solo.mixed {
+            true => lift.min(self.mixed_lift(kind, cell)),
+            false => lift,
+        };
+        let weight = (told * silence / regular).clamp(*WEIGHS.start(), *WEIGHS.end());
         let odds = weight * self.odds(kind);
         let late = self
             .known(kind)
@@ -735,13 +798,21 @@ impl Alone {
         // What a request has made is not known that was not alone all the time.
         let calls = self.known(kind).map_or(0.0, |kind| kind.background);
         unexpected |= solo.mixed && calls > MIXED;
-        let sure = match known || unexpected {
+        let mut sure = match known || unexpected {
             true => None,
             false => self.decide(kind, coarse, odds, doubt, always),
         };
+        if sure.is_some() && odd[0] > 0.0 && lift < 1.0 && !young && !always {
+            if self.odd >= 1.0 {
+                self.odd -= 1.0;
+            } else {
+                sure = None;
+            }
+        }
         let likely = known || (odds >= REFUTED && doubt <= 0.5);
-        // Learn.
-        if !known && !young && doubt > 0.05 {
+        // Learn. What is odd of a request that was not alone all the time shows no
+        // background: it may be about to do what requests do, and not be known to be.
+        if !known && !young && !solo.mixed && doubt > 0.05 {
             let calls = if doubt > 0.25 { 1.0 } else { doubt };
             if let Some(kind) = self.known_mut(kind) {
                 kind.learn_background(now_us, calls);
@@ -810,7 +881,14 @@ impl Alone {
     fn meet(&mut self, kind: Name, coarse: Name) -> (f32, u64) {
         let siblings = self.known(coarse).filter(|coarse| coarse.calls >= 8.0);
         let odds = siblings.map_or(1.0, |coarse| coarse.odds.clamp(1.2 * REFUTED, 20.0));
-        let (now_us, begun) = (self.now_us, self.begun);
+        let now_us = self.now_us;
+        let route = self.solo.as_ref().map_or(0, |solo| solo.route);
+        let of_route = self.routes.get(usize::from(route));
+        let begun = Begun {
+            all: self.begun,
+            route,
+            of_route: of_route.map_or(0, |route| route.begun),
+        };
         let mut found = (1.0, 0);
         for name in [coarse, kind] {
             if let Some(place) = self.kinds.get_mut(usize::from(name)) {
@@ -848,13 +926,48 @@ impl Alone {
     /// The same, of so many calls of all of a kind.
     fn lift_of(&self, here: f32, all: f32, cell: usize) -> f32 {
         let [time, calls] = self.sums;
-        let part = (get(&self.time, cell).max(0.05) / time.max(0.05)).clamp(1e-4, 1.0);
         // While nothing is in flight requests make none.
         let busy = 1.0 - get(&self.time, IDLE) / time.max(0.05);
-        let before = part / busy.max(part);
-        let any = (get(&self.calls, cell) + ANY * before) / (calls + ANY);
-        let own = (here + OWN * any) / (all + OWN);
-        ANYWHERE * (1.0 + any / part) + (1.0 - 2.0 * ANYWHERE) * own / part
+        let part = self.part(cell);
+        lift(part, busy, [get(&self.calls, cell), calls], [here, all])
+    }
+
+    /// The same, among requests that were not alone all the time. How many of the calls
+    /// come during those, and how much of the time is theirs, tells of the load alone.
+    fn mixed_lift(&self, kind: Name, cell: usize) -> f32 {
+        let sum = |values: &[f32]| {
+            values
+                .iter()
+                .skip(MIXED_CELLS.start)
+                .take(BUCKETS)
+                .sum::<f32>()
+        };
+        let part = get(&self.time, cell).max(0.05) / sum(&self.time).max(0.05);
+        let cells = self.known(kind).map_or(&[][..], |kind| &kind.cells);
+        let mixed = cells
+            .iter()
+            .filter(|(at, _)| MIXED_CELLS.contains(&usize::from(*at)));
+        let all = mixed.map(|(_, count)| count).sum::<f32>();
+        let calls = [get(&self.calls, cell), sum(&self.calls)];
+        lift(
+            part.clamp(1e-4, 1.0),
+            1.0,
+            calls,
+            [around(cells, cell), all],
+        )
+    }
+
+    /// The part of the time that was spent in a cell.
+    fn part(&self, cell: usize) -> f32 {
+        let all = get(&self.sums, 0).max(0.05);
+        (get(&self.time, cell).max(0.05) / all).clamp(1e-4, 1.0)
+    }
+
+    /// A lift that nothing speaks against: in so little time there were none to be expected.
+    fn sparse(&self, kind: Name, cells: [usize; 2]) -> f32 {
+        let calls = self.known(kind).map_or(0.0, |kind| kind.calls);
+        let lift = |cell: usize| SPARSE_OWN / (calls * self.part(cell) + SPARSE_OWN);
+        cells.into_iter().map(lift).fold(1.0, f32::min)
     }
 
     /// Learns that a call came in this cell. Nothing if it is of the kind `but`.
@@ -972,7 +1085,12 @@ impl Alone {
         if odds < REFUTED || doubt > DOUBT {
             return None;
         }
-        if odds >= PROVEN || always {
+        let good = if known.given < UNPROVEN {
+            PROVEN
+        } else {
+            LIKELY
+        };
+        if odds >= good || always {
             // It was right.
             let back = std::mem::take(&mut known.charged);
             let doubt = doubt + if always { 0.0 } else { 1.0 / odds };

@@ -309,8 +309,8 @@ impl Tracker {
         if self.request(request).is_some() {
             return;
         }
-        self.alone.begin();
         if self.requests.len() >= TRACKED {
+            self.alone.begin(None);
             self.untracked.insert(request);
             if self.untracked.len() > UNTRACKED {
                 self.untracked.pop_first();
@@ -322,6 +322,7 @@ impl Tracker {
         if again {
             self.alone.forget_route(route);
         }
+        self.alone.begin(Some(route));
         let place = Place::start(route);
         let node = self.model.node(place);
         self.clusters

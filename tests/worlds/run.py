@@ -134,9 +134,7 @@ _OF_TIMING = {"alone", "edge", "finding", "metrics", "piece"}
 
 # Worlds that are not green, and why: faults of this kind are counted as open there. One
 # that is mended is to be taken out.
-OPEN = {
-    "world 105": ("alone", "a kind of call gets the benefit of the doubt nine times; here its odds are not good by then"),
-}
+OPEN: dict[str, tuple[str, str]] = {}
 
 
 class Session:
