@@ -889,7 +889,7 @@ impl Filter {
         let now_us = host.now_us();
         let (number, judged) = attribution.judge(store, host, now_us, call, wrong);
         outcome.call = number;
-        let judged = judged.filter(|(verdict, _)| !exclusive || verdict.basis == Basis::Alone);
+        let judged = judged.filter(|(verdict, _)| !exclusive || verdict.basis == Basis::Exclusive);
         let (mut remembered, by) = match (judged, guess) {
             (Some((verdict, found)), _) => {
                 let headers = store.headers(host, &found).unwrap_or_default();
@@ -905,7 +905,7 @@ impl Filter {
                     store.alias(host, self.limits, now_us / 1000, &key, of, true);
                 }
                 let by = match verdict.basis {
-                    Basis::Alone => Decision::Exclusive,
+                    Basis::Exclusive => Decision::Exclusive,
                     Basis::Token => Decision::Token,
                     Basis::Evidence => Decision::Inferred,
                 };

@@ -9,14 +9,14 @@
 //! | [`text`] | which route or kind a request is of, and the identifiers in it |
 //! | [`model`] | what has been learned of the application |
 //! | [`tracker`] | what is believed of the requests in flight, and whose a call is |
-//! | `alone` | whether a call is of the only request in flight, or of the background |
+//! | `exclusive` | whether a call is of the only request in flight, or of the background |
 //! | [`journal`] | what each worker tells the others |
 //!
 //! Each worker that judges calls has a [`Tracker`] of its own, and tells it what is
 //! in the journals of all, in the order of time.
 
-mod alone;
 mod belief;
+mod exclusive;
 pub mod journal;
 pub mod model;
 pub mod text;

@@ -17,8 +17,8 @@
 //! its route do not end was misjudged; where that happens often, as in a pod
 //! without CPU time to spare, nothing is believed any more (`MISLED`).
 
-use super::alone::Alone;
 use super::belief::{Cluster, Owner};
+use super::exclusive::Exclusive;
 use super::model::{Model, Name, Place};
 use super::text::Token;
 use ordered_float::OrderedFloat;
@@ -73,7 +73,7 @@ pub struct Verdict {
 pub enum Basis {
     /// It is the only request in flight, and there are no calls of this kind in
     /// the background.
-    Alone,
+    Exclusive,
     /// An identifier of it is in the call.
     Token,
     /// What requests of its route do, and when.
@@ -124,7 +124,7 @@ impl Candidate {
 #[derive(Debug, Default)]
 pub struct Tracker {
     model: Model,
-    alone: Alone,
+    exclusive: Exclusive,
     /// Nobody asks but for the only request in flight: of calls that several may have
     /// made nothing is believed.
     pub plain: bool,
@@ -247,7 +247,7 @@ impl Tracker {
         };
         let active = self.active(now_us);
         self.model.watch(passed, active);
-        self.alone.pass(now_us);
+        self.exclusive.pass(now_us);
         self.now_us = self.now_us.max(now_us);
     }
 
@@ -310,19 +310,19 @@ impl Tracker {
             return;
         }
         if self.requests.len() >= TRACKED {
-            self.alone.begin(None);
+            self.exclusive.begin(None);
             self.untracked.insert(request);
             if self.untracked.len() > UNTRACKED {
                 self.untracked.pop_first();
             }
-            self.alone.in_flight(self.in_flight(), None);
+            self.exclusive.in_flight(self.in_flight(), None);
             return;
         }
         let (route, again) = self.model.route(route);
         if again {
-            self.alone.forget_route(route);
+            self.exclusive.forget_route(route);
         }
-        self.alone.begin(Some(route));
+        self.exclusive.begin(Some(route));
         let place = Place::start(route);
         let node = self.model.node(place);
         self.clusters
@@ -347,7 +347,7 @@ impl Tracker {
             [only] if self.untracked.is_empty() => Some((only.number, only.route)),
             _ => None,
         };
-        self.alone.in_flight(self.in_flight(), only);
+        self.exclusive.in_flight(self.in_flight(), only);
     }
 
     /// A call has begun: whose is it? `kind`: the name to go by, and a coarser one
@@ -369,12 +369,12 @@ impl Tracker {
         let [(kind, again), (coarse, coarse_again)] = self.model.kind(kind);
         for (name, again) in [(kind, again), (coarse, coarse_again)] {
             if again {
-                self.alone.forget_kind(name);
+                self.exclusive.forget_kind(name);
             }
         }
         let is_owner = |request: &Request| owner.is_none_or(|owner| owner == request.number);
         let (sure, likely) = match self.requests.iter().all(is_owner) {
-            true => self.alone.call(call, [kind, coarse], owner.is_some()),
+            true => self.exclusive.call(call, [kind, coarse], owner.is_some()),
             false => (None, true),
         };
         if likely {
@@ -482,7 +482,7 @@ impl Tracker {
         doubt.map(|doubt| Verdict {
             request: only.number,
             share: 1.0 - doubt,
-            basis: Basis::Alone,
+            basis: Basis::Exclusive,
         })
     }
 
@@ -596,7 +596,7 @@ impl Tracker {
     /// A call has returned, or was broken off.
     pub fn call_end(&mut self, now_us: u64, call: u64) {
         self.pass(now_us);
-        self.alone.returned(call);
+        self.exclusive.returned(call);
         let waits = |cluster: &Cluster| cluster.calls.contains(&call);
         let Some(at) = self.clusters.iter().position(waits) else {
             return;
@@ -629,7 +629,7 @@ impl Tracker {
             self.count();
             return;
         };
-        self.alone
+        self.exclusive
             .end(request, known.route, known.began_us, answered);
         self.count();
         let Some((mut cluster, member)) = self.take_cluster(request) else {
@@ -685,12 +685,12 @@ impl Tracker {
         self.requests.clear();
         self.untracked.clear();
         self.now_us = 0;
-        self.alone.forget();
+        self.exclusive.forget();
     }
 
     /// Until then there may be requests in flight that nothing is known of.
     pub fn blind(&mut self, until_us: u64) {
-        self.alone.blind(until_us);
+        self.exclusive.blind(until_us);
     }
 
     /// Requests in flight.

@@ -512,7 +512,7 @@ impl<'a> Sim<'a> {
         let names = [kind, 1000 + kind % 3];
         let verdict = self.tracker.call(self.now, self.ids, names, &[], None, 0.0);
         let given = verdict.map(|verdict| {
-            assert_eq!(verdict.basis, Basis::Alone);
+            assert_eq!(verdict.basis, Basis::Exclusive);
             verdict.request
         });
         let fate = match given {

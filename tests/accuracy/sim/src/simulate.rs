@@ -551,7 +551,7 @@ fn measure(app: &App, concurrency: usize, size: Size, seed: u64, wrong: f64) -> 
                     (Some(v), Some(owner)) if v.request == owner => tally.right += 1,
                     (Some(_), _) => tally.wrong += 1,
                 }
-                if let Some(v) = alone.filter(|v| v.basis == Basis::Alone) {
+                if let Some(v) = alone.filter(|v| v.basis == Basis::Exclusive) {
                     tally.exclusive[usize::from(Some(v.request) != owner)] += 1;
                 }
                 if let [only] = in_flight[..] {
