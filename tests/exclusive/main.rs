@@ -371,9 +371,8 @@ fn random_worlds_without_a_background() {
     assert!(4 * bad.lines().count() <= worlds().count(), "{says}");
 }
 
-/// The same, with a background of a kind of its own, from the start or later. One that begins
-/// when the load changes, too, may get more than `WRONG`: in one world of 100, and not three
-/// times as many.
+/// The same, with a background of a kind of its own, from the start or later: more than
+/// `WRONG` in one world of 100 at most, and not three times as many in any.
 #[test]
 fn random_worlds_beside_a_background() {
     let (mut worst, mut bad) = (0, String::new());
