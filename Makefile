@@ -67,6 +67,12 @@ test-core: cargo ## The core, natively, with lints for both targets
 	cargo fmt --check --manifest-path tests/fuzz/Cargo.toml
 	cargo clippy --locked --manifest-path tests/fuzz/Cargo.toml --target-dir target --no-default-features -- -D warnings
 
+# The second is made from the first.
+.PHONY: docs
+docs: cargo ## Write docs/config.schema.json and the tables in README and docs anew, from the code
+	UPDATE_DOCS=1 cargo test --quiet --locked --lib config::reference
+	UPDATE_DOCS=1 cargo test --quiet --locked --test docs
+
 .PHONY: test-wasm
 test-wasm: $(WASM) $(TOOLS)/venv/.done ## The compiled module, in a small proxy-wasm host and in real Envoys
 	$(call say,module: alone and in real Envoys: vectors$(comma) trees$(comma) bad input$(comma) load; about 2 minutes)

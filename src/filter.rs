@@ -223,7 +223,11 @@ impl Filter {
         if config.attribution != AttributionMode::Inferred {
             config.wanted.tokens.clear();
         }
-        let limits = Limits::for_capacity(config.capacity, config.keys.len(), config.grace_ms);
+        let limits = Limits::for_capacity(
+            config.capacity.get(),
+            config.keys.len(),
+            config.grace_ms.get().into(),
+        );
         Self { config, limits }
     }
 
@@ -884,7 +888,7 @@ impl Filter {
         let exclusive = self.config.attribution == AttributionMode::Exclusive;
         let wrong = match exclusive {
             true => 0.0,
-            false => 1.0 - f64::from(self.config.confidence) / 1e6,
+            false => 1.0 - f64::from(self.config.confidence.millionths()) / 1e6,
         };
         let now_us = host.now_us();
         let (number, judged) = attribution.judge(store, host, now_us, call, wrong);
@@ -1028,7 +1032,7 @@ impl Filter {
             }
         }
         (!body.is_empty()).then_some(Reply {
-            status: self.config.enforce_status,
+            status: self.config.enforce_status.get(),
             body,
         })
     }

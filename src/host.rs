@@ -325,7 +325,7 @@ struct Plugin {
 
 impl Plugin {
     fn new(config: Config, extension: Option<Vec<u8>>) -> Self {
-        let log = RefCell::new(RateLimit::new(config.log_lines_per_minute));
+        let log = RefCell::new(RateLimit::new(config.log_lines_per_minute.get()));
         let plugin = Self {
             filter: Filter::new(config),
             extension,

@@ -21,7 +21,7 @@
 //! | [`attribution`] | whose a call is that says nothing of it |
 //! | [`relay`] | what is copied onto a call, and when a call is left alone |
 //! | [`mesh_hosts`] | which hosts are outside the mesh |
-//! | [`config`] | the table of configuration keys |
+//! | [`config`] | the configuration: its keys, and what they may hold |
 //! | [`metrics`] | the table of metrics |
 //! | [`report`] | log lines: escaped, cut and rate-limited |
 //! | [`setup`] | what is wrong with how it was set up in a pod |
@@ -36,7 +36,6 @@ pub mod check;
 pub mod config;
 pub mod filter;
 pub mod header;
-mod json;
 pub mod key;
 pub mod mesh_hosts;
 pub mod metrics;
