@@ -6,6 +6,7 @@
 //! | `choices` | the words of keys that hold one of several |
 //! | `values` | ranges, forms of names, lists: what serde cannot say |
 //! | `read` | how single values are read, so that errors say what is allowed |
+//! | `words` | how the words of an enum are read |
 //! | `error` | what is said of a configuration that is refused |
 //! | `reference` | what is made of all that, in tests only: `docs/configuration.md` and `docs/config.schema.json` |
 //!
@@ -21,6 +22,7 @@ mod settings;
 #[cfg(test)]
 mod tests;
 mod values;
+mod words;
 
 pub use choices::{
     AttributionMode, DeferredW3c, Direction, DirectionOf, Form, Incoming, Level, Mode, Outside,

@@ -9,9 +9,9 @@ use alloc::format;
 use alloc::string::String;
 use core::fmt;
 use core::marker::PhantomData;
-use serde::de::value::{MapAccessDeserializer, StrDeserializer};
+use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, Expected};
-use serde::de::{MapAccess, SeqAccess, StdError, Unexpected, Visitor};
+use serde::de::{MapAccess, SeqAccess, Visitor};
 
 /// A JSON value that holds no others.
 #[derive(Clone, Copy)]
@@ -124,7 +124,7 @@ pub(super) fn object<'de, D: Deserializer<'de>>(
 }
 
 /// Reads a value that holds no others.
-fn scalar<'de, D: Deserializer<'de>>(
+pub(super) fn scalar<'de, D: Deserializer<'de>>(
     from: D,
     allowed: &dyn fmt::Display,
     take: &mut dyn Take,
@@ -249,7 +249,7 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<T> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, values: A) -> Result<T, A::Error> {
-        T::deserialize(MapAccessDeserializer::new(values))
+        T::deserialize(MapAccessDeserializer::new(Values(values)))
     }
 
     fn visit_unit<E: Error>(self) -> Result<T, E> {
@@ -278,6 +278,51 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<T> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<T, A::Error> {
         Err(unlike(&self, &"a list"))
+    }
+}
+
+/// The values of an object, each of which is first asked for by its visitor. That is a
+/// [`Place`] for all of them, whatever their types: the module has the code that reads a
+/// value once, and not once for each key (3 KB).
+struct Values<A>(A);
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Values<A> {
+    type Error = A::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        key: K,
+    ) -> Result<Option<K::Value>, A::Error> {
+        self.0.next_key_seed(key)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, value: V) -> Result<V::Value, A::Error> {
+        value.deserialize(Values(&mut self.0))
+    }
+}
+
+impl<'de, A: MapAccess<'de>> Deserializer<'de> for Values<&mut A> {
+    type Error = A::Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, A::Error> {
+        self.0.next_value_seed(Asked(visitor))
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf
+        option unit unit_struct newtype_struct seq tuple tuple_struct map struct enum
+        identifier ignored_any
+    }
+}
+
+/// A value, by its visitor.
+struct Asked<V>(V);
+
+impl<'de, V: Visitor<'de>> DeserializeSeed<'de> for Asked<V> {
+    type Value = V::Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<V::Value, D::Error> {
+        from.deserialize_any(self.0)
     }
 }
 
@@ -316,85 +361,4 @@ pub(super) fn number<'de, D: Deserializer<'de>>(
     };
     scalar(from, allowed, &mut take)?;
     Ok(number)
-}
-
-/// Reads one of the words of an enum that derives [`Deserialize`].
-pub(super) fn word<'de, D, T>(from: D) -> Result<T, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Default + for<'a> Deserialize<'a>,
-{
-    let mut word = T::default();
-    let mut take = |_: &str, value: Scalar<'_>| {
-        word = one_of(value).ok_or(None)?;
-        Ok(())
-    };
-    scalar(from, &const { Names::of::<T>() }, &mut take)?;
-    Ok(word)
-}
-
-/// The variant of that name.
-pub(super) fn one_of<T: for<'a> Deserialize<'a>>(value: Scalar<'_>) -> Option<T> {
-    match value {
-        Scalar::Text(text) => T::deserialize(StrDeserializer::<Words>::new(text)).ok(),
-        _ => None,
-    }
-}
-
-/// The names of the variants, as in "this", "that" or "other".
-pub(super) struct Names(fn() -> Words);
-
-impl Names {
-    /// Those of an enum that derives [`Deserialize`].
-    pub(super) const fn of<T: for<'a> Deserialize<'a>>() -> Self {
-        Self(|| match T::deserialize(StrDeserializer::<Words>::new("")) {
-            Ok(_) => Words(&[]),
-            Err(words) => words,
-        })
-    }
-}
-
-impl fmt::Display for Names {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Words(words) = (self.0)();
-        for (n, word) in words.iter().enumerate() {
-            f.write_str(match n {
-                0 => "",
-                _ if n + 1 == words.len() => " or ",
-                _ => ", ",
-            })?;
-            write!(f, "\"{word}\"")?;
-        }
-        Ok(())
-    }
-}
-
-/// What serde's derive tells its error: the words that are allowed.
-#[derive(Debug)]
-pub(super) struct Words(&'static [&'static str]);
-
-impl fmt::Display for Words {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("none of the words that are allowed")
-    }
-}
-
-impl StdError for Words {}
-
-impl Error for Words {
-    fn custom<T: fmt::Display>(_: T) -> Self {
-        Self(&[])
-    }
-
-    fn unknown_variant(_: &str, expected: &'static [&'static str]) -> Self {
-        Self(expected)
-    }
-
-    fn invalid_type(_: Unexpected<'_>, _: &dyn Expected) -> Self {
-        Self(&[])
-    }
-
-    fn invalid_value(_: Unexpected<'_>, _: &dyn Expected) -> Self {
-        Self(&[])
-    }
 }

@@ -5,10 +5,11 @@ use super::choices::{
     AttributionMode, DeferredW3c, DirectionOf, Incoming, Mode, Outside, OwnSpans, ReportHeader,
     RestoreRequestId, SpanIds,
 };
-use super::read::{flag, word};
+use super::read::flag;
 use super::values::{
     Confidence, CopyHeaders, Emit, Hosts, KeyName, Keys, Rules, TokenHeaders, Within,
 };
+use super::words::word;
 use super::{Config, KeyOf};
 use crate::header::Wanted;
 use crate::mesh_hosts::Declared;

@@ -3,7 +3,8 @@
 
 use super::choices::{Form, Level};
 use super::error::cut;
-use super::read::{List, Names, Scalar, number, object, one_of};
+use super::read::{List, Scalar, number, object};
+use super::words::{Words, one_of};
 use crate::check::Forms;
 use crate::header::{self, Named, Pattern};
 use crate::mesh_hosts;
@@ -319,7 +320,7 @@ pub struct Rules(pub(super) Vec<(Rule, Option<Severity>)>);
 impl<'de> Deserialize<'de> for Rules {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut rules = Vec::new();
-        let levels = Names::of::<Level>();
+        let levels = Words::of::<Level>();
         let mut take = |id: &str, level: Scalar<'_>| {
             let mut known = Rule::ALL.iter();
             let unknown = || Some(format!("no rule of docs/rules.md is called `{}`", cut(id)));
