@@ -1,10 +1,8 @@
 //! What is said of a configuration that is refused.
 
 use super::settings::FORMER;
-use alloc::format;
-use alloc::string::{String, ToString};
-use core::fmt;
 use serde_path_to_error::Path;
+use std::fmt;
 
 /// Why a configuration was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,7 +14,7 @@ impl fmt::Display for ConfigError {
     }
 }
 
-impl core::error::Error for ConfigError {}
+impl std::error::Error for ConfigError {}
 
 impl From<serde_json::Error> for ConfigError {
     /// The JSON is broken.

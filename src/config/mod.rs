@@ -38,14 +38,10 @@ use crate::check::Forms;
 use crate::header::{self, Pattern, Wanted};
 use crate::mesh_hosts::Declared;
 use crate::rules::{Rule, Severity};
-use alloc::format;
-use alloc::string::{String, ToString};
-use alloc::vec;
-use alloc::vec::Vec;
-use core::marker::PhantomData;
 use read::Object;
 use serde::Deserializer;
 use serde_path_to_error::Track;
+use std::marker::PhantomData;
 
 /// What requests are looked up by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

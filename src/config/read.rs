@@ -5,13 +5,11 @@
 //! places, but bring the module 40 KB for writing fractions.
 
 use super::error::cut;
-use alloc::format;
-use alloc::string::String;
-use core::fmt;
-use core::marker::PhantomData;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, Expected};
 use serde::de::{MapAccess, SeqAccess, Visitor};
+use std::fmt;
+use std::marker::PhantomData;
 
 /// A JSON value that holds no others.
 #[derive(Clone, Copy)]

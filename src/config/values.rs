@@ -10,11 +10,8 @@ use crate::header::{self, Named, Pattern};
 use crate::mesh_hosts;
 use crate::rules::{Rule, Severity};
 use crate::store::KEYS_MOST;
-use alloc::format;
-use alloc::string::{String, ToString};
-use alloc::vec::Vec;
-use core::fmt;
 use serde::de::{Deserialize, Deserializer};
+use std::fmt;
 
 /// A whole number from `LEAST` to `MOST`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

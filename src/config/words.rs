@@ -5,9 +5,9 @@
 //! index of its word.
 
 use super::read::{Scalar, scalar};
-use core::fmt;
 use serde::de::value::{StrDeserializer, U32Deserializer};
 use serde::de::{Deserialize, Deserializer, Error, Expected, StdError, Unexpected};
+use std::fmt;
 
 /// Reads a word.
 pub(super) fn word<'de, D, T>(from: D) -> Result<T, D::Error>
