@@ -99,12 +99,12 @@ fn errors_name_the_key_its_place_what_was_found_and_what_is_allowed() {
         (
             r#"{"keys": []}"#,
             "configuration key `keys`: found an empty list, allowed: a list of 1 to 4 keys \
-             (line 1 column 10)",
+             (line 1 column 11)",
         ),
         (
             r#"{"keys": ["a", "b", "c", "d", "e"]}"#,
             "configuration key `keys`: found a longer list, allowed: a list of 1 to 4 keys \
-             (line 1 column 33)",
+             (line 1 column 34)",
         ),
         (
             r#"{"emit": ["b3", "b"]}"#,
