@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `settings` | the keys: one field each, with its documentation, type and default |
 //! | `choices` | the words of keys that hold one of several |
-//! | `values` | ranges, forms of names, lists: what serde cannot say |
+//! | `values` | ranges, formats of names, lists: what serde cannot say |
 //! | `read` | how single values are read, so that errors say what is allowed |
 //! | `words` | how the words of an enum are read |
 //! | `error` | what is said of a configuration that is refused |
@@ -34,7 +34,7 @@ pub use values::{
     Confidence, CopyHeaders, Emit, Hosts, KeyName, Keys, Rules, TokenHeaders, Within,
 };
 
-use crate::check::Forms;
+use crate::check::Formats;
 use crate::header::{self, Pattern, Wanted};
 use crate::mesh_hosts::Declared;
 use crate::rules::{Rule, Severity};
@@ -71,8 +71,8 @@ pub struct Config {
     pub wanted: Wanted,
     /// `keys`
     pub keys: Vec<KeyOf>,
-    /// `emit`; `None` for the forms that the context came in.
-    pub emit: Option<Forms>,
+    /// `emit`; `None` for the formats that the context came in.
+    pub emit: Option<Formats>,
     /// `deferred_w3c`
     pub deferred_w3c: DeferredW3c,
     /// `span_ids`

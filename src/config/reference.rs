@@ -3,7 +3,7 @@
 
 use super::values::copied_by;
 use super::{Confidence, CopyHeaders, Emit, Hosts, Keys, Rules, Settings, TokenHeaders, Within};
-use crate::check::Forms;
+use crate::check::Formats;
 use crate::header;
 use crate::rules::Rule;
 use schemars::generate::SchemaSettings;
@@ -139,7 +139,7 @@ schema!(Hosts, list(&Self::LIST, HOST, None));
 schema!(Emit, {
     let form = super::Form::json_schema(&mut SchemaGenerator::default());
     json_schema!({ "anyOf": [
-        { "const": "received", "description": "The forms that the context came in." },
+        { "const": "received", "description": "The formats that the context came in." },
         { "type": "array", "minItems": 1, "items": form },
     ]})
 });
@@ -191,7 +191,7 @@ impl Serialize for Keys {
 
 impl Serialize for Emit {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        assert_eq!(self.0, None::<Forms>);
+        assert_eq!(self.0, None::<Formats>);
         serializer.serialize_str("received")
     }
 }

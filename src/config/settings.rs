@@ -84,15 +84,15 @@ pub struct Settings {
     #[cfg_attr(test, schemars(extend("x-side" = "both, the same")))]
     pub keys: Keys,
 
-    /// The forms in which a context is copied: those that it came in, or those of the list. With
-    /// a list, a request that carries a context of its own gets the forms it lacks, inbound ones
+    /// The formats in which a context is copied: those that it came in, or those of the list. With
+    /// a list, a request that carries a context of its own gets the formats it lacks, inbound ones
     /// too: `["b3multi", "w3c"]` gives the application a `traceparent` made from B3.
     #[cfg_attr(test, schemars(extend("x-side" = "either")))]
     pub emit: Emit,
 
     /// The span that a call says it is of: the one that the application serves the request in, or
     /// a new child of it. `child` is for callees that share span IDs, which Istio's sidecars do
-    /// not: see [docs/forms.md](docs/forms.md).
+    /// not: see [docs/formats.md](docs/formats.md).
     #[cfg_attr(test, schemars(extend("x-side" = "outbound")))]
     #[serde(deserialize_with = "word")]
     pub span_ids: SpanIds,
@@ -108,7 +108,7 @@ pub struct Settings {
     /// call as it is where the sidecars trace by W3C, and gives it the sidecar's span in B3 where
     /// they trace by B3 alone; `reported` gives it the application's span in B3 there;
     /// `unreported` replaces the application's span by the sidecar's. See
-    /// [docs/forms.md](docs/forms.md).
+    /// [docs/formats.md](docs/formats.md).
     #[cfg_attr(test, schemars(extend("x-side" = "outbound")))]
     #[serde(deserialize_with = "word")]
     pub own_spans: OwnSpans,
@@ -117,7 +117,7 @@ pub struct Settings {
     /// other; or remove what they carry about the trace (all headers of the guide but
     /// `x-request-id`, `traceparent`, `tracestate`, the copy list, and the rest of what
     /// `incoming_context` removes). What is outside, `mesh_hosts`, `outside_hosts` and Istio's
-    /// cluster tell: [docs/forms.md](docs/forms.md).
+    /// cluster tell: [docs/formats.md](docs/formats.md).
     #[cfg_attr(test, schemars(extend("x-side" = "outbound")))]
     #[serde(deserialize_with = "word")]
     pub outside: Outside,
@@ -192,7 +192,7 @@ pub struct Settings {
     #[serde(deserialize_with = "word")]
     pub report_header: ReportHeader,
 
-    /// What to do with the trace context that requests bring, in all its forms (B3, W3C and those
+    /// What to do with the trace context that requests bring, in all its formats (B3, W3C and those
     /// of other tracers, and what asks an Envoy for a trace), calls of the application excepted:
     /// use it; pass it on unread; or remove it. For edges without a tracer, where a client must
     /// not force sampling or join traces: see [docs/trust.md](docs/trust.md) first. Its former

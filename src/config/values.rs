@@ -1,11 +1,11 @@
-//! What serde cannot say of a value: ranges, forms, and what may not be there together.
+//! What serde cannot say of a value: ranges, formats, and what may not be there together.
 //! Each is checked where it is read, so that a value of these types is a good one.
 
 use super::choices::{Form, Level};
 use super::error::cut;
 use super::read::{List, Scalar, number, object};
 use super::words::{Words, one_of};
-use crate::check::Forms;
+use crate::check::Formats;
 use crate::header::{self, Named, Pattern};
 use crate::mesh_hosts;
 use crate::rules::{Rule, Severity};
@@ -254,9 +254,9 @@ impl<'de> Deserialize<'de> for Keys {
     }
 }
 
-/// `emit`; `None` for the forms that the context came in.
+/// `emit`; `None` for the formats that the context came in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Emit(pub(super) Option<Forms>);
+pub struct Emit(pub(super) Option<Formats>);
 
 impl Emit {
     pub(super) const LIST: List = List {
@@ -270,16 +270,16 @@ impl Emit {
 
 impl<'de> Deserialize<'de> for Emit {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut forms = Forms::default();
+        let mut formats = Formats::default();
         Self::LIST.read(deserializer, |text| {
             match one_of(Scalar::Text(text)).ok_or(None)? {
-                Form::Multi => forms.multi = true,
-                Form::Single => forms.single = true,
-                Form::W3c => forms.w3c = true,
+                Form::Multi => formats.multi = true,
+                Form::Single => formats.single = true,
+                Form::W3c => formats.w3c = true,
             }
             Ok(())
         })?;
-        Ok(Self(Some(forms).filter(|forms| !forms.is_empty())))
+        Ok(Self(Some(formats).filter(|formats| !formats.is_empty())))
     }
 }
 

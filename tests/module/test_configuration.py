@@ -91,7 +91,7 @@ def test_the_samples_are_found() -> None:
     assert pages >= {
         "README.md",
         "docs/configuration.md",
-        "docs/forms.md",
+        "docs/formats.md",
         "docs/instrumented.md",
         "docs/rules.md",
         "docs/trust.md",
