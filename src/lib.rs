@@ -3,10 +3,10 @@
 //! an inbound request onto the outbound calls that the application makes while
 //! serving it.
 //!
-//! Everything but `host` and `abi` is plain Rust without a proxy in sight: it
-//! takes header pairs, the time and a [`store::SharedData`], and returns what is
-//! to be changed. Those two exist on `wasm32` only: `host` has the callbacks that
-//! Envoy calls, and `abi` is the one place that calls Envoy.
+//! Everything but `wasm` is plain Rust without a proxy in sight: it takes header
+//! pairs, the time and a [`store::SharedData`], and returns what is to be changed.
+//! `wasm` exists on `wasm32` only: the callbacks that Envoy calls, on the crate
+//! proxy-wasm, and the host calls.
 //!
 //! | module | what it knows |
 //! |---|---|
@@ -49,6 +49,4 @@ pub mod store;
 pub mod w3c;
 
 #[cfg(target_arch = "wasm32")]
-mod abi;
-#[cfg(target_arch = "wasm32")]
-mod host;
+mod wasm;
