@@ -4,7 +4,7 @@ use super::envoy::Envoy;
 use super::host_calls::{self, Failure};
 use super::stream::{Idle, Stream};
 use crate::config::{Config, Direction};
-use crate::filter::{Filter, Host, Memory, Outcome, REPORT};
+use crate::filter::{Filter, Host, Outcome, REPORT, WorkerState};
 use crate::header::Edit;
 use crate::metrics::Counter;
 use crate::relay::Decision;
@@ -25,7 +25,7 @@ const AT_WORK_MS: u64 = 5 * TICK_MS as u64;
 thread_local! {
     /// What the plugins of this VM remember together: inbound and outbound meet here.
     /// Envoy has a VM on each worker thread.
-    static MEMORY: Rc<RefCell<Memory>> = Rc::new(RefCell::new(Memory::open(&Envoy, Envoy.seed())));
+    static MEMORY: Rc<RefCell<WorkerState>> = Rc::new(RefCell::new(WorkerState::open(&Envoy, Envoy.seed())));
 }
 
 /// The root context: one for each plugin configuration. Without a plugin until it is
@@ -105,7 +105,7 @@ fn extension() -> Option<Vec<u8>> {
 /// What the streams of one plugin on one worker have in common.
 pub(super) struct Plugin {
     pub(super) filter: Filter,
-    pub(super) memory: Rc<RefCell<Memory>>,
+    pub(super) memory: Rc<RefCell<WorkerState>>,
     pub(super) setup: RefCell<Setup>,
     /// Where it announces that it is at work; see [`has_fallback`].
     extension: Option<Vec<u8>>,
