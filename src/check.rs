@@ -1,7 +1,7 @@
 //! Which rules a request breaks, and how to read it all the same.
 //!
 //! Reading follows the specification where it has a word (the single header
-//! wins), and otherwise what loses least; but of two forms of one trace that one is
+//! wins), and otherwise what loses least; but of two formats of one trace that one is
 //! read which names the other's span as its parent: the other was left behind by
 //! somebody on the way. A context that most implementations would not read is none.
 
@@ -33,9 +33,9 @@ pub struct Finding<'a> {
     pub value: &'a [u8],
 }
 
-/// Which forms a context is in.
+/// Which formats a context is in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Forms {
+pub struct Formats {
     /// At least one `x-b3-*` header.
     pub multi: bool,
     /// The `b3` header.
@@ -44,8 +44,8 @@ pub struct Forms {
     pub w3c: bool,
 }
 
-impl Forms {
-    /// The forms of both.
+impl Formats {
+    /// The formats of both.
     pub fn and(self, other: Self) -> Self {
         Self {
             multi: self.multi || other.multi,
@@ -54,7 +54,7 @@ impl Forms {
         }
     }
 
-    /// These forms without those.
+    /// These formats without those.
     pub fn without(self, other: Self) -> Self {
         Self {
             multi: self.multi && !other.multi,
@@ -90,16 +90,16 @@ impl Fragments {
 
 /// What was found in the headers of one request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Checked<'a> {
+pub struct Extracted<'a> {
     /// The context in B3, as b3relay reads it.
     pub b3: B3,
     /// The `traceparent`, if there is one that can be read.
     pub w3c: Option<TraceParent>,
-    /// The forms that the request uses.
-    pub forms: Forms,
+    /// The formats that the request uses.
+    pub formats: Formats,
     /// Those of them that name an older span of the trace: the parent of the span
     /// that another form names.
-    pub stale: Forms,
+    pub stale: Formats,
     /// `b3` is a sampling decision and nothing else.
     pub single_decides: bool,
     /// Identifiers, where they do not make a context.
@@ -109,7 +109,7 @@ pub struct Checked<'a> {
 }
 
 /// Checks the B3 headers, the request ID and `x-ot-span-context`.
-pub fn check<'a>(headers: &TraceHeaders<'a>) -> Checked<'a> {
+pub fn check<'a>(headers: &TraceHeaders<'a>) -> Extracted<'a> {
     let mut checker = Checker::default();
     checker.request_id(headers.request_id);
     checker.ot_span_context(headers.ot_span_context);
@@ -127,9 +127,9 @@ pub fn check<'a>(headers: &TraceHeaders<'a>) -> Checked<'a> {
     let w3c = checker.w3c(headers.traceparent, &b3, fragments);
     stale.w3c = w3c.is_some_and(|w3c| is_older(w3c, &b3));
     let w3c_too = |w3c: TraceParent| b3.ids.is_none_or(|ids| ids.trace.same(w3c.trace));
-    Checked {
+    Extracted {
         b3,
-        forms: Forms {
+        formats: Formats {
             multi: headers
                 .multi()
                 .iter()
@@ -537,18 +537,18 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// The two forms side by side, the one reading of both, and which of them is
+    /// The two formats side by side, the one reading of both, and which of them is
     /// stale.
     fn both(
         &mut self,
         headers: &TraceHeaders<'a>,
         multi: &MultiForm,
         single: SingleForm,
-    ) -> (B3, Forms) {
+    ) -> (B3, Formats) {
         let name = header::B3;
         let value = headers.b3.value().unwrap_or_default();
         let multi = multi.b3;
-        let mut stale = Forms::default();
+        let mut stale = Formats::default();
         let b3 = match single {
             SingleForm::Absent | SingleForm::Malformed => multi,
             SingleForm::Read(single) => {
@@ -626,13 +626,13 @@ fn is_cut(one: TraceId, other: TraceId) -> bool {
     one.low() == other.low() && (narrow(one) || narrow(other))
 }
 
-/// Which of the two forms names an older span: the parent of the other's. None
+/// Which of the two formats names an older span: the parent of the other's. None
 /// where they are of different traces, or it cannot be told.
-fn older(single: &Ids, multi: &Ids) -> Forms {
+fn older(single: &Ids, multi: &Ids) -> Formats {
     let same = single.trace.same(multi.trace) || is_cut(single.trace, multi.trace);
     let single_is = same && multi.parent == Some(single.span);
     let multi_is = same && single.parent == Some(multi.span);
-    Forms {
+    Formats {
         single: single_is && !multi_is,
         multi: multi_is && !single_is,
         w3c: false,

@@ -3,7 +3,7 @@
 //! Every key is optional. What is not understood is refused by name, so that a
 //! typing error cannot switch anything off unseen.
 
-use crate::check::Forms;
+use crate::check::Formats;
 use crate::header::{self, Named, Pattern, Wanted};
 use crate::json::Value;
 use crate::mesh_hosts::{self, Declared};
@@ -177,8 +177,8 @@ pub struct Config {
     pub wanted: Wanted,
     /// `keys`
     pub keys: Vec<KeyOf>,
-    /// `emit`; `None` for the forms that the context came in.
-    pub emit: Option<Forms>,
+    /// `emit`; `None` for the formats that the context came in.
+    pub emit: Option<Formats>,
     /// `deferred_w3c`
     pub deferred_w3c: DeferredW3c,
     /// `span_ids`
@@ -492,21 +492,21 @@ pub const KEYS: &[Key] = &[
         side: Side::Each,
         default: "\"received\"",
         allowed: "\"received\", or a list of \"b3multi\", \"b3\" and \"w3c\"",
-        meaning: "The forms in which a context is copied: those that it came in, or those of the list. With a list, a request that carries a context of its own gets the forms it lacks, inbound ones too: `[\"b3multi\", \"w3c\"]` gives the application a `traceparent` made from B3.",
+        meaning: "The formats in which a context is copied: those that it came in, or those of the list. With a list, a request that carries a context of its own gets the formats it lacks, inbound ones too: `[\"b3multi\", \"w3c\"]` gives the application a `traceparent` made from B3.",
         set: |config, value| {
             config.emit = match value {
                 Value::String(text) if text == "received" => None,
                 _ => {
-                    let mut forms = Forms::default();
+                    let mut formats = Formats::default();
                     for form in value.as_array()? {
                         match form.as_str()? {
-                            "b3multi" => forms.multi = true,
-                            "b3" => forms.single = true,
-                            "w3c" => forms.w3c = true,
+                            "b3multi" => formats.multi = true,
+                            "b3" => formats.single = true,
+                            "w3c" => formats.w3c = true,
                             _ => return None,
                         }
                     }
-                    Some(forms).filter(|forms| !forms.is_empty())?.into()
+                    Some(formats).filter(|formats| !formats.is_empty())?.into()
                 }
             };
             Some(())
@@ -517,7 +517,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Outbound,
         default: "\"forward\"",
         allowed: "\"forward\" or \"child\"",
-        meaning: "The span that a call says it is of: the one that the application serves the request in, or a new child of it. `child` is for callees that share span IDs, which Istio's sidecars do not: see [docs/forms.md](docs/forms.md).",
+        meaning: "The span that a call says it is of: the one that the application serves the request in, or a new child of it. `child` is for callees that share span IDs, which Istio's sidecars do not: see [docs/formats.md](docs/formats.md).",
         set: |config, value| {
             config.span_ids = match value.as_str()? {
                 "forward" => SpanIds::Forward,
@@ -548,7 +548,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Outbound,
         default: "\"auto\"",
         allowed: "\"auto\", \"reported\" or \"unreported\"",
-        meaning: "Whether anybody reports the spans that the application's own tracing (an OpenTelemetry SDK, .NET's HttpClient) puts into the `traceparent` of its calls. `auto` leaves such a call as it is where the sidecars trace by W3C, and gives it the sidecar's span in B3 where they trace by B3 alone; `reported` gives it the application's span in B3 there; `unreported` replaces the application's span by the sidecar's. See [docs/forms.md](docs/forms.md).",
+        meaning: "Whether anybody reports the spans that the application's own tracing (an OpenTelemetry SDK, .NET's HttpClient) puts into the `traceparent` of its calls. `auto` leaves such a call as it is where the sidecars trace by W3C, and gives it the sidecar's span in B3 where they trace by B3 alone; `reported` gives it the application's span in B3 there; `unreported` replaces the application's span by the sidecar's. See [docs/formats.md](docs/formats.md).",
         set: |config, value| {
             config.own_spans = match value.as_str()? {
                 "auto" => OwnSpans::Auto,
@@ -564,7 +564,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Outbound,
         default: "\"leave\"",
         allowed: "\"leave\", \"relay\" or \"strip\"",
-        meaning: "What to do with calls to hosts outside the mesh: copy nothing onto them; treat them as any other; or remove what they carry about the trace (all headers of the guide but `x-request-id`, `traceparent`, `tracestate`, the copy list, and the rest of what `incoming_context` removes). What is outside, `mesh_hosts`, `outside_hosts` and Istio's cluster tell: [docs/forms.md](docs/forms.md).",
+        meaning: "What to do with calls to hosts outside the mesh: copy nothing onto them; treat them as any other; or remove what they carry about the trace (all headers of the guide but `x-request-id`, `traceparent`, `tracestate`, the copy list, and the rest of what `incoming_context` removes). What is outside, `mesh_hosts`, `outside_hosts` and Istio's cluster tell: [docs/formats.md](docs/formats.md).",
         set: |config, value| {
             config.outside = match value.as_str()? {
                 "leave" => Outside::Leave,
@@ -741,7 +741,7 @@ pub const KEYS: &[Key] = &[
         side: Side::Inbound,
         default: "\"trust\"",
         allowed: "\"trust\", \"ignore\" or \"drop\"",
-        meaning: "What to do with the trace context that requests bring, in all its forms (B3, W3C and those of other tracers, and what asks an Envoy for a trace), calls of the application excepted: use it; pass it on unread; or remove it. For edges without a tracer, where a client must not force sampling or join traces: see [docs/trust.md](docs/trust.md) first. Its former name, `incoming_b3`, will do as well.",
+        meaning: "What to do with the trace context that requests bring, in all its formats (B3, W3C and those of other tracers, and what asks an Envoy for a trace), calls of the application excepted: use it; pass it on unread; or remove it. For edges without a tracer, where a client must not force sampling or join traces: see [docs/trust.md](docs/trust.md) first. Its former name, `incoming_b3`, will do as well.",
         set: |config, value| {
             config.incoming = match value.as_str()? {
                 "trust" => Incoming::Trust,

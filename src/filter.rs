@@ -3,7 +3,7 @@
 use crate::attribution::tracker::Basis;
 use crate::attribution::{Attribution, Call, text};
 use crate::b3::{B3, Ids, Sampling};
-use crate::check::{Checked, Finding, Forms, check};
+use crate::check::{Extracted, Finding, Formats, check};
 use crate::config::{
     AttributionMode, Config, Direction, Incoming, KeyOf, Mode, Outside, ReportHeader,
     RestoreRequestId,
@@ -12,11 +12,13 @@ use crate::header::{self, Edit, Field, TraceHeaders};
 use crate::key::{self, Key};
 use crate::mesh_hosts::Routes;
 use crate::metrics::{Counter, direction_label};
-use crate::relay::{self, Chosen, Decision, Named, Received, Relayed, Remembered, Says, Tracer};
+use crate::relay::{
+    self, CallPlan, Decision, Injection, Match, Named, StoredContext, Tracer, W3cState,
+};
 use crate::request_id;
 use crate::rules::{Rule, Severity};
 use crate::setup::Expected;
-use crate::store::{Candidates, Found, Limits, SharedData, Store, Ticket, Under};
+use crate::store::{Candidates, Found, Limits, MatchedBy, SharedData, Store, Ticket};
 
 /// What the filter asks of the proxy while it looks at a request.
 pub trait Host: SharedData {
@@ -47,7 +49,7 @@ pub trait Host: SharedData {
 
 /// What a worker knows of the requests in flight.
 #[derive(Debug)]
-pub struct Memory {
+pub struct WorkerState {
     /// Their contexts.
     pub store: Store,
     /// What they are doing.
@@ -58,7 +60,7 @@ pub struct Memory {
     tracer: Option<Tracer>,
 }
 
-impl Memory {
+impl WorkerState {
     /// Of a worker that has just begun. `random`: a number that no other worker of
     /// the process has.
     pub fn open(data: &impl SharedData, random: u64) -> Self {
@@ -131,29 +133,29 @@ pub struct Filter {
 /// A request on its way through the filter.
 struct Request<'a> {
     headers: TraceHeaders<'a>,
-    checked: Checked<'a>,
+    checked: Extracted<'a>,
     /// As the application or the callee will see it.
     request_id: Vec<u8>,
     /// Of an inbound request: its context, and what its `traceparent` is beside it.
-    newest: (B3, Received),
+    newest: (B3, W3cState),
     /// Its context breaks rules that implementations read differently.
     is_odd: bool,
 }
 
 impl Request<'_> {
-    /// Reads the newer one of two forms that are at odds, and notes which of them the
+    /// Reads the newer one of two formats that are at odds, and notes which of them the
     /// sidecar's tracer writes.
-    fn take_newest(&mut self, memory: &mut Memory) {
+    fn take_newest(&mut self, memory: &mut WorkerState) {
         memory.tracer = Tracer::shown(&self.headers, &self.checked).or(memory.tracer);
         self.newest = relay::newest(&self.checked, memory.tracer);
         let (b3, received) = self.newest;
         if !self.checked.b3.is_empty() {
-            if received == Received::Current && self.checked.b3.ids != b3.ids {
-                self.checked.stale.multi = self.checked.forms.multi;
-                self.checked.stale.single = self.checked.forms.single;
+            if received == W3cState::Current && self.checked.b3.ids != b3.ids {
+                self.checked.stale.multi = self.checked.formats.multi;
+                self.checked.stale.single = self.checked.formats.single;
             }
             self.checked.b3 = b3;
-            self.checked.forms.w3c |= received == Received::Current;
+            self.checked.formats.w3c |= received == W3cState::Current;
         }
     }
 }
@@ -162,13 +164,13 @@ impl Request<'_> {
 #[derive(Debug, Default)]
 struct Plan<'a> {
     /// What mode `repair` writes.
-    repaired: Option<Says>,
+    repaired: Option<Injection>,
     /// The one of several request IDs that mode `repair` keeps.
     request_id: Option<&'a [u8]>,
     /// What it is to say in the end; `None` to leave it.
-    converted: Option<Says>,
-    /// The forms that stay as they are.
-    kept: Forms,
+    converted: Option<Injection>,
+    /// The formats that stay as they are.
+    kept: Formats,
     /// What else is to change.
     edits: Vec<Edit>,
 }
@@ -186,8 +188,8 @@ struct Written {
     whole: bool,
     /// What mode `repair` writes.
     repaired: bool,
-    /// The forms that the request has now.
-    forms: Forms,
+    /// The formats that the request has now.
+    formats: Formats,
     /// All of them say the same.
     agree: bool,
 }
@@ -202,16 +204,16 @@ struct LookedUp {
 /// What a look-up by keys has found.
 enum LookUp {
     /// The request.
-    Found(Chosen),
+    Found(Match),
     /// None, for this reason; or by a guess, this one.
-    Nobody(Decision, Option<Chosen>),
+    Nobody(Decision, Option<Match>),
     /// None, but there was one that had to go for lack of room.
     Forgotten(Decision),
 }
 
 /// The request that a call belongs to.
 struct Owner {
-    remembered: Remembered,
+    remembered: StoredContext,
     /// How it was found, and the probability that it is a wrong one, in millionths:
     /// `None` by a key.
     by: Option<(Decision, u32)>,
@@ -232,7 +234,7 @@ impl Filter {
     /// one.
     pub fn request<'a>(
         &self,
-        memory: &mut Memory,
+        memory: &mut WorkerState,
         host: &impl Host,
         direction: Option<Direction>,
         pairs: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
@@ -255,7 +257,7 @@ impl Filter {
             request_id: request_id::one(headers.request_id.value().unwrap_or_default()).to_vec(),
             headers,
             checked,
-            newest: (B3::default(), Received::Absent),
+            newest: (B3::default(), W3cState::Absent),
             is_odd: outcome.findings.iter().any(is_read_differently),
         };
         if direction != Some(Direction::Outbound) {
@@ -325,7 +327,7 @@ impl Filter {
     }
 
     /// What the request is to say of its own context: what repair writes, and what it is
-    /// besides in the forms that `emit` asks for.
+    /// besides in the formats that `emit` asks for.
     fn plan<'r>(
         &self,
         request: &'r Request<'_>,
@@ -338,15 +340,15 @@ impl Filter {
             ..
         } = request;
         let deferred = self.config.deferred_w3c.sampled();
-        let says = |b3: B3, forms: Forms| Says {
+        let says = |b3: B3, formats: Formats| Injection {
             b3,
-            forms,
+            formats,
             replaces_traceparent: false,
             deferred,
         };
         let mut plan = Plan::default();
         if repaired {
-            plan.repaired = Some(says(checked.b3, checked.forms));
+            plan.repaired = Some(says(checked.b3, checked.formats));
             let first = first_of(request.headers.request_id);
             plan.request_id = first.map(|_| request.request_id.as_slice());
         }
@@ -363,18 +365,18 @@ impl Filter {
         if plan.repaired.is_none() {
             // What is there stays, but for an older span: Envoy renews one form, and the
             // application may carry on the other.
-            plan.kept = checked.forms.without(checked.stale);
+            plan.kept = checked.formats.without(checked.stale);
         }
         // One that cannot be read says nothing, and one with an older span is wrong.
         let is_malformed = request.headers.traceparent.value().is_some() && checked.w3c.is_none();
-        let is_stale = *received == Received::Stale && direction == Some(Direction::Inbound);
+        let is_stale = *received == W3cState::Stale && direction == Some(Direction::Inbound);
         let replaces_traceparent = emit.w3c && (is_malformed || is_stale);
         if replaces_traceparent {
             plan.kept.w3c = false;
         }
-        plan.converted = Some(Says {
+        plan.converted = Some(Injection {
             replaces_traceparent,
-            ..says(b3, checked.forms.and(emit))
+            ..says(b3, checked.formats.and(emit))
         });
         plan
     }
@@ -385,22 +387,23 @@ impl Filter {
         let Request {
             headers, checked, ..
         } = request;
-        let readable = |says: Says| match self.config.mode {
+        let readable = |says: Injection| match self.config.mode {
             Mode::Repair => readable_by_all(says),
             Mode::Observe | Mode::Enforce => says,
         };
         // A form that the tracer of this sidecar leaves as it was, the next one will too.
-        let renewed = checked.forms.without(checked.stale);
+        let renewed = checked.formats.without(checked.stale);
         let unchanged = match renewed.multi || renewed.single {
-            true => Forms {
-                w3c: checked.forms.w3c,
+            true => Formats {
+                w3c: checked.formats.w3c,
                 ..renewed
             },
-            false => checked.forms,
+            false => checked.formats,
         };
-        let forms = |says: Option<Says>| says.map(readable).map_or(unchanged, |says| says.forms);
-        let agree = |says: Option<Says>| says.is_some() || checked.stale.is_empty();
-        let rewritten = |says: Option<Says>, kept: Forms| {
+        let formats =
+            |says: Option<Injection>| says.map(readable).map_or(unchanged, |says| says.formats);
+        let agree = |says: Option<Injection>| says.is_some() || checked.stale.is_empty();
+        let rewritten = |says: Option<Injection>, kept: Formats| {
             says.map_or_else(Vec::new, |says| {
                 relay::rewrite(headers, &readable(says), kept)
             })
@@ -411,11 +414,11 @@ impl Filter {
         let request_id = request_id.map(|id| Edit::set(header::REQUEST_ID, id));
         outcome.edits.extend(request_id);
         let common = outcome.edits.len();
-        let repair = rewritten(repaired, Forms::default());
+        let repair = rewritten(repaired, Formats::default());
         let mut written = Written {
             whole: true,
             repaired: repaired.is_some() && (!repair.is_empty() || common > before),
-            forms: forms(plan.converted),
+            formats: formats(plan.converted),
             agree: agree(plan.converted),
         };
         outcome.edits.extend(rewritten(plan.converted, plan.kept));
@@ -427,7 +430,7 @@ impl Filter {
         outcome.edits.truncate(common);
         outcome.edits.extend(repair);
         if headers.has_room(&outcome.edits) {
-            written.forms = forms(repaired);
+            written.formats = formats(repaired);
             written.agree = agree(repaired);
             return written;
         }
@@ -435,7 +438,7 @@ impl Filter {
         Written {
             whole: false,
             repaired: false,
-            forms: unchanged,
+            formats: unchanged,
             agree: agree(None),
         }
     }
@@ -445,12 +448,12 @@ impl Filter {
     /// other workers then take it for one that is being served for a while.
     pub fn end(
         &self,
-        memory: &mut Memory,
+        memory: &mut WorkerState,
         host: &impl Host,
         ticket: Ticket,
         answered: bool,
     ) -> bool {
-        let Memory {
+        let WorkerState {
             store, attribution, ..
         } = memory;
         let now_us = host.now_us();
@@ -461,8 +464,8 @@ impl Filter {
     }
 
     /// The call of this number has returned, or was broken off.
-    pub fn returned(&self, memory: &mut Memory, host: &impl Host, call: u64) {
-        let Memory {
+    pub fn returned(&self, memory: &mut WorkerState, host: &impl Host, call: u64) {
+        let WorkerState {
             store, attribution, ..
         } = memory;
         attribution.returned(store, host, host.now_us(), call);
@@ -524,8 +527,8 @@ impl Filter {
     }
 
     /// The keys that a request can be looked up by, best first. `emitted`: the
-    /// forms that it is given.
-    fn keys(&self, request: &Request<'_>, emitted: Forms) -> Vec<Key> {
+    /// formats that it is given.
+    fn keys(&self, request: &Request<'_>, emitted: Formats) -> Vec<Key> {
         let Request {
             headers, checked, ..
         } = request;
@@ -557,13 +560,13 @@ impl Filter {
 
     fn inbound<'a>(
         &self,
-        memory: &mut Memory,
+        memory: &mut WorkerState,
         host: &impl Host,
         request: &mut Request<'a>,
         written: &Written,
         outcome: &mut Outcome<'a>,
     ) {
-        let forms = written.forms;
+        let formats = written.formats;
         if request.request_id.is_empty() && self.config.generate_request_id {
             let id = request_id::generate(host.random());
             outcome
@@ -582,7 +585,7 @@ impl Filter {
         if !self.config.relay {
             return;
         }
-        let mut keys = self.keys(request, forms);
+        let mut keys = self.keys(request, formats);
         if keys.is_empty() {
             if !self.attributes() {
                 outcome.counters.push(Counter::NoKey);
@@ -591,15 +594,15 @@ impl Filter {
             keys.push(Key::unnamed(host.random()));
         }
         let (mut remembered, dropped) =
-            Remembered::of(&request.headers, &request.checked, request.newest);
-        remembered.forms = Forms {
-            w3c: forms.w3c && remembered.b3.ids.is_some(),
-            ..forms
+            StoredContext::of(&request.headers, &request.checked, request.newest);
+        remembered.formats = Formats {
+            w3c: formats.w3c && remembered.b3.ids.is_some(),
+            ..formats
         };
         // Whole, or not at all.
         let id = Some(&request.request_id).filter(|id| id.len() <= key::LONGEST);
         remembered.request_id = id.cloned().unwrap_or_default();
-        remembered.has_clients_b3 = remembered.received == Received::Current && !written.agree;
+        remembered.has_clients_b3 = remembered.received == W3cState::Current && !written.agree;
         remembered.is_callers = host.is_before_router();
         let has_b3 = request.checked.b3.ids.is_some();
         remembered.is_uncertain = remembered.is_callers && (request.is_odd || !has_b3);
@@ -609,7 +612,7 @@ impl Filter {
         // A request without a context is remembered too: another one with the
         // same request ID must not lend it its own.
         let (context, headers) = (remembered.encode_context(), remembered.encode_headers());
-        let Memory {
+        let WorkerState {
             store, attribution, ..
         } = memory;
         let now_us = host.now_us();
@@ -638,7 +641,7 @@ impl Filter {
 
     fn outbound(
         &self,
-        memory: &mut Memory,
+        memory: &mut WorkerState,
         host: &impl Host,
         request: &Request<'_>,
         mut plan: Plan<'_>,
@@ -656,7 +659,7 @@ impl Filter {
                     remembered,
                     by: Some(_),
                 }),
-            ) if remembered.b3.is_empty() => Relayed::not(Decision::NoContext),
+            ) if remembered.b3.is_empty() => CallPlan::not(Decision::NoContext),
             (Ok(()), Ok(Owner { remembered, by })) => {
                 let new_span = || {
                     let [a, b, c, d, e, f, g, h, ..] = host.random();
@@ -680,12 +683,12 @@ impl Filter {
                     | Decision::Conflict
                     | Decision::Unsure,
                 ),
-            ) if self.has_own_traceparent(memory, checked) => Relayed::not(Decision::Present),
-            (Ok(()), Err(decision)) => Relayed::not(*decision),
+            ) if self.has_own_traceparent(memory, checked) => CallPlan::not(Decision::Present),
+            (Ok(()), Err(decision)) => CallPlan::not(*decision),
             (Err(Decision::Present), Ok(Owner { remembered, .. })) => {
                 relay::present(headers, checked, remembered, &self.config)
             }
-            (Err(decision), _) => Relayed::not(decision),
+            (Err(decision), _) => CallPlan::not(decision),
         };
         // The request's decision stands in for one that the call leaves open.
         let own = plan.converted.as_mut().filter(|_| relayed.says.is_none());
@@ -702,10 +705,10 @@ impl Filter {
         };
         let [authority, path] = [headers.authority, headers.path];
         let to = [authority, path].map(|field| field.value().unwrap_or_default());
-        let Memory { store, routes, .. } = memory;
+        let WorkerState { store, routes, .. } = memory;
         if asked && routes.is_outside(host, store.seed(), to, &self.config.hosts) {
             if relayed.writes() || self.config.outside == Outside::Strip {
-                relayed = Relayed::not(Decision::Outside);
+                relayed = CallPlan::not(Decision::Outside);
             }
             // Not even repaired: that might add to what the application sends there.
             plan = Plan::default();
@@ -749,7 +752,7 @@ impl Filter {
 
     /// The call's own context is in a `traceparent`: the tracers of the mesh write W3C, or
     /// `emit` has put it into B3.
-    fn has_own_traceparent(&self, memory: &Memory, checked: &Checked<'_>) -> bool {
+    fn has_own_traceparent(&self, memory: &WorkerState, checked: &Extracted<'_>) -> bool {
         let is_read = self.config.emit.is_some() || memory.writes_w3c();
         checked.w3c.is_some() && checked.b3.ids.is_none() && is_read
     }
@@ -766,7 +769,7 @@ impl Filter {
     /// Adds what the call breaks of the rules about propagation.
     fn find<'a>(
         &self,
-        memory: &mut Memory,
+        memory: &mut WorkerState,
         host: &impl Host,
         request: &Request<'a>,
         outcome: &mut Outcome<'a>,
@@ -789,7 +792,7 @@ impl Filter {
         // For the rules alone it need not be the latest.
         let all = before.is_ok() || gets_headers;
         let names_nothing = names_nothing(request, memory);
-        let Memory {
+        let WorkerState {
             store, attribution, ..
         } = memory;
         let mut spans = None;
@@ -845,8 +848,8 @@ impl Filter {
     /// A trace that the application made up, on a call that is left alone: should a
     /// request come in with it, the call that was left alone may have been its cause, and
     /// further calls with this trace may be of either.
-    fn note_trace(&self, memory: &mut Memory, host: &impl Host, request: &Request<'_>) {
-        let Checked { b3, w3c, .. } = &request.checked;
+    fn note_trace(&self, memory: &mut WorkerState, host: &impl Host, request: &Request<'_>) {
+        let Extracted { b3, w3c, .. } = &request.checked;
         let made_up = w3c.filter(|_| b3.ids.is_none() && !memory.writes_w3c());
         let by_trace = self.config.keys.contains(&KeyOf::TraceParent);
         let Some(w3c) = made_up.filter(|_| by_trace) else {
@@ -870,13 +873,13 @@ impl Filter {
     /// of this request.
     fn attribute(
         &self,
-        memory: &mut Memory,
+        memory: &mut WorkerState,
         host: &impl Host,
         request: &Request<'_>,
-        guess: Option<Chosen>,
+        guess: Option<Match>,
         outcome: &mut Outcome<'_>,
     ) -> Result<Owner, Decision> {
-        let Memory {
+        let WorkerState {
             store, attribution, ..
         } = memory;
         let tokens = self.tokens(store, &request.headers);
@@ -893,13 +896,13 @@ impl Filter {
         let (mut remembered, by) = match (judged, guess) {
             (Some((verdict, found)), _) => {
                 let headers = store.headers(host, &found).unwrap_or_default();
-                let remembered = Remembered::decode(&found.context, &headers);
+                let remembered = StoredContext::decode(&found.context, &headers);
                 let remembered = remembered.ok_or(Decision::Unsure)?;
                 // The calls of one request share the trace that its application makes up.
                 let made_up = request
                     .checked
                     .w3c
-                    .filter(|_| remembered.received == Received::Absent);
+                    .filter(|_| remembered.received == W3cState::Absent);
                 if let Some(w3c) = made_up {
                     let (key, of) = (Key::trace(w3c.trace), (found.request, found.bucket));
                     store.alias(host, self.limits, now_us / 1000, &key, of, true);
@@ -949,12 +952,12 @@ impl Filter {
             host: &impl Host,
             candidates: &Candidates,
             named: Named,
-        ) -> Result<Chosen, Decision> {
+        ) -> Result<Match, Decision> {
             relay::choose(candidates, |found| store.headers(host, found), named)
         }
         let named = Named::of(&request.checked);
         let now_ms = || host.now_ms();
-        let mut keys = self.keys(request, Forms::default()).into_iter();
+        let mut keys = self.keys(request, Formats::default()).into_iter();
         let mut among = Candidates::default();
         let mut result = Err(Decision::NoKey);
         let mut is_forgotten = false;
@@ -983,7 +986,7 @@ impl Filter {
             }
         }
         let one = match result {
-            Ok(one) if one.under == Under::Guess => {
+            Ok(one) if one.under == MatchedBy::Guess => {
                 return LookUp::Nobody(Decision::Unknown, Some(one));
             }
             Ok(one) => one,
@@ -1038,7 +1041,7 @@ impl Filter {
 /// is not of Envoy's form, or a trace ID, is of a request that is not known here; but a
 /// `traceparent` that the application's own tracing has made up, since the sidecar's
 /// gave it none, names nothing.
-fn names_nothing(request: &Request<'_>, memory: &Memory) -> bool {
+fn names_nothing(request: &Request<'_>, memory: &WorkerState) -> bool {
     let Request {
         headers, checked, ..
     } = request;
@@ -1051,8 +1054,8 @@ fn names_nothing(request: &Request<'_>, memory: &Memory) -> bool {
 
 /// The trace of a `traceparent`, if it is another one than this request's, and all that
 /// the call says of its own context.
-fn foreign_trace(request: &Request<'_>, one: &Remembered) -> Option<Key> {
-    let Checked { b3, w3c, .. } = &request.checked;
+fn foreign_trace(request: &Request<'_>, one: &StoredContext) -> Option<Key> {
+    let Extracted { b3, w3c, .. } = &request.checked;
     let trace = w3c.filter(|_| b3.ids.is_none())?.trace;
     let same = one.b3.ids.is_some_and(|ids| ids.trace.same(trace));
     (!same).then(|| Key::trace(trace))
@@ -1088,18 +1091,24 @@ fn rewrites(finding: &Finding<'_>) -> bool {
 /// What a single header cannot say so that everybody reads it: debug (D04) goes
 /// into the multiple headers beside it, and a parent without a decision (B06), for which
 /// the grammar has no place, is left out of both.
-fn readable_by_all(says: Says) -> Says {
-    let Says {
-        mut b3, mut forms, ..
+fn readable_by_all(says: Injection) -> Injection {
+    let Injection {
+        mut b3,
+        mut formats,
+        ..
     } = says;
-    forms.multi |= forms.single && b3.sampling == Sampling::Debug;
-    if forms.single && b3.sampling == Sampling::Defer {
+    formats.multi |= formats.single && b3.sampling == Sampling::Debug;
+    if formats.single && b3.sampling == Sampling::Defer {
         b3.ids = b3.ids.map(|ids| Ids {
             parent: None,
             ..ids
         });
     }
-    Says { b3, forms, ..says }
+    Injection {
+        b3,
+        formats,
+        ..says
+    }
 }
 
 /// The first of several request IDs, which Envoy joins with commas; `None` if

@@ -5,7 +5,7 @@
 
 use crate::abi::{self, Failure, Map};
 use crate::config::{Config, Direction};
-use crate::filter::{Filter, Host, Memory, Outcome, REPORT};
+use crate::filter::{Filter, Host, Outcome, REPORT, WorkerState};
 use crate::header::{Edit, Pairs};
 use crate::metrics::Counter;
 use crate::relay::Decision;
@@ -54,7 +54,7 @@ pub(crate) struct Module {
     /// end, and most of those that go are near it.
     contexts: VecDeque<(u32, Context)>,
     /// Shared by the plugins: inbound and outbound meet here.
-    memory: Option<Memory>,
+    memory: Option<WorkerState>,
 }
 
 enum Context {
@@ -72,9 +72,9 @@ impl Module {
         }
     }
 
-    fn memory(&mut self) -> &mut Memory {
+    fn memory(&mut self) -> &mut WorkerState {
         self.memory
-            .get_or_insert_with(|| Memory::open(&Envoy, first_half(abi::random())))
+            .get_or_insert_with(|| WorkerState::open(&Envoy, first_half(abi::random())))
     }
 
     /// Where a context is, or would be.
@@ -352,7 +352,7 @@ impl Plugin {
         }
     }
 
-    fn look_at_setup(&self, memory: &mut Memory) {
+    fn look_at_setup(&self, memory: &mut WorkerState) {
         let now_ms = Envoy.now_ms();
         let has_workers = || !memory.store.workers(&Envoy, now_ms).is_empty();
         let mut setup = self.setup.borrow_mut();

@@ -11,17 +11,17 @@
 
 use crate::b3::{B3, Ids, Sampling, SpanId, TraceId};
 use crate::bytes::{split, take};
-use crate::check::{Checked, Finding, Forms, Fragments};
+use crate::check::{Extracted, Finding, Formats, Fragments};
 use crate::config::{Config, Mode, OwnSpans, RestoreRequestId, SpanIds};
 use crate::header::{self, Edit, Field, TraceHeaders};
 use crate::key;
 use crate::request_id;
 use crate::rules::Rule;
-use crate::store::{Candidates, Found, RequestOf, Under};
+use crate::store::{Candidates, Found, MatchedBy, RequestOf};
 use crate::w3c::{self, TraceParent};
 
 /// Bytes of copied headers (names and values) that are remembered of one
-/// request, the context not counted. Memory is bounded.
+/// request, the context not counted. WorkerState is bounded.
 pub const COPIED_MOST: usize = 8192;
 
 /// Header names and values.
@@ -29,7 +29,7 @@ pub type Headers = Vec<(String, Vec<u8>)>;
 
 /// What an inbound request had of W3C Trace Context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Received {
+pub enum W3cState {
     /// No `traceparent` that can be read.
     #[default]
     Absent,
@@ -60,8 +60,8 @@ impl Tracer {
     /// Envoy's OpenTelemetry tracer writes a `tracestate` in any case, if an empty one;
     /// the Zipkin tracer names the parent of a span in a trace that it continues. Both
     /// were seen with Envoy 1.36 to 1.40.
-    pub fn shown(headers: &TraceHeaders<'_>, checked: &Checked<'_>) -> Option<Self> {
-        let has_b3 = checked.forms.multi || checked.forms.single;
+    pub fn shown(headers: &TraceHeaders<'_>, checked: &Extracted<'_>) -> Option<Self> {
+        let has_b3 = checked.formats.multi || checked.formats.single;
         let has_empty_state = headers.tracestate.value() == Some(b"");
         match (checked.b3.ids, checked.w3c) {
             (Some(_), None) if headers.traceparent.value().is_none() => Some(Self::B3),
@@ -90,40 +90,40 @@ impl Tracer {
 /// does not name its parent. So it is newer where B3 names none either: a sidecar's tracer
 /// that had continued the trace in B3 would have. Else, and where they are of different
 /// traces, B3 counts, unless the tracer is known to write W3C alone.
-pub fn newest(checked: &Checked<'_>, tracer: Option<Tracer>) -> (B3, Received) {
+pub fn newest(checked: &Extracted<'_>, tracer: Option<Tracer>) -> (B3, W3cState) {
     let b3 = checked.b3;
     let Some(w3c) = checked.w3c else {
-        return (b3, Received::Absent);
+        return (b3, W3cState::Absent);
     };
     // A decision alone is not a context: a tracer that writes B3 writes identifiers.
     let Some(ids) = b3.ids else {
-        return (w3c.b3(), Received::Current);
+        return (w3c.b3(), W3cState::Current);
     };
     if !ids.trace.same(w3c.trace) {
         match tracer {
-            Some(Tracer::W3c) => (w3c.b3(), Received::Current),
-            _ => (b3, Received::Other),
+            Some(Tracer::W3c) => (w3c.b3(), W3cState::Current),
+            _ => (b3, W3cState::Other),
         }
     } else if ids.span == w3c.span {
-        (b3, Received::Current)
+        (b3, W3cState::Current)
     } else if ids.parent == Some(w3c.span) {
-        (b3, Received::Stale)
+        (b3, W3cState::Stale)
     } else if tracer == Some(Tracer::W3c) || (tracer.is_none() && ids.parent.is_none()) {
-        (w3c.b3(), Received::Current)
+        (w3c.b3(), W3cState::Current)
     } else {
-        (b3, Received::Stale)
+        (b3, W3cState::Stale)
     }
 }
 
 /// What is remembered of an inbound request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Remembered {
+pub struct StoredContext {
     /// Its context as the application sees it; empty if it came without one.
     pub b3: B3,
-    /// The forms that the context is copied in: those that it came in.
-    pub forms: Forms,
+    /// The formats that the context is copied in: those that it came in.
+    pub formats: Formats,
     /// What it had of W3C.
-    pub received: Received,
+    pub received: W3cState,
     /// The application got a `traceparent`, and beside it B3 of a client that the tracers
     /// of the mesh do not read.
     pub has_clients_b3: bool,
@@ -141,7 +141,7 @@ pub struct Remembered {
     pub copied: Headers,
 }
 
-impl Remembered {
+impl StoredContext {
     /// From an inbound request with this context ([`newest`]). Also returns how many
     /// headers had no room ([`COPIED_MOST`]).
     ///
@@ -151,16 +151,16 @@ impl Remembered {
     /// an application would that forwards it.
     pub fn of(
         headers: &TraceHeaders<'_>,
-        checked: &Checked<'_>,
-        (b3, received): (B3, Received),
+        checked: &Extracted<'_>,
+        (b3, received): (B3, W3cState),
     ) -> (Self, usize) {
-        let mut forms = checked.forms;
-        forms.w3c &= b3.ids.is_some();
+        let mut formats = checked.formats;
+        formats.w3c &= b3.ids.is_some();
         let other = headers.traceparent.value();
-        let other = other.filter(|_| received == Received::Other);
+        let other = other.filter(|_| received == W3cState::Other);
         let other = other.map(|value| (header::TRACEPARENT.as_bytes(), value));
         let has_state =
-            |name: &[u8]| name != header::TRACESTATE.as_bytes() || received != Received::Absent;
+            |name: &[u8]| name != header::TRACESTATE.as_bytes() || received != W3cState::Absent;
         let opaque = headers.opaque.iter().copied();
         let opaque = other
             .into_iter()
@@ -184,7 +184,7 @@ impl Remembered {
         let copied = copied.filter_map(&mut taken).collect();
         let remembered = Self {
             b3,
-            forms,
+            formats,
             received,
             has_clients_b3: false,
             is_callers: false,
@@ -199,9 +199,9 @@ impl Remembered {
     /// The trace of the `traceparent` that the request came with.
     fn w3c_trace(&self) -> Option<TraceId> {
         match self.received {
-            Received::Absent => None,
-            Received::Stale | Received::Current => self.b3.ids.map(|ids| ids.trace),
-            Received::Other => {
+            W3cState::Absent => None,
+            W3cState::Stale | W3cState::Current => self.b3.ids.map(|ids| ids.trace),
+            W3cState::Other => {
                 let mut opaque = self.opaque.iter();
                 let (_, value) = opaque.find(|(name, _)| name == header::TRACEPARENT)?;
                 Some(TraceParent::read(value)?.trace)
@@ -221,10 +221,10 @@ impl Remembered {
             Sampling::Debug => 3,
         };
         let received: u8 = match self.received {
-            Received::Absent => 0,
-            Received::Other => 1,
-            Received::Stale => 2,
-            Received::Current => 3,
+            W3cState::Absent => 0,
+            W3cState::Other => 1,
+            W3cState::Stale => 2,
+            W3cState::Current => 3,
         };
         let bits = [self.is_callers, self.is_uncertain, self.has_clients_b3].map(u8::from);
         let [is_callers, is_uncertain, has_clients_b3] = bits;
@@ -236,9 +236,9 @@ impl Remembered {
             ids.is_some(),
             ids.is_some_and(|ids| ids.trace.is_wide()),
             parent.is_some(),
-            self.forms.multi,
-            self.forms.single,
-            self.forms.w3c,
+            self.formats.multi,
+            self.formats.single,
+            self.formats.w3c,
         ];
         out.push(
             bits.iter()
@@ -276,7 +276,7 @@ impl Remembered {
         out
     }
 
-    /// The inverse of [`Remembered::encode_headers`], for a request of which the context
+    /// The inverse of [`StoredContext::encode_headers`], for a request of which the context
     /// is known. False if the bytes are not its.
     pub fn decode_headers(&mut self, mut rest: &[u8]) -> bool {
         fn next(rest: &mut &[u8]) -> Option<(String, Vec<u8>)> {
@@ -305,7 +305,7 @@ impl Remembered {
         remembered.decode_headers(headers).then_some(remembered)
     }
 
-    /// The inverse of [`Remembered::encode_context`], without headers; `None` if the
+    /// The inverse of [`StoredContext::encode_context`], without headers; `None` if the
     /// bytes are not its.
     pub fn decode_context(mut rest: &[u8]) -> Option<Self> {
         let [first, flags] = take(&mut rest)?;
@@ -331,10 +331,10 @@ impl Remembered {
             _ => Sampling::Debug,
         };
         let received = match (first >> 2) & 3 {
-            0 => Received::Absent,
-            1 => Received::Other,
-            2 => Received::Stale,
-            _ => Received::Current,
+            0 => W3cState::Absent,
+            1 => W3cState::Other,
+            2 => W3cState::Stale,
+            _ => W3cState::Current,
         };
         let [length] = take(&mut rest)?;
         let request_id = split(&mut rest, usize::from(length))?.to_vec();
@@ -343,7 +343,7 @@ impl Remembered {
         }
         Some(Self {
             b3: B3 { ids, sampling },
-            forms: Forms {
+            formats: Formats {
                 multi: bit(2),
                 single: bit(1),
                 w3c: bit(0),
@@ -409,7 +409,7 @@ decisions! {
 ///
 /// `discard_malformed`: identifiers that cannot be read count as absent, since
 /// they are about to be removed.
-pub fn before_lookup(checked: &Checked<'_>, discard_malformed: bool) -> Result<(), Decision> {
+pub fn before_lookup(checked: &Extracted<'_>, discard_malformed: bool) -> Result<(), Decision> {
     if checked.b3.ids.is_some() {
         return Err(Decision::Present);
     }
@@ -439,7 +439,7 @@ pub struct Named {
 
 impl Named {
     /// By a call's B3, whole or in parts, and by its `traceparent`.
-    pub fn of(checked: &Checked<'_>) -> Self {
+    pub fn of(checked: &Extracted<'_>) -> Self {
         let ids = checked.b3.ids;
         let parts = checked.fragments;
         let parent = |ids: Ids| ids.parent;
@@ -474,13 +474,13 @@ impl Named {
 
 /// The request that a call belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Chosen {
+pub struct Match {
     /// Its number, and where the store has it.
     pub request: (RequestOf, u16),
     /// How it was found.
-    pub under: Under,
+    pub under: MatchedBy,
     /// What of it may be copied.
-    pub remembered: Remembered,
+    pub remembered: StoredContext,
     /// The call names its span.
     pub is_named: bool,
     /// The spans of all that it was chosen among; `None` if there may be others.
@@ -509,18 +509,18 @@ pub fn choose(
     candidates: &Candidates,
     headers: impl Fn(&Found) -> Option<Vec<u8>>,
     named: Named,
-) -> Result<Chosen, Decision> {
+) -> Result<Match, Decision> {
     // The trace began in this pod: a request that came with it is one that the first of
     // its requests has called, directly or not.
-    let is_own = |found: &Found| found.under == Under::Own && found.context != OF_ANY;
+    let is_own = |found: &Found| found.under == MatchedBy::Own && found.context != OF_ANY;
     let began_here = candidates.found.iter().any(|found| found.context == OF_ANY);
     if began_here && candidates.found.iter().any(is_own) {
         return Err(Decision::Ambiguous);
     }
     let found = candidates.found.iter();
     let decoded =
-        found.filter_map(|found| Some((found, Remembered::decode_context(&found.context)?)));
-    let mut all: Vec<(&Found, Remembered)> = decoded.collect();
+        found.filter_map(|found| Some((found, StoredContext::decode_context(&found.context)?)));
+    let mut all: Vec<(&Found, StoredContext)> = decoded.collect();
     if all
         .iter()
         .all(|(_, remembered)| remembered.b3.ids.is_none())
@@ -536,11 +536,11 @@ pub fn choose(
     if !others.iter().all(|(_, other)| same_trace(first, other)) {
         return Err(Decision::Ambiguous);
     }
-    let span = |remembered: &Remembered| remembered.b3.ids.map(|ids| ids.span);
+    let span = |remembered: &StoredContext| remembered.b3.ids.map(|ids| ids.span);
     let spans: Vec<SpanId> = all.iter().filter_map(|(_, r)| span(r)).collect();
     // The span named, served rather than answered, the latest; equal in everything: what
     // came last, as a retry does.
-    let rank = |(found, remembered): &(&Found, Remembered)| {
+    let rank = |(found, remembered): &(&Found, StoredContext)| {
         (
             named.fits(span(remembered)),
             found.ended,
@@ -558,8 +558,8 @@ pub fn choose(
     }
     // Attempts of one request have one span, and may differ in nothing else.
     let others = all.iter_mut();
-    let same_span = |(_, other): &&mut (&Found, Remembered)| span(other) == span(&remembered);
-    let mut others: Vec<&mut (&Found, Remembered)> = match is_named {
+    let same_span = |(_, other): &&mut (&Found, StoredContext)| span(other) == span(&remembered);
+    let mut others: Vec<&mut (&Found, StoredContext)> = match is_named {
         true => others.filter(same_span).collect(),
         false => others.collect(),
     };
@@ -574,7 +574,7 @@ pub fn choose(
         remembered.copied.clear();
         remembered.request_id.clear();
     }
-    Ok(Chosen {
+    Ok(Match {
         request: (found.request, found.bucket),
         under: found.under,
         remembered,
@@ -585,7 +585,7 @@ pub fn choose(
 
 /// What was remembered of a request besides its context. Of what is lost nothing is
 /// copied: nobody knows what it was.
-fn read_headers(remembered: &mut Remembered, headers: Option<Vec<u8>>) {
+fn read_headers(remembered: &mut StoredContext, headers: Option<Vec<u8>>) {
     let is_read = headers.is_some_and(|headers| remembered.decode_headers(&headers));
     if !is_read {
         remembered.opaque.clear();
@@ -595,14 +595,14 @@ fn read_headers(remembered: &mut Remembered, headers: Option<Vec<u8>>) {
 
 /// Leaves of the headers, and of the request ID, what is the same in all.
 fn keep_common<'a>(
-    remembered: &mut Remembered,
-    others: impl Iterator<Item = &'a Remembered> + Clone,
+    remembered: &mut StoredContext,
+    others: impl Iterator<Item = &'a StoredContext> + Clone,
 ) {
     fn values<'a>(headers: &'a Headers, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
         let named = headers.iter().filter(move |(known, _)| known == name);
         named.map(|(_, value)| value.as_slice())
     }
-    let common = |mine: &mut Headers, theirs: fn(&Remembered) -> &Headers| {
+    let common = |mine: &mut Headers, theirs: fn(&StoredContext) -> &Headers| {
         let all = std::mem::take(mine);
         let is_common = |name: &str| {
             let mut others = others.clone();
@@ -621,16 +621,16 @@ fn keep_common<'a>(
 }
 
 /// There are requests among those found, and none is of the trace of this one.
-pub fn all_of_other_traces(found: &[Found], one: &Remembered) -> bool {
+pub fn all_of_other_traces(found: &[Found], one: &StoredContext) -> bool {
     let others = found
         .iter()
-        .filter(|found| found.under == Under::Own)
-        .filter_map(|found| Remembered::decode_context(&found.context));
+        .filter(|found| found.under == MatchedBy::Own)
+        .filter_map(|found| StoredContext::decode_context(&found.context));
     let same = others.map(|other| other.b3.ids.is_some() && same_trace(&other, one));
     same.reduce(|a, b| a || b) == Some(false)
 }
 
-fn same_trace(a: &Remembered, b: &Remembered) -> bool {
+fn same_trace(a: &StoredContext, b: &StoredContext) -> bool {
     match (a.b3.ids, b.b3.ids) {
         (Some(a), Some(b)) => a.trace.same(b.trace),
         // Nothing says that they belong together, but for that all is the same.
@@ -642,24 +642,24 @@ fn same_trace(a: &Remembered, b: &Remembered) -> bool {
     }
 }
 
-/// What a request is to say of its context, and in which forms.
+/// What a request is to say of its context, and in which formats.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Says {
+pub struct Injection {
     /// In B3.
     pub b3: B3,
-    /// In these forms.
-    pub forms: Forms,
+    /// In these formats.
+    pub formats: Formats,
     /// A `traceparent` that is there is replaced.
     pub replaces_traceparent: bool,
     /// What a `traceparent` says where B3 leaves the decision open; `None`: there is none.
     pub deferred: Option<bool>,
 }
 
-impl Says {
-    /// These forms as well.
-    pub fn and(self, forms: Forms) -> Self {
+impl Injection {
+    /// These formats as well.
+    pub fn and(self, formats: Formats) -> Self {
         Self {
-            forms: self.forms.and(forms),
+            formats: self.formats.and(formats),
             ..self
         }
     }
@@ -667,24 +667,24 @@ impl Says {
 
 /// What to do with a call, once the request it belongs to is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Relayed {
+pub struct CallPlan {
     /// What, and why.
     pub decision: Decision,
     /// What the call is to say; `None` to leave it.
-    pub says: Option<Says>,
-    /// The forms that stay as the application has written them.
-    pub kept: Forms,
+    pub says: Option<Injection>,
+    /// The formats that stay as the application has written them.
+    pub kept: Formats,
     /// The headers of the copy list that it lacks, and the request ID.
     pub edits: Vec<Edit>,
 }
 
-impl Relayed {
+impl CallPlan {
     /// Nothing, for this reason.
     pub fn not(decision: Decision) -> Self {
         Self {
             decision,
             says: None,
-            kept: Forms::default(),
+            kept: Formats::default(),
             edits: Vec::new(),
         }
     }
@@ -721,11 +721,11 @@ impl OwnTrace {
     ///
     /// Of a request that was seen before the sidecar's tracer it is not known what that
     /// wrote: a `traceparent` of its trace has a newer span than the caller's.
-    pub fn of(checked: &Checked<'_>, remembered: &Remembered, own_spans: OwnSpans) -> Self {
+    pub fn of(checked: &Extracted<'_>, remembered: &StoredContext, own_spans: OwnSpans) -> Self {
         let (None, Some(w3c)) = (checked.b3.ids, checked.w3c) else {
             return Self::Beside;
         };
-        let is_current = remembered.received == Received::Current;
+        let is_current = remembered.received == W3cState::Current;
         if remembered
             .b3
             .ids
@@ -749,39 +749,39 @@ impl OwnTrace {
 }
 
 /// What to copy onto a call, once the request it belongs to is known: in the
-/// forms of that request (or those that `emit` lists), and in those that the
+/// formats of that request (or those that `emit` lists), and in those that the
 /// call has begun itself.
 ///
 /// `new_span`: eight random bytes for a span of the call's own.
 pub fn decide(
     headers: &TraceHeaders<'_>,
-    checked: &Checked<'_>,
-    remembered: &Remembered,
+    checked: &Extracted<'_>,
+    remembered: &StoredContext,
     config: &Config,
     new_span: impl FnOnce() -> u64,
-) -> Relayed {
+) -> CallPlan {
     let own = OwnTrace::of(checked, remembered, config.own_spans);
-    let forms = config.emit.unwrap_or(remembered.forms);
+    let formats = config.emit.unwrap_or(remembered.formats);
     match own {
         OwnTrace::Own => return present(headers, checked, remembered, config),
-        OwnTrace::OwnInB3(_) if !forms.multi && !forms.single => {
+        OwnTrace::OwnInB3(_) if !formats.multi && !formats.single => {
             return present(headers, checked, remembered, config);
         }
-        OwnTrace::Another => return Relayed::not(Decision::Present),
-        OwnTrace::Contradiction => return Relayed::not(Decision::Conflict),
+        OwnTrace::Another => return CallPlan::not(Decision::Present),
+        OwnTrace::Contradiction => return CallPlan::not(Decision::Conflict),
         OwnTrace::Beside | OwnTrace::OwnInB3(_) | OwnTrace::Unreported => {}
     }
     let mut b3 = remembered.b3;
     let mut decision = Decision::Copied;
-    let mut kept = Forms::default();
+    let mut kept = Formats::default();
     if let Some(fragments) = checked.fragments.filter(|fragments| !fragments.malformed) {
         if !belongs(&fragments, remembered.b3.ids) {
-            return Relayed::not(Decision::Conflict);
+            return CallPlan::not(Decision::Conflict);
         }
         decision = Decision::Completed;
     }
-    if is_clients_decision(checked, remembered, forms) {
-        kept = Forms {
+    if is_clients_decision(checked, remembered, formats) {
+        kept = Formats {
             multi: true,
             single: true,
             w3c: false,
@@ -806,26 +806,26 @@ pub fn decide(
         b3 = w3c.b3();
     }
     let deferred = config.deferred_w3c.sampled();
-    let mut forms = forms.without(kept).and(Forms {
+    let mut formats = formats.without(kept).and(Formats {
         w3c: false,
-        ..checked.forms.without(kept)
+        ..checked.formats.without(kept)
     });
-    forms.w3c &= w3c::sampled(b3.sampling, deferred).is_some();
-    if forms.is_empty() {
+    formats.w3c &= w3c::sampled(b3.sampling, deferred).is_some();
+    if formats.is_empty() {
         // Better in another form than not at all.
-        forms.multi = true;
+        formats.multi = true;
         kept.multi = false;
     }
     // One that cannot be read is replaced where it is asked for, and else left alone.
     let is_malformed = headers.traceparent.value().is_some() && checked.w3c.is_none();
     let may_replace = config.emit.is_some() || config.mode == Mode::Repair;
-    if is_malformed && forms.w3c && !may_replace {
-        return Relayed::not(Decision::Malformed);
+    if is_malformed && formats.w3c && !may_replace {
+        return CallPlan::not(Decision::Malformed);
     }
     let replaces_traceparent = own == OwnTrace::Unreported || is_malformed;
-    let says = Says {
+    let says = Injection {
         b3,
-        forms,
+        formats,
         replaces_traceparent,
         deferred,
     };
@@ -833,10 +833,10 @@ pub fn decide(
     if says.is_none() {
         decision = Decision::NoContext;
     }
-    let writes_w3c = says.is_some_and(|says| says.forms.w3c);
+    let writes_w3c = says.is_some_and(|says| says.formats.w3c);
     let mut edits = copied(headers, remembered, writes_w3c, replaces_traceparent);
     edits.extend(restored(headers, remembered, config.restore_request_id));
-    Relayed {
+    CallPlan {
         decision,
         says,
         kept,
@@ -846,12 +846,16 @@ pub fn decide(
 
 /// A sampling decision in B3, and nothing else of it, on a call whose request has its
 /// context in `traceparent` alone: it is what a client has sent, carried on. The tracers
-/// of such a mesh do not read it, and it does not decide for the `traceparent`. `forms`:
+/// of such a mesh do not read it, and it does not decide for the `traceparent`. `formats`:
 /// those that the call is to get.
-fn is_clients_decision(checked: &Checked<'_>, remembered: &Remembered, forms: Forms) -> bool {
-    let has_b3 = |forms: Forms| forms.multi || forms.single;
-    let is_w3c = remembered.received == Received::Current;
-    let is_clients = remembered.has_clients_b3 || !(has_b3(remembered.forms) || has_b3(forms));
+fn is_clients_decision(
+    checked: &Extracted<'_>,
+    remembered: &StoredContext,
+    formats: Formats,
+) -> bool {
+    let has_b3 = |formats: Formats| formats.multi || formats.single;
+    let is_w3c = remembered.received == W3cState::Current;
+    let is_clients = remembered.has_clients_b3 || !(has_b3(remembered.formats) || has_b3(formats));
     let is_alone = checked.b3.sampling != Sampling::Defer && checked.fragments.is_none();
     is_w3c && is_clients && is_alone
 }
@@ -861,20 +865,20 @@ fn is_clients_decision(checked: &Checked<'_>, remembered: &Remembered, forms: Fo
 /// says that another one counts.
 pub fn present(
     headers: &TraceHeaders<'_>,
-    checked: &Checked<'_>,
-    remembered: &Remembered,
+    checked: &Extracted<'_>,
+    remembered: &StoredContext,
     config: &Config,
-) -> Relayed {
+) -> CallPlan {
     let own = checked.b3.ids.map(|ids| (ids.trace, ids.span));
     let w3c = checked.w3c.map(|w3c| (w3c.trace, w3c.span));
     let Some(ids) = remembered.b3.ids else {
-        return Relayed::not(Decision::Present);
+        return CallPlan::not(Decision::Present);
     };
     let is_of_the_trace =
         |of: Option<(TraceId, SpanId)>| of.is_some_and(|(trace, _)| trace.same(ids.trace));
-    let is_current = remembered.received == Received::Current;
+    let is_current = remembered.received == W3cState::Current;
     if !is_of_the_trace(own) && !(is_of_the_trace(w3c) && (own.is_none() || is_current)) {
-        return Relayed::not(Decision::Present);
+        return CallPlan::not(Decision::Present);
     }
     let is_of_its_own =
         |of: Option<(TraceId, SpanId)>| of.is_some_and(|(t, s)| t.same(ids.trace) && s != ids.span);
@@ -887,7 +891,7 @@ pub fn present(
         }
         OwnSpans::Unreported => (is_of_its_own(own) || is_of_its_own(w3c)).then_some(remembered.b3),
     };
-    let says = b3.map(|b3| Says {
+    let says = b3.map(|b3| Injection {
         b3: B3 {
             sampling: match checked.b3.sampling {
                 Sampling::Defer => b3.sampling,
@@ -895,19 +899,19 @@ pub fn present(
             },
             ..b3
         },
-        forms: checked.forms,
+        formats: checked.formats,
         replaces_traceparent: config.own_spans == OwnSpans::Unreported,
         deferred: config.deferred_w3c.sampled(),
     });
     let mut edits = copied(headers, remembered, false, false);
     edits.extend(restored(headers, remembered, config.restore_request_id));
-    Relayed {
+    CallPlan {
         decision: match says {
             Some(_) => Decision::Copied,
             None => Decision::Present,
         },
         says,
-        kept: Forms::default(),
+        kept: Formats::default(),
         edits,
     }
 }
@@ -917,12 +921,12 @@ pub fn present(
 /// also in place of its own if it `replaces` that.
 fn copied(
     headers: &TraceHeaders<'_>,
-    remembered: &Remembered,
+    remembered: &StoredContext,
     writes_w3c: bool,
     replaces: bool,
 ) -> Vec<Edit> {
     let has_traceparent = headers.traceparent.value().is_some() && !replaces;
-    let other = remembered.received == Received::Other;
+    let other = remembered.received == W3cState::Other;
     let lacks = |name: &str| match name {
         // W3C's two belong together: a state is of the traceparent that it came with.
         header::TRACEPARENT => !has_traceparent && !writes_w3c,
@@ -939,7 +943,7 @@ fn copied(
 /// the call.
 fn restored(
     headers: &TraceHeaders<'_>,
-    remembered: &Remembered,
+    remembered: &StoredContext,
     which: RestoreRequestId,
 ) -> Option<Edit> {
     let given = headers.request_id.value().unwrap_or_default();
@@ -960,8 +964,8 @@ fn restored(
 /// that it may be of.
 pub fn propagation<'a>(
     headers: &TraceHeaders<'a>,
-    checked: &Checked<'a>,
-    remembered: &Remembered,
+    checked: &Extracted<'a>,
+    remembered: &StoredContext,
     own_spans: OwnSpans,
     spans: Option<&[SpanId]>,
 ) -> Vec<Finding<'a>> {
@@ -974,11 +978,11 @@ pub fn propagation<'a>(
         }
     };
     // What was read, if there are two.
-    let b3 = |multi: (&'static str, Field<'a>)| match checked.forms.single && !checked.stale.single
-    {
-        true => (header::B3, headers.b3),
-        false => multi,
-    };
+    let b3 =
+        |multi: (&'static str, Field<'a>)| match checked.formats.single && !checked.stale.single {
+            true => (header::B3, headers.b3),
+            false => multi,
+        };
     let traceparent = (header::TRACEPARENT, headers.traceparent);
     let trace_id = (header::TRACE_ID, headers.trace_id);
     let mut findings = Vec::new();
@@ -992,7 +996,7 @@ pub fn propagation<'a>(
     let is_known = !remembered.is_uncertain;
     // Where the tracers write W3C, B3 of another trace is the client's, carried on.
     let has_w3c = |w3c: TraceParent| w3c.trace.same(inbound.trace);
-    let is_w3c = remembered.received == Received::Current && checked.w3c.is_some_and(has_w3c);
+    let is_w3c = remembered.received == W3cState::Current && checked.w3c.is_some_and(has_w3c);
     let is_clients = |ids: &Ids| is_w3c && !ids.trace.same(inbound.trace);
     if checked.b3.ids.as_ref().is_some_and(is_clients) {
         return findings;
@@ -1036,7 +1040,7 @@ fn belongs(fragments: &Fragments, ids: Option<Ids>) -> bool {
             .is_none_or(|parent| ids.parent == Some(parent))
 }
 
-/// The edits after which a request says just this, in these forms. Headers
+/// The edits after which a request says just this, in these formats. Headers
 /// that are right already are not touched, nor are those of a form in `kept`, nor
 /// a `traceparent` that is there, unless it is to be replaced: it may be of a span
 /// that the application reports itself.
@@ -1044,17 +1048,17 @@ fn belongs(fragments: &Fragments, ids: Option<Ids>) -> bool {
 /// Debug is written as `x-b3-flags: 1` and `x-b3-sampled: 1`: the specification
 /// asks for the first alone, but Envoy's Zipkin tracer reads only the second. Where
 /// they say it, `b3` says `1`: not everybody who reads `b3` knows its `d`.
-pub fn rewrite(headers: &TraceHeaders<'_>, says: &Says, kept: Forms) -> Vec<Edit> {
-    let Says { b3, forms, .. } = says;
+pub fn rewrite(headers: &TraceHeaders<'_>, says: &Injection, kept: Formats) -> Vec<Edit> {
+    let Injection { b3, formats, .. } = says;
     let hex = |write: &dyn Fn(&mut Vec<u8>)| {
         let mut text = Vec::with_capacity(32);
         write(&mut text);
         text
     };
-    let ids = b3.ids.filter(|_| forms.multi);
-    let sampled = b3.sampling.decided().filter(|_| forms.multi);
+    let ids = b3.ids.filter(|_| formats.multi);
+    let sampled = b3.sampling.decided().filter(|_| formats.multi);
     let sampled = sampled.map(|yes| if yes { b"1".to_vec() } else { b"0".to_vec() });
-    let debug = (forms.multi && b3.sampling == Sampling::Debug).then(|| b"1".to_vec());
+    let debug = (formats.multi && b3.sampling == Sampling::Debug).then(|| b"1".to_vec());
     let mut single = *b3;
     if debug.is_some() {
         single.sampling = Sampling::Accept;
@@ -1081,7 +1085,7 @@ pub fn rewrite(headers: &TraceHeaders<'_>, says: &Says, kept: Forms) -> Vec<Edit
         (
             header::B3,
             headers.b3,
-            forms.single.then(|| single.single()).flatten(),
+            formats.single.then(|| single.single()).flatten(),
         ),
     ];
     let mut edits = Vec::with_capacity(5);
@@ -1098,7 +1102,7 @@ pub fn rewrite(headers: &TraceHeaders<'_>, says: &Says, kept: Forms) -> Vec<Edit
         }
     }
     let sampled = w3c::sampled(b3.sampling, says.deferred);
-    let w3c = b3.ids.zip(sampled).filter(|_| forms.w3c && !kept.w3c);
+    let w3c = b3.ids.zip(sampled).filter(|_| formats.w3c && !kept.w3c);
     if let Some((ids, sampled)) = w3c {
         let value = w3c::write(ids, sampled);
         let given = headers.traceparent;

@@ -31,7 +31,7 @@ impl Severity {
 /// What mode `repair` does about a broken rule.
 ///
 /// All of these but the last three are one act: what the request says in B3 is
-/// read once ([`crate::check`]) and written again in the forms that it came in
+/// read once ([`crate::check`]) and written again in the formats that it came in
 /// ([`crate::relay::rewrite`]). They say what comes of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repair {
@@ -256,26 +256,26 @@ rules! {
         "b3 says debug",
         "x-b3-flags: 1 and x-b3-sampled: 1, with 1 in b3, which everybody reads",
         "Legal.";
-    // Both forms in one request.
+    // Both formats in one request.
     B01, Error, OtherForm,
         "the b3 header is malformed",
         "{trace}-{span}[-{0|1|d}[-{parent}]], or 0, 1 or d",
         "";
     B02, Error, Single,
         "b3 and the multiple headers name different traces",
-        "the same trace in both forms",
+        "the same trace in both formats",
         "The single header wins by the specification.";
     B03, Warn, Newer,
         "b3 and the multiple headers name the same trace, but different spans; found is the stale one, whose span is the other's parent, or b3 where neither is",
-        "the same span in both forms",
+        "the same span in both formats",
         "Somebody on the way renewed one form and passed the other on, as Envoy 1.36 to 1.39 do with b3. The single header wins by the specification, also where it is the older one.";
     B04, Warn, Wide,
         "the trace IDs of b3 and of the multiple headers agree only in their low 64 bits",
-        "the same 128 bits in both forms",
+        "the same 128 bits in both formats",
         "Somebody on the way cut the trace ID to 64 bits.";
     B05, Error, Newer,
         "b3 and the multiple headers disagree on sampling",
-        "the same decision in both forms",
+        "the same decision in both formats",
         "";
     B06, Warn, RemoveParent,
         "b3 has a parent but no sampling decision",

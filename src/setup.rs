@@ -3,10 +3,10 @@
 //! that overwrite what it writes. Each is said once in a pod, with the remedy.
 
 use crate::b3::SpanId;
-use crate::check::{Forms, check};
+use crate::check::{Formats, check};
 use crate::config::{Config, Direction};
 use crate::header::{TraceHeaders, Wanted};
-use crate::relay::Says;
+use crate::relay::Injection;
 use crate::store::{IF_MISSING, PREFIX, SharedData};
 
 /// How often the other side's configuration is compared, in milliseconds.
@@ -41,15 +41,15 @@ pub struct Setup {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expected {
     span: SpanId,
-    forms: Forms,
+    formats: Formats,
 }
 
 impl Expected {
     /// Of what a call was told to say.
-    pub fn of(says: &Says) -> Option<Self> {
+    pub fn of(says: &Injection) -> Option<Self> {
         Some(Self {
             span: says.b3.ids?.span,
-            forms: says.forms,
+            formats: says.formats,
         })
     }
 
@@ -60,7 +60,7 @@ impl Expected {
         let checked = check(&headers);
         let b3 = checked.b3.ids.map(|ids| ids.span);
         let w3c = checked.w3c.map(|w3c| w3c.span);
-        let w3c = w3c.filter(|_| self.forms.w3c);
+        let w3c = w3c.filter(|_| self.formats.w3c);
         b3.is_some_and(|span| span != self.span) || w3c.is_some_and(|span| span != self.span)
     }
 }

@@ -37,14 +37,14 @@ fn assert_b3(seen: &Seen, decision: Decision, lines: &[&str]) {
 
 #[test]
 fn the_context_is_copied_in_the_form_it_came_in() {
-    let forms: [&[&str]; 5] = [
+    let formats: [&[&str]; 5] = [
         &[TRACE, SPAN, PARENT, SAMPLED],
         &[TRACE, SPAN],
         &[SINGLE],
         &[SINGLE, TRACE, SPAN, PARENT, SAMPLED],
         &["x-b3-sampled: 0"],
     ];
-    for form in forms {
+    for form in formats {
         let sidecar = sidecar();
         sidecar.inbound(&[&[ID], form].concat());
         assert_b3(&sidecar.outbound(&[ID]), Decision::Copied, form);
@@ -538,7 +538,7 @@ fn a_call_that_carries_on_the_trace_of_another_request_is_left_alone() {
     let seen = sidecar.outbound(&[ID, foreign]);
     assert_b3(&seen, Decision::Copied, &[TRACE, SPAN]);
 
-    // With a list of forms what it carries on is a context of its own.
+    // With a list of formats what it carries on is a context of its own.
     let sidecar = Sidecar::keyed(r#"{"emit": ["b3multi"]}"#);
     sidecar.inbound(&[ID, TRACE, SPAN]);
     sidecar.inbound(&[OTHER_ID, OTHER_TRACE, OTHER_SPAN]);
@@ -1037,7 +1037,7 @@ fn b3_from_outside_is_dropped_or_ignored() {
     assert!(!neither.counters.contains(&Counter::Dropped));
 }
 
-/// A context in each of its forms, and what asks an Envoy for a trace.
+/// A context in each of its formats, and what asks an Envoy for a trace.
 const FORMS: [&str; 17] = [
     TRACE,
     SPAN,
@@ -1058,7 +1058,7 @@ const FORMS: [&str; 17] = [
     "x-datadog-sampling-priority: 2",
 ];
 
-/// One setting for all forms: what is not trusted leaves no trace.
+/// One setting for all formats: what is not trusted leaves no trace.
 #[test]
 fn a_context_from_outside_is_dropped_or_ignored_in_every_form() {
     let every = r#""emit": ["b3multi", "b3", "w3c"],

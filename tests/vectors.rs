@@ -9,7 +9,7 @@
 
 mod support;
 
-use b3relay::check::{Forms, check};
+use b3relay::check::{Formats, check};
 use b3relay::config::Direction;
 use b3relay::header::{Pairs, TraceHeaders, Wanted};
 use b3relay::rules::Rule;
@@ -63,7 +63,7 @@ fn repair() {
     }
 }
 
-/// The forms that name an older span of the trace, as few readers as possible are to
+/// The formats that name an older span of the trace, as few readers as possible are to
 /// be misled by.
 #[test]
 fn the_older_form_is_told() {
@@ -82,23 +82,23 @@ fn the_older_form_is_told() {
     ];
     const OLD: &str = "b3: 463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1";
     let old_w3c = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-01";
-    let none = Forms::default();
-    let single = Forms {
+    let none = Formats::default();
+    let single = Formats {
         single: true,
         ..none
     };
-    let multi = Forms {
+    let multi = Formats {
         multi: true,
         ..none
     };
     let with = |lines: &[&'static str]| [&FRESH[..], &["x-b3-sampled: 1"], lines].concat();
     assert_eq!(checked(&with(&[OLD])), (single, Some("b3")));
-    let both = Forms {
+    let both = Formats {
         w3c: true,
         ..single
     };
     assert_eq!(checked(&with(&[OLD, old_w3c])), (both, Some("b3")));
-    let w3c = Forms { w3c: true, ..none };
+    let w3c = Formats { w3c: true, ..none };
     assert_eq!(checked(&with(&[old_w3c])), (w3c, None));
     // Fresh in b3, old in the others.
     let fresh = "b3: 463ac35c9f6413ad48485a3953bb6124-b2fb4a1d1a96d312-1-a2fb4a1d1a96d312";
@@ -113,8 +113,8 @@ fn the_older_form_is_told() {
     assert_eq!(checked(&with(&[another])), (none, None));
 }
 
-/// Every combination of both forms over few IDs: repair keeps the reading, leaves
-/// nothing to repair, and writes the newer of two spans into both forms.
+/// Every combination of both formats over few IDs: repair keeps the reading, leaves
+/// nothing to repair, and writes the newer of two spans into both formats.
 #[test]
 fn both_forms_in_all_combinations() {
     const TRACES: [&str; 3] = [
@@ -203,7 +203,7 @@ fn both_forms_in_all_combinations() {
             before.sampling.decided(),
             "{given:?}"
         );
-        assert_eq!(still, Forms::default(), "{once:?}");
+        assert_eq!(still, Formats::default(), "{once:?}");
         // Neither form is left behind, and neither is lost that names the newer span.
         if let (Some(single), Some(multi)) = parts(&once) {
             assert!(single.contains(&format!("-{multi}")), "{once:?}");

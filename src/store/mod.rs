@@ -70,7 +70,7 @@ pub type RequestOf = (u16, u64);
 
 /// How a request was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Under {
+pub enum MatchedBy {
     /// It came with the key.
     Own,
     /// The key was found out to be of it ([`Store::alias`]).
@@ -93,7 +93,7 @@ pub struct Found {
     /// The request has been answered, less than the grace ago.
     pub ended: bool,
     /// How it was found.
-    pub under: Under,
+    pub under: MatchedBy,
     /// The bucket of its headers.
     home: Option<u16>,
     /// The headers, where they were beside the entry.
@@ -101,7 +101,7 @@ pub struct Found {
 }
 
 impl Found {
-    fn of(worker: u16, bucket: u16, entry: &Entry<'_>, under: Under) -> Self {
+    fn of(worker: u16, bucket: u16, entry: &Entry<'_>, under: MatchedBy) -> Self {
         Self {
             request: (worker, entry.id),
             bucket,
@@ -258,7 +258,7 @@ impl Store {
         self.read(data, worker, bucket, |bytes| {
             let mut entries = Records::new(bytes).entries();
             let served = entries.find(|entry| entry.id == id && entry.expires_ms.is_none());
-            served.map(|entry| Found::of(worker, bucket, &entry, Under::Own))
+            served.map(|entry| Found::of(worker, bucket, &entry, MatchedBy::Own))
         })?
     }
 
@@ -365,8 +365,8 @@ impl Store {
                             true => Resolved::Gone,
                             false => {
                                 let under = match alias.guessed {
-                                    true => Under::Guess,
-                                    false => Under::Alias,
+                                    true => MatchedBy::Guess,
+                                    false => MatchedBy::Alias,
                                 };
                                 let found = Found::of(worker, alias.bucket, &entry, under);
                                 Resolved::Found(found)
@@ -456,7 +456,7 @@ impl<N: Fn() -> u64> Look<'_, N> {
             match record {
                 Record::Entry(entry) => {
                     if entry.key == self.key && !entry.expires_ms.is_some_and(expired) {
-                        found.push(Found::of(worker, self.bucket, &entry, Under::Own));
+                        found.push(Found::of(worker, self.bucket, &entry, MatchedBy::Own));
                     }
                 }
                 // They are behind their entry.

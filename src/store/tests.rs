@@ -579,7 +579,7 @@ fn capacity_is_what_the_documentation_says() {
         evicted = evicted.or((done.evicted > 0).then_some(n));
     }
     let (shed, evicted) = (shed.unwrap(), evicted.unwrap());
-    // Under two keys each, 12,288 entries are those of more than 4096 requests.
+    // MatchedBy two keys each, 12,288 entries are those of more than 4096 requests.
     assert_eq!((shed, evicted), (495, 6144));
     // As much again in the worker's memory. Nobody ended: the others are missing.
     let most = 4 * 1024 * 1024 + 150_000;
@@ -793,7 +793,7 @@ fn an_alias_is_found_on_every_worker_for_as_long_as_its_request() {
         assert_eq!(aliased.len(), 1);
         assert_eq!(aliased[0].request, found.request);
         assert_eq!(aliased[0].context, b"ctx");
-        assert!(aliased[0].under == Under::Guess && !aliased[0].ended);
+        assert!(aliased[0].under == MatchedBy::Guess && !aliased[0].ended);
     }
     workers[0].end(10, ticket);
     for worker in workers.iter_mut() {
@@ -824,7 +824,7 @@ fn an_alias_costs_one_read_more_and_none_at_home() {
             .remove(0);
         let reads = data.counts().0;
         assert_eq!(store.headers(&data, &found), Some(b"headers".to_vec()));
-        assert_eq!(found.under, Under::Alias);
+        assert_eq!(found.under, MatchedBy::Alias);
         reads
     };
     assert_eq!(find(&mut inbound), 1);
@@ -1083,7 +1083,7 @@ proptest! {
                         prop_assert!(!seen.contains(&n));
                         seen.push(n);
                         match found.under {
-                            Under::Own => prop_assert!(served.keys.contains(&name)),
+                            MatchedBy::Own => prop_assert!(served.keys.contains(&name)),
                             _ => prop_assert!(aliases.contains(&(name.clone(), n))),
                         }
                         let known = !behind[served.worker] || served.worker == w;

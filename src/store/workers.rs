@@ -58,7 +58,7 @@ impl Workers {
         }
     }
 
-    /// Says now and then that this worker is alive, and looks who else is. False if it
+    /// Injection now and then that this worker is alive, and looks who else is. False if it
     /// was taken for dead, and so has no number any more.
     pub(super) fn tick(&mut self, data: &impl SharedData, now_ms: u64) -> bool {
         let since = now_ms.abs_diff(self.beat_ms);
@@ -113,7 +113,7 @@ impl Workers {
         None
     }
 
-    /// Says that this worker is alive. False if it is not in the list: taken for dead,
+    /// Injection that this worker is alive. False if it is not in the list: taken for dead,
     /// after a pause of the whole machine.
     fn beat(&mut self, data: &impl SharedData, now_ms: u64) -> bool {
         let Some(number) = self.number else {

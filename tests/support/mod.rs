@@ -2,7 +2,7 @@
 #![allow(dead_code)] // each test file uses its part
 
 use b3relay::config::{Config, Direction};
-use b3relay::filter::{Filter, Host, Memory, Outcome};
+use b3relay::filter::{Filter, Host, Outcome, WorkerState};
 use b3relay::header::{Pairs, serialize};
 use b3relay::metrics::Counter;
 use b3relay::relay::Decision;
@@ -171,7 +171,7 @@ pub struct Sidecar {
     pub host: TestHost,
     pub filter: Filter,
     outbound: Filter,
-    memories: Vec<RefCell<Memory>>,
+    memories: Vec<RefCell<WorkerState>>,
     replaced: Cell<u64>,
 }
 
@@ -192,7 +192,7 @@ impl Sidecar {
         let host = TestHost::default();
         host.now.set(1_700_000_000_000);
         let filter = |config: &str| Filter::new(Config::parse(config.as_bytes()).unwrap());
-        let memories = (0..workers).map(|n| RefCell::new(Memory::open(&host, n)));
+        let memories = (0..workers).map(|n| RefCell::new(WorkerState::open(&host, n)));
         Self {
             memories: memories.collect(),
             replaced: Cell::default(),
@@ -284,6 +284,6 @@ impl Sidecar {
     pub fn replace(&self, worker: usize) {
         self.replaced.set(self.replaced.get() + 1);
         let random = 1000 + self.replaced.get();
-        *self.memories[worker].borrow_mut() = Memory::open(&self.host, random);
+        *self.memories[worker].borrow_mut() = WorkerState::open(&self.host, random);
     }
 }

@@ -6,7 +6,7 @@ use b3relay::b3::{Single, SpanId, TraceId};
 use b3relay::config::Config;
 use b3relay::header::Pairs;
 use b3relay::key::Key;
-use b3relay::relay::Remembered;
+use b3relay::relay::StoredContext;
 use b3relay::store::{InMemory, Limits, SharedData, Store};
 use b3relay::w3c::TraceParent;
 use libfuzzer_sys::fuzz_target;
@@ -28,7 +28,7 @@ fuzz_target!(|input: &[u8]| {
 
     let (context, headers) = input.split_at(input.len().min(80) / 2);
     for (context, headers) in [(input, &[][..]), (&[0, 0, 0], input), (context, headers)] {
-        if let Some(remembered) = Remembered::decode(context, headers) {
+        if let Some(remembered) = StoredContext::decode(context, headers) {
             assert_eq!(again(&remembered), Some(remembered));
         }
     }
@@ -83,7 +83,7 @@ fuzz_target!(|input: &[u8]| {
     here.tick(&data, 20_000);
 });
 
-fn again(remembered: &Remembered) -> Option<Remembered> {
+fn again(remembered: &StoredContext) -> Option<StoredContext> {
     let (context, headers) = (remembered.encode_context(), remembered.encode_headers());
-    Remembered::decode(&context, &headers)
+    StoredContext::decode(&context, &headers)
 }

@@ -8,7 +8,7 @@ mod support;
 use b3relay::check::check;
 use b3relay::config::Direction;
 use b3relay::header::{Pairs, TraceHeaders, Wanted};
-use b3relay::relay::{Decision, Remembered, newest};
+use b3relay::relay::{Decision, StoredContext, newest};
 use libfuzzer_sys::fuzz_target;
 use support::{Headers, Sidecar, map};
 
@@ -122,7 +122,7 @@ fuzz_target!(|input: &[u8]| {
     let bytes = map(&given);
     let read = TraceHeaders::read(Pairs::new(&bytes), &Wanted::default());
     let checked = check(&read);
-    let (remembered, _) = Remembered::of(&read, &checked, newest(&checked, None));
+    let (remembered, _) = StoredContext::of(&read, &checked, newest(&checked, None));
     let (context, headers) = (remembered.encode_context(), remembered.encode_headers());
-    assert_eq!(Remembered::decode(&context, &headers), Some(remembered));
+    assert_eq!(StoredContext::decode(&context, &headers), Some(remembered));
 });
