@@ -243,7 +243,7 @@ pub(crate) enum Map {
 }
 
 impl Map {
-    /// All of it, as [`header::Pairs`] reads it.
+    /// All of it, as [`headers::Pairs`] reads it.
     pub(crate) fn pairs(self) -> Result<Vec<u8>, Failure> {
         bytes(|data, size| unsafe { proxy_get_header_map_pairs(self as u32, data, size) })
     }
@@ -301,7 +301,7 @@ pub(crate) fn reply(status: u32, headers: &[(&str, &str)], body: &str) -> Result
     // Shown in access logs as the response code's details.
     const DETAILS: &str = "b3relay";
     const NO_GRPC_STATUS: i32 = -1;
-    let headers = header::serialize(headers);
+    let headers = headers::serialize(headers);
     checked(unsafe {
         proxy_send_local_response(
             status,

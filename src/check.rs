@@ -6,7 +6,7 @@
 //! somebody on the way. A context that most implementations would not read is none.
 
 use crate::b3::{B3, IdError, Ids, Lenient, Sampling, Single, SpanId, TraceId, read_sampled};
-use crate::header::{self, Field, TraceHeaders};
+use crate::headers::{self, Field, TraceHeaders};
 use crate::rules::Rule;
 use crate::w3c::TraceParent;
 
@@ -213,7 +213,7 @@ impl<'a> Checker<'a> {
     }
 
     fn request_id(&mut self, field: Field<'a>) {
-        let name = header::REQUEST_ID;
+        let name = headers::REQUEST_ID;
         let value = field.value().unwrap_or_default();
         // Envoy joins repeated request IDs before a filter sees them.
         if field.repeated() || beginning(value).contains(&b',') {
@@ -237,7 +237,7 @@ impl<'a> Checker<'a> {
     fn ot_span_context(&mut self, field: Field<'a>) {
         let Some(value) = field.value() else { return };
         if value.is_empty() || field.repeated() || value.len() > OT_SPAN_CONTEXT_MOST {
-            self.found(Rule::O01, header::OT_SPAN_CONTEXT, value);
+            self.found(Rule::O01, headers::OT_SPAN_CONTEXT, value);
         }
     }
 
@@ -248,7 +248,7 @@ impl<'a> Checker<'a> {
         fragments: Option<Fragments>,
     ) -> Option<TraceParent> {
         let value = field.value()?;
-        let name = header::TRACEPARENT;
+        let name = headers::TRACEPARENT;
         // As the specification has it: none of them is taken.
         if field.repeated() || beginning(value).contains(&b',') {
             self.found(Rule::W06, name, value);
@@ -295,7 +295,7 @@ impl<'a> Checker<'a> {
         }
         if value.is_empty() {
             // Flags that say nothing harm nobody.
-            let rule = if name == header::FLAGS {
+            let rule = if name == headers::FLAGS {
                 malformed
             } else {
                 Rule::L10
@@ -339,7 +339,7 @@ impl<'a> Checker<'a> {
         read: impl Fn(&[u8]) -> Result<Lenient<T>, IdError>,
     ) -> Part<T> {
         let whole = field.value().unwrap_or_default();
-        let is_parent = name == header::PARENT_SPAN_ID;
+        let is_parent = name == headers::PARENT_SPAN_ID;
         let too_long = if is_parent { Rule::L06 } else { Rule::L03 };
         let text = match self.value(name, field, too_long) {
             Ok(Some(text)) => text,
@@ -360,9 +360,13 @@ impl<'a> Checker<'a> {
     }
 
     fn multi(&mut self, headers: &TraceHeaders<'a>) -> MultiForm {
-        let trace = self.id(header::TRACE_ID, headers.trace_id, TraceId::read);
-        let span = self.id(header::SPAN_ID, headers.span_id, SpanId::read);
-        let parent = self.id(header::PARENT_SPAN_ID, headers.parent_span_id, SpanId::read);
+        let trace = self.id(headers::TRACE_ID, headers.trace_id, TraceId::read);
+        let span = self.id(headers::SPAN_ID, headers.span_id, SpanId::read);
+        let parent = self.id(
+            headers::PARENT_SPAN_ID,
+            headers.parent_span_id,
+            SpanId::read,
+        );
         let sampling = self.sampling(headers);
         let fragments = Fragments {
             trace: trace.read(),
@@ -378,14 +382,14 @@ impl<'a> Checker<'a> {
                     span,
                     parent: parent.read(),
                 };
-                Some(self.structure(header::PARENT_SPAN_ID, value(headers.parent_span_id), ids))
+                Some(self.structure(headers::PARENT_SPAN_ID, value(headers.parent_span_id), ids))
             }
             (Part::Read(_), Part::Absent) => {
-                self.found(Rule::S01, header::TRACE_ID, value(headers.trace_id));
+                self.found(Rule::S01, headers::TRACE_ID, value(headers.trace_id));
                 None
             }
             (Part::Absent, Part::Read(_)) => {
-                self.found(Rule::S02, header::SPAN_ID, value(headers.span_id));
+                self.found(Rule::S02, headers::SPAN_ID, value(headers.span_id));
                 None
             }
             _ => None,
@@ -393,7 +397,7 @@ impl<'a> Checker<'a> {
         if ids.is_none() && parent.read().is_some() {
             self.found(
                 Rule::S03,
-                header::PARENT_SPAN_ID,
+                headers::PARENT_SPAN_ID,
                 value(headers.parent_span_id),
             );
         }
@@ -416,31 +420,31 @@ impl<'a> Checker<'a> {
 
     fn sampling(&mut self, headers: &TraceHeaders<'a>) -> Sampling {
         let whole = headers.sampled.value().unwrap_or_default();
-        let sampled = match self.value(header::SAMPLED, headers.sampled, Rule::L08) {
+        let sampled = match self.value(headers::SAMPLED, headers.sampled, Rule::L08) {
             Ok(None) => None,
             Ok(Some(text)) => match read_sampled(text) {
                 Some((sampled, legacy)) => {
                     if legacy {
-                        self.found(Rule::L07, header::SAMPLED, whole);
+                        self.found(Rule::L07, headers::SAMPLED, whole);
                     }
                     Some(sampled)
                 }
                 None => {
-                    self.found(Rule::L08, header::SAMPLED, whole);
+                    self.found(Rule::L08, headers::SAMPLED, whole);
                     None
                 }
             },
             Err(()) => None,
         };
         let flags = headers.flags.value().unwrap_or_default();
-        let debug = match self.value(header::FLAGS, headers.flags, Rule::L09) {
+        let debug = match self.value(headers::FLAGS, headers.flags, Rule::L09) {
             Ok(Some(b"1")) => true,
             Ok(Some(b"0")) => {
-                self.found(Rule::L14, header::FLAGS, flags);
+                self.found(Rule::L14, headers::FLAGS, flags);
                 false
             }
             Ok(Some(_)) => {
-                self.found(Rule::L09, header::FLAGS, flags);
+                self.found(Rule::L09, headers::FLAGS, flags);
                 false
             }
             Ok(None) | Err(()) => false,
@@ -448,11 +452,11 @@ impl<'a> Checker<'a> {
         match (debug, sampled) {
             (true, Some(sampled)) => {
                 let rule = if sampled { Rule::D02 } else { Rule::D01 };
-                self.found(rule, header::SAMPLED, whole);
+                self.found(rule, headers::SAMPLED, whole);
                 Sampling::Debug
             }
             (true, None) => {
-                self.found(Rule::D03, header::FLAGS, flags);
+                self.found(Rule::D03, headers::FLAGS, flags);
                 Sampling::Debug
             }
             (false, Some(true)) => Sampling::Accept,
@@ -462,7 +466,7 @@ impl<'a> Checker<'a> {
     }
 
     fn single(&mut self, field: Field<'a>) -> SingleForm {
-        let name = header::B3;
+        let name = headers::B3;
         let whole = field.value().unwrap_or_default();
         let text = match self.value(name, field, Rule::B01) {
             Ok(Some(text)) => text,
@@ -533,7 +537,7 @@ impl<'a> Checker<'a> {
 
     fn debug(&mut self, sampling: Sampling, whole: &'a [u8]) {
         if sampling == Sampling::Debug {
-            self.found(Rule::D04, header::B3, whole);
+            self.found(Rule::D04, headers::B3, whole);
         }
     }
 
@@ -545,7 +549,7 @@ impl<'a> Checker<'a> {
         multi: &MultiForm,
         single: SingleForm,
     ) -> (B3, Formats) {
-        let name = header::B3;
+        let name = headers::B3;
         let value = headers.b3.value().unwrap_or_default();
         let multi = multi.b3;
         let mut stale = Formats::default();
@@ -566,7 +570,7 @@ impl<'a> Checker<'a> {
                     if one.trace.same(other.trace) {
                         ids = Some(newer);
                         if one.span != other.span {
-                            let multi = (header::SPAN_ID, headers.span_id);
+                            let multi = (headers::SPAN_ID, headers.span_id);
                             let single = (name, headers.b3);
                             let (name, field) = if stale.multi { multi } else { single };
                             self.found(Rule::B03, name, field.value().unwrap_or_default());

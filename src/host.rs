@@ -6,7 +6,7 @@
 use crate::abi::{self, Failure, Map};
 use crate::config::{Config, Direction};
 use crate::filter::{Filter, Host, Outcome, REPORT, WorkerState};
-use crate::header::{Edit, Pairs};
+use crate::headers::{Edit, Pairs};
 use crate::metrics::Counter;
 use crate::relay::Decision;
 use crate::report::{self, RateLimit};

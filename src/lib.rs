@@ -10,7 +10,7 @@
 //!
 //! | module | what it knows |
 //! |---|---|
-//! | [`header`] | header names, one pass over a request's headers, edits |
+//! | [`headers`] | header names, one pass over a request's headers, edits |
 //! | [`b3`] | the B3 format: types, reading and writing |
 //! | [`w3c`] | W3C's `traceparent`: reading and writing |
 //! | [`rules`] | the table of rules |
@@ -35,7 +35,7 @@ mod bytes;
 pub mod check;
 pub mod config;
 pub mod filter;
-pub mod header;
+pub mod headers;
 mod json;
 pub mod key;
 pub mod mesh_hosts;

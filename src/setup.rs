@@ -5,7 +5,7 @@
 use crate::b3::SpanId;
 use crate::check::{Formats, check};
 use crate::config::{Config, Direction};
-use crate::header::{TraceHeaders, Wanted};
+use crate::headers::{TraceHeaders, Wanted};
 use crate::relay::Injection;
 use crate::store::{IF_MISSING, PREFIX, SharedData};
 

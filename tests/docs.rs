@@ -338,11 +338,11 @@ fn the_boundary_removes_what_incoming_context_drops() {
     let removed: Vec<&str> = include_str!("../envoyfilter/gateway-boundary.yaml")
         .lines()
         .filter_map(|line| line.trim().strip_prefix("- remove: "))
-        .filter(|name| *name != b3relay::header::REQUEST_ID)
+        .filter(|name| *name != b3relay::headers::REQUEST_ID)
         .collect();
     let trust = include_str!("../docs/trust.md");
     for name in &removed {
-        assert!(b3relay::header::is_context(name.as_bytes()), "{name}");
+        assert!(b3relay::headers::is_context(name.as_bytes()), "{name}");
         assert!(trust.contains(&format!("- remove: {name}\n")), "{name}");
     }
     let listed = trust.lines().filter(|line| line.starts_with("| `"));

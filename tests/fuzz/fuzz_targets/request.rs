@@ -7,7 +7,7 @@ mod support;
 
 use b3relay::check::check;
 use b3relay::config::Direction;
-use b3relay::header::{Pairs, TraceHeaders, Wanted};
+use b3relay::headers::{Pairs, TraceHeaders, Wanted};
 use b3relay::relay::{Decision, StoredContext, newest};
 use libfuzzer_sys::fuzz_target;
 use support::{Headers, Sidecar, map};
