@@ -3,10 +3,10 @@
 //! Every key is optional. What is not understood is refused by name, so that a
 //! typing error cannot switch anything off unseen.
 
-use crate::check::Formats;
 use crate::headers::{self, HeaderPart, NamePattern, Wanted};
 use crate::json::Value;
 use crate::mesh_hosts::{self, Declared};
+use crate::rules::Formats;
 use crate::rules::{Rule, Severity};
 use crate::store::KEYS_MOST;
 use std::fmt;

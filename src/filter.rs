@@ -3,7 +3,6 @@
 use crate::attribution::tracker::Basis;
 use crate::attribution::{Attribution, Call, text};
 use crate::b3::{B3, Ids, Sampling};
-use crate::check::{Extracted, Finding, Formats, check};
 use crate::config::{
     AttributionMode, Config, Direction, Incoming, KeyOf, Mode, Outside, ReportHeader,
     RestoreRequestId,
@@ -16,6 +15,7 @@ use crate::relay::{
     self, CallPlan, Decision, Injection, Match, Named, StoredContext, Tracer, W3cState,
 };
 use crate::request_id;
+use crate::rules::{Extracted, Finding, Formats, check};
 use crate::rules::{Rule, Severity};
 use crate::setup::Expected;
 use crate::store::{Candidates, Found, Limits, MatchedBy, SharedData, Store, Ticket};

@@ -32,7 +32,6 @@
 pub mod attribution;
 pub mod b3;
 mod bytes;
-pub mod check;
 pub mod config;
 pub mod filter;
 pub mod headers;

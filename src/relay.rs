@@ -11,12 +11,12 @@
 
 use crate::b3::{B3, Ids, Sampling, SpanId, TraceId};
 use crate::bytes::{split, take};
-use crate::check::{Extracted, Finding, Formats, Fragments};
 use crate::config::{Config, Mode, OwnSpans, RestoreRequestId, SpanIds};
 use crate::headers::{self, Edit, Field, TraceHeaders};
 use crate::key;
 use crate::request_id;
 use crate::rules::Rule;
+use crate::rules::{Extracted, Finding, Formats, Fragments};
 use crate::store::{Candidates, Found, MatchedBy, RequestOf};
 use crate::w3c::{self, TraceParent};
 

@@ -306,7 +306,7 @@ fn shipped_configurations_are_good() {
 
 #[test]
 fn the_log_line_in_the_readme_is_a_real_one() {
-    let finding = b3relay::check::Finding {
+    let finding = b3relay::rules::Finding {
         rule: Rule::S01,
         header: "x-b3-traceid",
         value: b"463ac35c9f6413ad48485a3953bb6124",

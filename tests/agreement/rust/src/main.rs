@@ -8,7 +8,7 @@
 #[path = "../../../support/mod.rs"]
 mod support;
 
-use b3relay::check::check;
+use b3relay::rules::check;
 use b3relay::config::Direction;
 use b3relay::headers::{Pairs, TraceHeaders, Wanted};
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
