@@ -1,4 +1,4 @@
-"""Keys, forms and span IDs: the trees of docs/forms.md, on real Envoys."""
+"""Keys, forms and span IDs: the trees of docs/formats.md, on real Envoys."""
 
 import json
 
