@@ -3,10 +3,10 @@
 //! Every key is optional. What is not understood is refused by name, so that a
 //! typing error cannot switch anything off unseen.
 
-use crate::check::Formats;
-use crate::header::{self, Named, Pattern, Wanted};
+use crate::headers::{self, HeaderPart, NamePattern, Wanted};
 use crate::json::Value;
 use crate::mesh_hosts::{self, Declared};
+use crate::rules::Formats;
 use crate::rules::{Rule, Severity};
 use crate::store::KEYS_MOST;
 use std::fmt;
@@ -225,17 +225,17 @@ impl Config {
             text + "]"
         };
         let key = |key: &KeyOf| match *key {
-            KeyOf::RequestId => header::REQUEST_ID.to_string(),
-            KeyOf::TraceParent => header::TRACEPARENT.to_string(),
-            KeyOf::B3 => header::B3.to_string(),
+            KeyOf::RequestId => headers::REQUEST_ID.to_string(),
+            KeyOf::TraceParent => headers::TRACEPARENT.to_string(),
+            KeyOf::B3 => headers::B3.to_string(),
             KeyOf::Header(index) => {
                 let named = self.wanted.keys.get(index);
                 named.map(|named| named.to_string()).unwrap_or_default()
             }
         };
-        let pattern = |pattern: &Pattern| match pattern {
-            Pattern::Name(name) => name.clone(),
-            Pattern::Prefix(prefix) => format!("{prefix}*"),
+        let pattern = |pattern: &NamePattern| match pattern {
+            NamePattern::Name(name) => name.clone(),
+            NamePattern::Prefix(prefix) => format!("{prefix}*"),
         };
         let attribution = match self.attribution {
             AttributionMode::Off => "off",
@@ -415,7 +415,7 @@ pub const KEYS: &[Key] = &[
             }
             for name in names {
                 let pattern = pattern(name.as_str()?)?;
-                if matches!(&pattern, Pattern::Name(name) if copied_by(name).is_some()) {
+                if matches!(&pattern, NamePattern::Name(name) if copied_by(name).is_some()) {
                     return None;
                 }
                 if !config.wanted.copy.contains(&pattern) {
@@ -463,9 +463,9 @@ pub const KEYS: &[Key] = &[
             config.keys.clear();
             for name in names {
                 let key = match name.as_str()?.to_ascii_lowercase().as_str() {
-                    header::REQUEST_ID => KeyOf::RequestId,
-                    header::TRACEPARENT => KeyOf::TraceParent,
-                    header::B3 => KeyOf::B3,
+                    headers::REQUEST_ID => KeyOf::RequestId,
+                    headers::TRACEPARENT => KeyOf::TraceParent,
+                    headers::B3 => KeyOf::B3,
                     name => {
                         config.wanted.keys.push(named(name)?);
                         KeyOf::Header(config.wanted.keys.len() - 1)
@@ -769,7 +769,7 @@ fn within(value: &Value, least: u32, most: u32) -> Option<u32> {
 
 /// A header name that may be copied, in lower case.
 fn header_name(name: &str) -> Option<String> {
-    token(name).filter(|name| !header::is_of_the_connection(name.as_bytes()))
+    token(name).filter(|name| !headers::is_of_the_connection(name.as_bytes()))
 }
 
 /// A name, in lower case.
@@ -781,7 +781,7 @@ fn token(name: &str) -> Option<String> {
 }
 
 /// A header that is a key, or a part of one that is.
-fn named(text: &str) -> Option<Named> {
+fn named(text: &str) -> Option<HeaderPart> {
     let (header, parameter) = match text.split_once(':') {
         Some((header, parameter)) => (header, Some(parameter)),
         None => (text, None),
@@ -789,29 +789,31 @@ fn named(text: &str) -> Option<Named> {
     let header = header_name(header).filter(|name| !is_ours(name))?;
     let parameter = match parameter {
         // A trace ID has no parameters.
-        Some(_) if header == header::TRACEPARENT => return None,
+        Some(_) if header == headers::TRACEPARENT => return None,
         Some(parameter) => Some(token(parameter)?),
         None => None,
     };
-    Some(Named { header, parameter })
+    Some(HeaderPart { header, parameter })
 }
 
 /// A header that is copied, or read, whatever the configuration says.
 fn is_ours(name: &str) -> bool {
-    name == header::REQUEST_ID || name == header::B3 || name.starts_with("x-b3-")
+    name == headers::REQUEST_ID || name == headers::B3 || name.starts_with("x-b3-")
 }
 
 /// What copies a header that need not be listed.
 fn copied_by(name: &str) -> Option<&'static str> {
     Some(match name {
-        header::REQUEST_ID => "which a call gets back that came without it (`keys`)",
-        header::OT_SPAN_CONTEXT => "which is copied as it is",
-        header::TRACEPARENT | header::TRACESTATE | header::B3 => "a form of the context (`emit`)",
-        header::TRACE_ID
-        | header::SPAN_ID
-        | header::PARENT_SPAN_ID
-        | header::SAMPLED
-        | header::FLAGS => "a part of the context (`emit`)",
+        headers::REQUEST_ID => "which a call gets back that came without it (`keys`)",
+        headers::OT_SPAN_CONTEXT => "which is copied as it is",
+        headers::TRACEPARENT | headers::TRACESTATE | headers::B3 => {
+            "a form of the context (`emit`)"
+        }
+        headers::TRACE_ID
+        | headers::SPAN_ID
+        | headers::PARENT_SPAN_ID
+        | headers::SAMPLED
+        | headers::FLAGS => "a part of the context (`emit`)",
         _ => return None,
     })
 }
@@ -838,10 +840,10 @@ fn reason(key: &str, value: &Value) -> Option<String> {
 }
 
 /// A name of the copy list, or the beginning of some.
-fn pattern(text: &str) -> Option<Pattern> {
+fn pattern(text: &str) -> Option<NamePattern> {
     match text.strip_suffix('*') {
-        Some(prefix) => header_name(prefix).map(Pattern::Prefix),
-        None => header_name(text).map(Pattern::Name),
+        Some(prefix) => header_name(prefix).map(NamePattern::Prefix),
+        None => header_name(text).map(NamePattern::Name),
     }
 }
 
@@ -1202,7 +1204,7 @@ mod tests {
         let config =
             keys(r#"["X-Amzn-Trace-Id:Root", "b3", "x-amzn-trace-id", "x-amzn-trace-id:self"]"#)
                 .unwrap();
-        let named = |parameter: Option<&str>| Named {
+        let named = |parameter: Option<&str>| HeaderPart {
             header: "x-amzn-trace-id".to_string(),
             parameter: parameter.map(str::to_string),
         };

@@ -10,7 +10,7 @@
 //!
 //! | module | what it knows |
 //! |---|---|
-//! | [`header`] | header names, one pass over a request's headers, edits |
+//! | [`headers`] | header names, one pass over a request's headers, edits |
 //! | [`b3`] | the B3 format: types, reading and writing |
 //! | [`w3c`] | W3C's `traceparent`: reading and writing |
 //! | [`rules`] | the table of rules |
@@ -32,10 +32,9 @@
 pub mod attribution;
 pub mod b3;
 mod bytes;
-pub mod check;
 pub mod config;
 pub mod filter;
-pub mod header;
+pub mod headers;
 mod json;
 pub mod key;
 pub mod mesh_hosts;

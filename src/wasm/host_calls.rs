@@ -10,7 +10,7 @@
 //! Here every status but OK is a [`Failure`].
 #![allow(unsafe_code)]
 
-use crate::header;
+use crate::headers;
 use proxy_wasm::types::{BufferType, LogLevel, MapType, MetricType};
 use std::ptr;
 
@@ -143,7 +143,7 @@ pub(super) fn property(path: &[u8]) -> Result<Vec<u8>, Failure> {
     bytes(|data, size| unsafe { proxy_get_property(path.as_ptr(), path.len(), data, size) })
 }
 
-/// All headers of a map, as [`header::Pairs`] reads them.
+/// All headers of a map, as [`headers::Pairs`] reads them.
 pub(super) fn headers(map: MapType) -> Result<Vec<u8>, Failure> {
     bytes(|data, size| unsafe { proxy_get_header_map_pairs(map, data, size) })
 }
@@ -198,7 +198,7 @@ pub(super) fn reply(status: u32, headers: &[(&str, &str)], body: &str) -> Result
     // Shown in access logs as the response code's details.
     const DETAILS: &str = "b3relay";
     const NO_GRPC_STATUS: i32 = -1;
-    let headers = header::serialize(headers);
+    let headers = headers::serialize(headers);
     checked(unsafe {
         proxy_send_local_response(
             status,

@@ -5,7 +5,7 @@ use super::host_calls::{self, Failure};
 use super::stream::{Idle, Stream};
 use crate::config::{Config, Direction};
 use crate::filter::{Filter, Host, Outcome, REPORT, WorkerState};
-use crate::header::Edit;
+use crate::headers::Edit;
 use crate::metrics::Counter;
 use crate::relay::Decision;
 use crate::report::{self, RateLimit};

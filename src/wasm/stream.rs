@@ -4,7 +4,7 @@ use super::envoy::{Envoy, EnvoyOf};
 use super::host_calls;
 use super::plugin::Plugin;
 use crate::filter::REPORT;
-use crate::header::Pairs;
+use crate::headers::Pairs;
 use crate::metrics::Counter;
 use crate::setup::{self, Expected};
 use crate::store::Ticket;
