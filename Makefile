@@ -20,8 +20,11 @@ SOURCES := $(shell find src -name '*.rs') Cargo.toml Cargo.lock
 BINARYEN := 132.0.0
 MYPY := 2.4.1
 # What rustc uses for this target by itself, and no more.
-WASM_OPT := -Oz --strip-debug --strip-producers --enable-bulk-memory --enable-sign-ext \
-  --enable-nontrapping-float-to-int --enable-mutable-globals --enable-reference-types --enable-multivalue
+WASM_FEATURES := --enable-bulk-memory --enable-sign-ext --enable-nontrapping-float-to-int \
+  --enable-mutable-globals --enable-reference-types --enable-multivalue
+WASM_OPT := -Oz --strip-debug --strip-producers
+# The callbacks that the module exports: Envoy calls each, for every request.
+WASM_EXPORTS := src/wasm/exports.json
 
 # Istio asks for this platform, wherever it runs, and for no index of several.
 IMAGE_BUILD := BUILDX_NO_DEFAULT_ATTESTATIONS=1 docker build --platform linux/amd64
@@ -360,15 +363,19 @@ $(BUILT): $(SOURCES) | cargo
 	cargo build --release --target $(TARGET) --target-dir target --locked
 	@test -s '$@' && touch '$@' 
 
-# wasm-opt makes the module smaller; the module loads without it too.
-$(WASM): $(BUILT)
+# wasm-metadce removes the callbacks that have nothing to do, wasm-opt makes the module
+# smaller; the module loads and works without either.
+$(WASM): $(BUILT) $(WASM_EXPORTS)
 	@mkdir -p dist
 	@if command -v npm >/dev/null && command -v node >/dev/null; then \
-	  opt='$(TOOLS)/npm/node_modules/.bin/wasm-opt'; \
-	  [ -x "$$opt" ] || npm install --silent --no-fund --no-audit --prefix '$(TOOLS)/npm' binaryen@$(BINARYEN) || true; \
-	else opt="$$(command -v wasm-opt || true)"; fi; \
-	if [ -x "$$opt" ] && "$$opt" $(WASM_OPT) '$<' -o '$@.part'; \
-	then mv '$@.part' '$@'; else echo 'b3relay: no wasm-opt (npm package binaryen, or Debian package binaryen): the module stays as rustc made it'; cp '$<' '$@'; fi
+	  bin='$(TOOLS)/npm/node_modules/.bin'; \
+	  [ -x "$$bin/wasm-metadce" ] || npm install --silent --no-fund --no-audit --prefix '$(TOOLS)/npm' binaryen@$(BINARYEN) || true; \
+	else bin="$$(dirname "$$(command -v wasm-opt || true)")"; fi; \
+	if [ -x "$$bin/wasm-metadce" ] \
+	  && "$$bin/wasm-metadce" $(WASM_FEATURES) '$<' --graph-file='$(WASM_EXPORTS)' -o '$@.exports' >/dev/null \
+	  && "$$bin/wasm-opt" $(WASM_FEATURES) $(WASM_OPT) '$@.exports' -o '$@.part'; \
+	then mv '$@.part' '$@'; else echo 'b3relay: no wasm-metadce and wasm-opt (npm package binaryen, or Debian package binaryen): the module stays as rustc made it'; cp '$<' '$@'; fi
+	@rm -f '$@.exports'
 	@chmod 0644 '$@'
 	@printf '%s: %s bytes\n' '$@' "$$(stat -c %s '$@')"
 

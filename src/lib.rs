@@ -3,14 +3,14 @@
 //! an inbound request onto the outbound calls that the application makes while
 //! serving it.
 //!
-//! Everything but `host` and `abi` is plain Rust without a proxy in sight: it
-//! takes header pairs, the time and a [`store::SharedData`], and returns what is
-//! to be changed. Those two exist on `wasm32` only: `host` has the callbacks that
-//! Envoy calls, and `abi` is the one place that calls Envoy.
+//! Everything but `wasm` is plain Rust without a proxy in sight: it takes header
+//! pairs, the time and a [`store::SharedData`], and returns what is to be changed.
+//! `wasm` exists on `wasm32` only: the callbacks that Envoy calls, on the crate
+//! proxy-wasm, and the host calls.
 //!
 //! | module | what it knows |
 //! |---|---|
-//! | [`header`] | header names, one pass over a request's headers, edits |
+//! | [`headers`] | header names, one pass over a request's headers, edits |
 //! | [`b3`] | the B3 format: types, reading and writing |
 //! | [`w3c`] | W3C's `traceparent`: reading and writing |
 //! | [`rules`] | the table of rules |
@@ -32,10 +32,9 @@
 pub mod attribution;
 pub mod b3;
 mod bytes;
-pub mod check;
 pub mod config;
 pub mod filter;
-pub mod header;
+pub mod headers;
 pub mod key;
 pub mod mesh_hosts;
 pub mod metrics;
@@ -48,6 +47,4 @@ pub mod store;
 pub mod w3c;
 
 #[cfg(target_arch = "wasm32")]
-mod abi;
-#[cfg(target_arch = "wasm32")]
-mod host;
+mod wasm;

@@ -379,7 +379,7 @@ fn shipped_configurations_are_good() {
 
 #[test]
 fn the_log_line_in_the_readme_is_a_real_one() {
-    let finding = b3relay::check::Finding {
+    let finding = b3relay::rules::Finding {
         rule: Rule::S01,
         header: "x-b3-traceid",
         value: b"463ac35c9f6413ad48485a3953bb6124",
@@ -411,11 +411,11 @@ fn the_boundary_removes_what_incoming_context_drops() {
     let removed: Vec<&str> = include_str!("../envoyfilter/gateway-boundary.yaml")
         .lines()
         .filter_map(|line| line.trim().strip_prefix("- remove: "))
-        .filter(|name| *name != b3relay::header::REQUEST_ID)
+        .filter(|name| *name != b3relay::headers::REQUEST_ID)
         .collect();
     let trust = include_str!("../docs/trust.md");
     for name in &removed {
-        assert!(b3relay::header::is_context(name.as_bytes()), "{name}");
+        assert!(b3relay::headers::is_context(name.as_bytes()), "{name}");
         assert!(trust.contains(&format!("- remove: {name}\n")), "{name}");
     }
     let listed = trust.lines().filter(|line| line.starts_with("| `"));

@@ -21,9 +21,8 @@
 //! doubts together are kept within a budget: what it is believed to cost is taken off,
 //! and little is added with each call.
 
+use super::belief::sort_key;
 use super::model::{BUCKETS, Name, begin_ms, bucket, ms};
-use ordered_float::OrderedFloat;
-use std::cmp::Reverse;
 
 /// Odds from which on a kind is known to be made by requests, and below which it is
 /// not. A background passes the first with a probability of one to this number.
@@ -898,8 +897,7 @@ impl Alone {
         let mut cells: Vec<(f32, f32)> = cells.collect();
         let known: f32 = cells.iter().map(|(_, time)| time).sum();
         let mut quiet = (0.0, (get(&self.sums, 0) - known).max(0.0));
-        // The lowest rate first.
-        cells.sort_by_cached_key(|(calls, time)| Reverse(OrderedFloat(-f64::from(calls / time))));
+        cells.sort_by_cached_key(|(calls, time)| sort_key(f64::from(calls / time)));
         for (calls, time) in cells {
             if quiet.1 >= half {
                 break;

@@ -34,9 +34,9 @@ pub use values::{
     Confidence, CopyHeaders, Emit, Hosts, KeyName, Keys, Rules, TokenHeaders, Within,
 };
 
-use crate::check::Formats;
-use crate::header::{self, Pattern, Wanted};
+use crate::headers::{self, NamePattern, Wanted};
 use crate::mesh_hosts::Declared;
+use crate::rules::Formats;
 use crate::rules::{Rule, Severity};
 use read::Object;
 use serde::Deserializer;
@@ -119,17 +119,17 @@ impl Config {
             text + "]"
         };
         let key = |key: &KeyOf| match *key {
-            KeyOf::RequestId => header::REQUEST_ID.to_string(),
-            KeyOf::TraceParent => header::TRACEPARENT.to_string(),
-            KeyOf::B3 => header::B3.to_string(),
+            KeyOf::RequestId => headers::REQUEST_ID.to_string(),
+            KeyOf::TraceParent => headers::TRACEPARENT.to_string(),
+            KeyOf::B3 => headers::B3.to_string(),
             KeyOf::Header(index) => {
                 let named = self.wanted.keys.get(index);
                 named.map(|named| named.to_string()).unwrap_or_default()
             }
         };
-        let pattern = |pattern: &Pattern| match pattern {
-            Pattern::Name(name) => name.clone(),
-            Pattern::Prefix(prefix) => format!("{prefix}*"),
+        let pattern = |pattern: &NamePattern| match pattern {
+            NamePattern::Name(name) => name.clone(),
+            NamePattern::Prefix(prefix) => format!("{prefix}*"),
         };
         let mut settings = vec![
             ("relay", self.relay.to_string()),

@@ -3,8 +3,8 @@
 
 use super::values::copied_by;
 use super::{Confidence, CopyHeaders, Emit, Hosts, Keys, Rules, Settings, TokenHeaders, Within};
-use crate::check::Formats;
-use crate::header;
+use crate::headers;
+use crate::rules::Formats;
 use crate::rules::Rule;
 use schemars::generate::SchemaSettings;
 use schemars::transform::transform_subschemas;
@@ -16,7 +16,7 @@ use std::borrow::Cow;
 /// Of RFC 9110, section 5.6.2, but for `*`.
 const TOKEN: &str = "[-!#$%&'+.^_`|~0-9A-Za-z]{1,255}";
 
-/// Headers that are never copied: [`header::is_of_the_connection`].
+/// Headers that are never copied: [`headers::is_of_the_connection`].
 const OF_THE_CONNECTION: [&str; 10] = [
     "connection",
     "content-length",
@@ -32,16 +32,16 @@ const OF_THE_CONNECTION: [&str; 10] = [
 
 /// Headers that are copied without being listed: [`copied_by`].
 const COPIED: [&str; 10] = [
-    header::REQUEST_ID,
-    header::TRACE_ID,
-    header::SPAN_ID,
-    header::PARENT_SPAN_ID,
-    header::SAMPLED,
-    header::FLAGS,
-    header::B3,
-    header::TRACEPARENT,
-    header::TRACESTATE,
-    header::OT_SPAN_CONTEXT,
+    headers::REQUEST_ID,
+    headers::TRACE_ID,
+    headers::SPAN_ID,
+    headers::PARENT_SPAN_ID,
+    headers::SAMPLED,
+    headers::FLAGS,
+    headers::B3,
+    headers::TRACEPARENT,
+    headers::TRACESTATE,
+    headers::OT_SPAN_CONTEXT,
 ];
 
 /// A pattern for names without regard to case: JSON Schema has no flag for that.
@@ -119,7 +119,7 @@ schema!(TokenHeaders, {
 
 schema!(Keys, {
     let connection = any_case(&OF_THE_CONNECTION);
-    let whole = any_case(&[header::REQUEST_ID, header::TRACEPARENT, header::B3]);
+    let whole = any_case(&[headers::REQUEST_ID, headers::TRACEPARENT, headers::B3]);
     let part_of_b3 = any_case(&["x-b3-"]);
     let but = format!("{connection}(?::.*)?|{whole}:.*|{part_of_b3}.*");
     let mut schema = list(&Self::LIST, &format!("{TOKEN}(?::{TOKEN})?"), Some(but));
@@ -261,7 +261,7 @@ fn every_key_says_what_it_does_for_whom_and_its_default() {
 #[test]
 fn the_names_in_the_schema_are_those_of_the_code() {
     for name in OF_THE_CONNECTION {
-        assert!(header::is_of_the_connection(name.as_bytes()), "{name}");
+        assert!(headers::is_of_the_connection(name.as_bytes()), "{name}");
     }
     for name in COPIED {
         assert!(copied_by(name).is_some(), "{name}");

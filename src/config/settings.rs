@@ -11,7 +11,7 @@ use super::values::{
 };
 use super::words::word;
 use super::{Config, KeyOf};
-use crate::header::Wanted;
+use crate::headers::Wanted;
 use crate::mesh_hosts::Declared;
 use serde::Deserialize;
 

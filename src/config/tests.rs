@@ -2,7 +2,7 @@
 
 use super::reference::schema;
 use super::*;
-use crate::header::Named;
+use crate::headers::HeaderPart;
 use proptest::prelude::*;
 
 fn error(text: &str) -> String {
@@ -333,7 +333,7 @@ fn a_key_may_be_a_part_of_a_header() {
     let config =
         keys(r#"["X-Amzn-Trace-Id:Root", "b3", "x-amzn-trace-id", "x-amzn-trace-id:self"]"#)
             .unwrap();
-    let named = |parameter: Option<&str>| Named {
+    let named = |parameter: Option<&str>| HeaderPart {
         header: "x-amzn-trace-id".to_string(),
         parameter: parameter.map(str::to_string),
     };

@@ -5,9 +5,9 @@ use super::choices::{Form, Level};
 use super::error::cut;
 use super::read::{List, Scalar, number, object};
 use super::words::{Words, one_of};
-use crate::check::Formats;
-use crate::header::{self, Named, Pattern};
+use crate::headers::{self, HeaderPart, NamePattern};
 use crate::mesh_hosts;
+use crate::rules::Formats;
 use crate::rules::{Rule, Severity};
 use crate::store::KEYS_MOST;
 use serde::de::{Deserialize, Deserializer};
@@ -81,7 +81,7 @@ impl<'de> Deserialize<'de> for Confidence {
 
 /// `copy_headers`: each once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CopyHeaders(pub(super) Vec<Pattern>);
+pub struct CopyHeaders(pub(super) Vec<NamePattern>);
 
 impl CopyHeaders {
     pub(super) const LIST: List = List {
@@ -97,13 +97,13 @@ impl<'de> Deserialize<'de> for CopyHeaders {
         let mut patterns = Vec::new();
         Self::LIST.read(deserializer, |text| {
             let pattern = match text.strip_suffix('*') {
-                Some(prefix) => header_name(prefix).map(Pattern::Prefix),
-                None => header_name(text).map(Pattern::Name),
+                Some(prefix) => header_name(prefix).map(NamePattern::Prefix),
+                None => header_name(text).map(NamePattern::Name),
             };
             let pattern = pattern.ok_or(None)?;
             let by = match &pattern {
-                Pattern::Name(name) => copied_by(name).map(|by| (name, by)),
-                Pattern::Prefix(_) => None,
+                NamePattern::Name(name) => copied_by(name).map(|by| (name, by)),
+                NamePattern::Prefix(_) => None,
             };
             if let Some((name, by)) = by {
                 let reason = format!("`{name}` is copied without being listed: {by}");
@@ -121,14 +121,16 @@ impl<'de> Deserialize<'de> for CopyHeaders {
 /// What copies a header that need not be listed.
 pub(super) fn copied_by(name: &str) -> Option<&'static str> {
     Some(match name {
-        header::REQUEST_ID => "which a call gets back that came without it (`keys`)",
-        header::OT_SPAN_CONTEXT => "which is copied as it is",
-        header::TRACEPARENT | header::TRACESTATE | header::B3 => "a form of the context (`emit`)",
-        header::TRACE_ID
-        | header::SPAN_ID
-        | header::PARENT_SPAN_ID
-        | header::SAMPLED
-        | header::FLAGS => "a part of the context (`emit`)",
+        headers::REQUEST_ID => "which a call gets back that came without it (`keys`)",
+        headers::OT_SPAN_CONTEXT => "which is copied as it is",
+        headers::TRACEPARENT | headers::TRACESTATE | headers::B3 => {
+            "a form of the context (`emit`)"
+        }
+        headers::TRACE_ID
+        | headers::SPAN_ID
+        | headers::PARENT_SPAN_ID
+        | headers::SAMPLED
+        | headers::FLAGS => "a part of the context (`emit`)",
         _ => return None,
     })
 }
@@ -173,15 +175,15 @@ pub enum KeyName {
     /// The trace ID in B3.
     B3,
     /// Another header, or a part of one.
-    Header(Named),
+    Header(HeaderPart),
 }
 
 impl KeyName {
     fn parse(text: &str) -> Option<Self> {
         Some(match text.to_ascii_lowercase().as_str() {
-            header::REQUEST_ID => Self::RequestId,
-            header::TRACEPARENT => Self::TraceParent,
-            header::B3 => Self::B3,
+            headers::REQUEST_ID => Self::RequestId,
+            headers::TRACEPARENT => Self::TraceParent,
+            headers::B3 => Self::B3,
             name => Self::Header(named(name)?),
         })
     }
@@ -190,25 +192,25 @@ impl KeyName {
 impl fmt::Display for KeyName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::RequestId => f.write_str(header::REQUEST_ID),
-            Self::TraceParent => f.write_str(header::TRACEPARENT),
-            Self::B3 => f.write_str(header::B3),
+            Self::RequestId => f.write_str(headers::REQUEST_ID),
+            Self::TraceParent => f.write_str(headers::TRACEPARENT),
+            Self::B3 => f.write_str(headers::B3),
             Self::Header(named) => named.fmt(f),
         }
     }
 }
 
 /// A header that is a key, or a part of one that is.
-fn named(text: &str) -> Option<Named> {
+fn named(text: &str) -> Option<HeaderPart> {
     let (header, parameter) = match text.split_once(':') {
         Some((header, parameter)) => (header, Some(parameter)),
         None => (text, None),
     };
     // B3 and the request ID are keys as a whole, and a trace ID has no parameters.
     let is_ours = |name: &str| {
-        name == header::REQUEST_ID
-            || name == header::B3
-            || name == header::TRACEPARENT
+        name == headers::REQUEST_ID
+            || name == headers::B3
+            || name == headers::TRACEPARENT
             || name.starts_with("x-b3-")
     };
     let header = header_name(header).filter(|name| !is_ours(name))?;
@@ -216,7 +218,7 @@ fn named(text: &str) -> Option<Named> {
         Some(parameter) => Some(token(parameter)?),
         None => None,
     };
-    Some(Named { header, parameter })
+    Some(HeaderPart { header, parameter })
 }
 
 /// `keys`: 1 to 4, each once.
@@ -342,7 +344,7 @@ impl<'de> Deserialize<'de> for Rules {
 
 /// A header name that may be copied, in lower case.
 fn header_name(name: &str) -> Option<String> {
-    token(name).filter(|name| !header::is_of_the_connection(name.as_bytes()))
+    token(name).filter(|name| !headers::is_of_the_connection(name.as_bytes()))
 }
 
 /// A name, in lower case.
