@@ -45,7 +45,7 @@ demo: $(WASM) $(TOOLS)/venv/.done ## One click as a trace, without the filter an
 	$(PYTHON) -m mesh.demo
 
 .PHONY: test
-test: test-core test-wasm test-worlds ## Every test that needs no root: core, compiled module, real Envoy (under 5 min)
+test: test-core test-wasm test-check test-worlds ## Every test that needs no root: core, compiled module, real Envoy (under 5 min)
 
 ##@ More
 .PHONY: demo-ui
@@ -85,6 +85,11 @@ test-envoy: $(WASM) $(TOOLS)/venv/.done ## The second half
 	$(call say,envoy: the mesh$(comma) bad input$(comma) load$(comma) about 2 minutes)
 	$(PYTHON) -m pytest -q tests/envoy
 
+.PHONY: test-check
+test-check: $(WASM) $(TOOLS)/venv/.done ## envoyfilter/check.sh on what goes wrong for users
+	$(call say,check: real sidecars that are set up wrong; half a minute)
+	$(PYTHON) -m pytest -q tests/check
+
 CLICKS ?= 1000
 .PHONY: clicks
 clicks: $(WASM) $(TOOLS)/venv/.done ## CLICKS (1000) one after the other, of services with 2, 50 and 300 ms of work, on one and two workers: all whole (about 45 min)
@@ -95,7 +100,7 @@ clicks: $(WASM) $(TOOLS)/venv/.done ## CLICKS (1000) one after the other, of ser
 test-types: $(TOOLS)/venv/.accuracy-done $(TOOLS)/venv/.docker $(TOOLS)/mypy/.done-$(MYPY) ## The types of the Python in tests/, by mypy --strict
 	$(call say,types: mypy$(comma) half a minute the first time)
 	cd tests && '$(TOOLS)/mypy/bin/mypy' --config-file mypy.ini --python-executable '$(PYTHON)' \
-	  accuracy agreement backends bench docker envoy istio load mesh module sdks worlds
+	  accuracy agreement backends bench check docker envoy istio load mesh module sdks worlds
 
 $(TOOLS)/mypy/.done-$(MYPY):
 	python3 -m venv '$(TOOLS)/mypy'
