@@ -68,10 +68,11 @@ test-core: cargo ## The core, natively, with lints for both targets
 	cargo clippy --release --all-targets --locked --target-dir target --manifest-path $(SIMULATOR) -- -D warnings
 	cargo test --release --locked --target-dir target --manifest-path $(SIMULATOR)
 	cargo fmt --check --manifest-path tests/fuzz/Cargo.toml
+	cargo fmt --check --manifest-path tests/neighbour/Cargo.toml
 	cargo clippy --locked --manifest-path tests/fuzz/Cargo.toml --target-dir target --no-default-features -- -D warnings
 
 .PHONY: test-wasm
-test-wasm: $(WASM) $(TOOLS)/venv/.done ## The compiled module, in a small proxy-wasm host and in real Envoys
+test-wasm: $(WASM) $(NEIGHBOUR) $(OTHER) $(TOOLS)/venv/.done ## The compiled module, in a small proxy-wasm host and in real Envoys
 	$(call say,module: alone and in real Envoys: vectors$(comma) trees$(comma) bad input$(comma) load; about 2 minutes)
 	$(PYTHON) -m pytest -q -n 3 --dist worksteal tests/module tests/envoy
 
@@ -81,7 +82,7 @@ test-module: $(WASM) $(TOOLS)/venv/.done ## The first half of it
 	$(PYTHON) -m pytest -q tests/module
 
 .PHONY: test-envoy
-test-envoy: $(WASM) $(TOOLS)/venv/.done ## The second half
+test-envoy: $(WASM) $(NEIGHBOUR) $(OTHER) $(TOOLS)/venv/.done ## The second half
 	$(call say,envoy: the mesh$(comma) bad input$(comma) load$(comma) about 2 minutes)
 	$(PYTHON) -m pytest -q tests/envoy
 
@@ -186,7 +187,7 @@ $(TOOLS)/envoys/%/.done: | $(TOOLS)/venv/.done
 # What has to do with Envoy itself: trees, forms, headers, configuration, protocols.
 ENVOY_TESTS ?= tests/envoy
 .PHONY: test-envoys
-test-envoys: $(WASM) $(TOOLS)/venv/.done ## The tests of real Envoy, on each of ENVOYS (1.36.4 1.37.0 1.38.2 1.39.3); a minute and a half each
+test-envoys: $(WASM) $(NEIGHBOUR) $(OTHER) $(TOOLS)/venv/.done ## The tests of real Envoy, on each of ENVOYS (1.36.4 1.37.0 1.38.2 1.39.3); a minute and a half each
 	@$(MAKE) --no-print-directory $(foreach version,$(ENVOYS),$(TOOLS)/envoys/$(version)/.done)
 	@failed=''; for version in $(ENVOYS); do \
 	  printf '\n\033[1m%s\033[0m\n' "envoy $$version"; \
@@ -268,6 +269,23 @@ valgrind:
 
 $(EMPTY): $(wildcard tests/bench/empty/Cargo.* tests/bench/empty/src/*.rs) | cargo
 	cargo build --release --target $(TARGET) --target-dir target --locked --manifest-path tests/bench/empty/Cargo.toml
+	@touch '$@'
+
+# A bad neighbour in Envoy's shared data, and the module with another version of what it
+# stores there: both quickly built, and for tests alone.
+NEIGHBOUR := target/$(TARGET)/release/b3relay_neighbour.wasm
+$(NEIGHBOUR): $(wildcard tests/neighbour/Cargo.* tests/neighbour/src/*.rs) | cargo
+	cargo build --release --target $(TARGET) --target-dir target --locked --manifest-path tests/neighbour/Cargo.toml
+	@touch '$@'
+
+OTHER := target/other-version/$(TARGET)/release/b3relay.wasm
+$(OTHER): $(SOURCES) | cargo
+	@rm -rf target/other-version/crate && mkdir -p target/other-version/crate
+	@cp -r src Cargo.toml Cargo.lock target/other-version/crate/
+	@grep -rl 'b"b3relay/[0-9]*/' target/other-version/crate/src | xargs sed -i 's|b"b3relay/[0-9]*/|b"b3relay/0/|'
+	CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+	  cargo build --release --target $(TARGET) --target-dir target/other-version --locked \
+	  --manifest-path target/other-version/crate/Cargo.toml
 	@touch '$@'
 
 $(TOOLS)/go/bin/oras:

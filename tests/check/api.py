@@ -30,7 +30,11 @@ def _answer(path: str, objects: Sequence[dict[str, Any]]) -> dict[str, Any] | No
     if path == "/apis":
         versions = [{"groupVersion": one, "version": one.partition("/")[2]} for one in groups]
         named = [
-            {"name": one["groupVersion"].partition("/")[0], "versions": [one], "preferredVersion": one}
+            {
+                "name": one["groupVersion"].partition("/")[0],
+                "versions": [one],
+                "preferredVersion": one,
+            }
             for one in versions
         ]
         return {"kind": "APIGroupList", "apiVersion": "v1", "groups": named}

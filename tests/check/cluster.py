@@ -53,7 +53,12 @@ def telemetry(name: str, **spec: object) -> Object:
 
 
 def pod(
-    name: str, *, sidecar: bool = True, native: bool = True, mounted: bool = True, ending: bool = False
+    name: str,
+    *,
+    sidecar: bool = True,
+    native: bool = True,
+    mounted: bool = True,
+    ending: bool = False,
 ) -> Object:
     """A running pod; `native` as Kubernetes 1.29 and newer have sidecars, among the
     init containers."""
@@ -137,7 +142,10 @@ def check(
         (state / "pods" / name / "log").write_text(recorded.log)
     for program in ("kubectl", "istioctl") if istioctl else ("kubectl",):
         fake = programs / program
-        lines = ["#!/bin/sh", f'exec "{sys.executable}" -I "{kubectl.__file__}" "{state}" {program} "$@"']
+        lines = [
+            "#!/bin/sh",
+            f'exec "{sys.executable}" -I "{kubectl.__file__}" "{state}" {program} "$@"',
+        ]
         if real and program == "kubectl":
             asked = f'exec "{real[0]}" --server "{real[1]}" "$@"'
             lines.insert(1, f'case " $* " in *" get "*) {asked} ;; esac')

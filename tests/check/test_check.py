@@ -37,7 +37,9 @@ SETUPS = {
     "opentelemetry": Setup(tracer="opentelemetry"),
     "both forms": Setup(tracer="zipkin+w3c"),
     "no labels": Setup(tags=()),
-    "nothing forwarded": Setup(forwards=(), outbound={"attribution": "off"}, inbound={"attribution": "off"}),
+    "nothing forwarded": Setup(
+        forwards=(), outbound={"attribution": "off"}, inbound={"attribution": "off"}
+    ),
     "two configurations": Setup(outbound={"copy_headers": ["x-tenant"]}),
 }
 
@@ -87,7 +89,10 @@ def test_all_is_right(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "form"),
-    [("opentelemetry", "traceparent (opentelemetry)"), ("both forms", "B3 and traceparent (zipkin)")],
+    [
+        ("opentelemetry", "traceparent (opentelemetry)"),
+        ("both forms", "B3 and traceparent (zipkin)"),
+    ],
 )
 def test_forms_of_a_context(name: str, form: str, tmp_path: Path) -> None:
     said = check(cluster(name), tmp_path)
@@ -109,7 +114,11 @@ def test_nothing_was_applied(tmp_path: Path) -> None:
 def test_the_module_is_not_mounted(tmp_path: Path) -> None:
     state = cluster("no file").without("Pod").put(pod("front-1", mounted=False))
     said = check(state, tmp_path)
-    wrong(said, "front-1: the module is not mounted", "not loaded, on either side: rejected: Invalid path")
+    wrong(
+        said,
+        "front-1: the module is not mounted",
+        "not loaded, on either side: rejected: Invalid path",
+    )
     assert "--patch-file envoyfilter/mount.yaml" in said.text
 
 
@@ -127,7 +136,10 @@ def test_the_config_map_has_another_key(tmp_path: Path) -> None:
 
 def test_a_refused_configuration(tmp_path: Path) -> None:
     said = check(cluster("refused outbound"), tmp_path)
-    wrong(said, "outbound, no calls seen, and the sidecar says: configuration key `modus` is not known")
+    wrong(
+        said,
+        "outbound, no calls seen, and the sidecar says: configuration key `modus` is not known",
+    )
     assert "do: correct the configuration" in said.text
     assert "front-1: inbound, 3 requests seen" in said.text
 
@@ -182,7 +194,10 @@ def test_the_application_forwards_nothing(tmp_path: Path) -> None:
 
 
 def test_the_two_filters_differ(tmp_path: Path) -> None:
-    wrong(check(cluster("two configurations"), tmp_path), "the two filters hold `copy_headers` differently")
+    wrong(
+        check(cluster("two configurations"), tmp_path),
+        "the two filters hold `copy_headers` differently",
+    )
 
 
 def test_two_forms_for_a_pod(tmp_path: Path) -> None:
@@ -252,7 +267,7 @@ def test_what_istioctl_finds_is_said(tmp_path: Path) -> None:
     state = cluster()
     state.analysis = (
         "Warning [IST0151] (EnvoyFilter shop/b3relay) This EnvoyFilter exposes internal implementation details\n"
-        "Error [IST0101] (VirtualService shop/front) Referenced host not found: \"other\"\n"
+        'Error [IST0101] (VirtualService shop/front) Referenced host not found: "other"\n'
     )
     said = check(state, tmp_path)
     right(said)
@@ -277,7 +292,9 @@ def test_it_does_without_istioctl(tmp_path: Path) -> None:
     ],
 )
 def test_it_could_not_look(arguments: tuple[str, ...], why: str, tmp_path: Path) -> None:
-    said = check(cluster("no clicks").without("Namespace" if not arguments else ""), tmp_path, *arguments)
+    said = check(
+        cluster("no clicks").without("Namespace" if not arguments else ""), tmp_path, *arguments
+    )
     assert said.exit_code == 2
     assert why in said.errors
     assert "All right" not in said.text

@@ -11,7 +11,10 @@ from istio.tools import istio
 
 
 def states() -> dict[str, Cluster]:
-    plugins = [shipped("wasmplugin/wasmplugin.yaml"), shipped("trafficextension/trafficextension.yaml")]
+    plugins = [
+        shipped("wasmplugin/wasmplugin.yaml"),
+        shipped("trafficextension/trafficextension.yaml"),
+    ]
     every = Cluster(unknown_kinds=()).put(
         *plugins,
         telemetry("older", tracing=[{"providers": [{"name": "zipkin"}]}]),
@@ -26,7 +29,9 @@ def states() -> dict[str, Cluster]:
         "nothing": Cluster([{"kind": "Namespace", "metadata": {"name": "shop"}}], unknown_kinds=()),
         "no namespace": Cluster([], unknown_kinds=()),
         "no map": Cluster(unknown_kinds=()).without("ConfigMap"),
-        "another key": Cluster(unknown_kinds=()).without("ConfigMap").put(config_map("b3relay.wasm")),
+        "another key": Cluster(unknown_kinds=())
+        .without("ConfigMap")
+        .put(config_map("b3relay.wasm")),
     }
 
 
