@@ -60,8 +60,17 @@ demo-ui: $(WASM) $(TOOLS)/venv/.done ## The demo with a real Zipkin and its web 
 .PHONY: wasm
 wasm: $(WASM) ## Build dist/b3relay.wasm
 
+DENY := $(TOOLS)/cargo/.cargo-deny-0.20.2
+.PHONY: deny
+deny: cargo $(DENY) ## Licences, bans and sources of all crates (deny.toml)
+	$(call say,deny: licences$(comma) bans and sources of all crates)
+	@for manifest in . $(patsubst %/Cargo.toml,%,$(SIMULATOR)) tests/bench/empty tests/neighbour tests/fuzz; do \
+	  '$(TOOLS)/cargo/bin/cargo-deny' --locked --config deny.toml --manifest-path "$$manifest/Cargo.toml" \
+	    check licenses bans sources; \
+	done
+
 .PHONY: test-core
-test-core: cargo ## The core, natively, with lints for both targets
+test-core: cargo deny ## The core, natively, with lints for both targets
 	$(call say,core: formatting$(comma) lints$(comma) unit and property tests)
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
