@@ -3,12 +3,11 @@
 use crate::attribution::tracker::Basis;
 use crate::attribution::{Attribution, Call, text};
 use crate::b3::{B3, Ids, Sampling};
-use crate::check::{Extracted, Finding, Formats, check};
 use crate::config::{
     AttributionMode, Config, Direction, Incoming, KeyOf, Mode, Outside, ReportHeader,
     RestoreRequestId,
 };
-use crate::header::{self, Edit, Field, TraceHeaders};
+use crate::headers::{self, Edit, Field, TraceHeaders};
 use crate::key::{self, Key};
 use crate::mesh_hosts::Routes;
 use crate::metrics::{Counter, direction_label};
@@ -16,6 +15,7 @@ use crate::relay::{
     self, CallPlan, Decision, Injection, Match, Named, StoredContext, Tracer, W3cState,
 };
 use crate::request_id;
+use crate::rules::{Extracted, Finding, Formats, check};
 use crate::rules::{Rule, Severity};
 use crate::setup::Expected;
 use crate::store::{Candidates, Found, Limits, MatchedBy, SharedData, Store, Ticket};
@@ -225,7 +225,11 @@ impl Filter {
         if config.attribution != AttributionMode::Inferred {
             config.wanted.tokens.clear();
         }
-        let limits = Limits::for_capacity(config.capacity, config.keys.len(), config.grace_ms);
+        let limits = Limits::for_capacity(
+            config.capacity.get(),
+            config.keys.len(),
+            config.grace_ms.get().into(),
+        );
         Self { config, limits }
     }
 
@@ -274,7 +278,7 @@ impl Filter {
             if let Some(id) = request_id::undecided(&request.request_id) {
                 outcome
                     .edits
-                    .push(Edit::set(header::REQUEST_ID, id.as_slice()));
+                    .push(Edit::set(headers::REQUEST_ID, id.as_slice()));
                 request.request_id = id;
             }
         }
@@ -411,7 +415,7 @@ impl Filter {
         let Plan { repaired, .. } = plan;
         let before = outcome.edits.len();
         let request_id = plan.request_id;
-        let request_id = request_id.map(|id| Edit::set(header::REQUEST_ID, id));
+        let request_id = request_id.map(|id| Edit::set(headers::REQUEST_ID, id));
         outcome.edits.extend(request_id);
         let common = outcome.edits.len();
         let repair = rewritten(repaired, Formats::default());
@@ -496,7 +500,7 @@ impl Filter {
     ) -> TraceHeaders<'a> {
         let mut distrusted: Vec<(&[u8], &[u8])> = Vec::new();
         let pairs = pairs.into_iter().filter(|pair| {
-            let trusted = incoming == Incoming::Trust || !header::is_context(pair.0);
+            let trusted = incoming == Incoming::Trust || !headers::is_context(pair.0);
             if !trusted {
                 distrusted.push(*pair);
             }
@@ -571,7 +575,7 @@ impl Filter {
             let id = request_id::generate(host.random());
             outcome
                 .edits
-                .push(Edit::set(header::REQUEST_ID, id.as_slice()));
+                .push(Edit::set(headers::REQUEST_ID, id.as_slice()));
             if request.headers.has_room(&outcome.edits) {
                 request.request_id = id.to_vec();
                 outcome.counters.push(Counter::RequestIds);
@@ -727,7 +731,7 @@ impl Filter {
         }
         let writes = relayed.writes();
         plan.edits = relayed.edits;
-        let restores = |edit: &Edit| edit.name() == header::REQUEST_ID;
+        let restores = |edit: &Edit| edit.name() == headers::REQUEST_ID;
         let restores = plan.edits.iter().any(restores);
         let mut written = self.write(request, plan, outcome);
         if let Some(says) = relayed.says.filter(|_| written.whole) {
@@ -887,7 +891,7 @@ impl Filter {
         let exclusive = self.config.attribution == AttributionMode::Exclusive;
         let wrong = match exclusive {
             true => 0.0,
-            false => 1.0 - f64::from(self.config.confidence) / 1e6,
+            false => 1.0 - f64::from(self.config.confidence.millionths()) / 1e6,
         };
         let now_us = host.now_us();
         let (number, judged) = attribution.judge(store, host, now_us, call, wrong);
@@ -1031,7 +1035,7 @@ impl Filter {
             }
         }
         (!body.is_empty()).then_some(Reply {
-            status: self.config.enforce_status,
+            status: self.config.enforce_status.get(),
             body,
         })
     }
@@ -1079,7 +1083,7 @@ fn describe(headers: &TraceHeaders<'_>, tokens: Vec<text::Token>) -> Call {
 
 /// Not every implementation reads the context that broke the rule.
 fn is_read_differently(finding: &Finding<'_>) -> bool {
-    let is_of_id = finding.header == header::REQUEST_ID;
+    let is_of_id = finding.header == headers::REQUEST_ID;
     finding.rule.severity() != Severity::Info && !is_of_id
 }
 

@@ -1,7 +1,7 @@
 //! What identifies a request on both sides of the application.
 
 use crate::b3::TraceId;
-use crate::header::Named;
+use crate::headers::HeaderPart;
 use crate::request_id::{self, LENGTH, TRACE_REASON};
 
 /// Bytes of the longest header value that is used as a key. Longer ones are not
@@ -53,7 +53,7 @@ impl Key {
     }
 
     /// Of any other header, or of a part of its value. `None` as for [`Key::request_id`].
-    pub fn header(named: &Named, value: &[u8]) -> Option<Self> {
+    pub fn header(named: &HeaderPart, value: &[u8]) -> Option<Self> {
         let parameter = named.parameter.as_deref().unwrap_or_default();
         // Neither name holds a colon.
         let [header, parameter] = [named.header.as_bytes(), parameter.as_bytes()];
@@ -87,7 +87,7 @@ mod tests {
         let (header, parameter) = name.split_once(':').unwrap_or((name, ""));
         let parameter = (!parameter.is_empty()).then(|| parameter.to_string());
         let header = header.to_string();
-        Key::header(&Named { header, parameter }, value)
+        Key::header(&HeaderPart { header, parameter }, value)
     }
 
     #[test]

@@ -3,14 +3,14 @@
 //! an inbound request onto the outbound calls that the application makes while
 //! serving it.
 //!
-//! Everything but `host` and `abi` is plain Rust without a proxy in sight: it
-//! takes header pairs, the time and a [`store::SharedData`], and returns what is
-//! to be changed. Those two exist on `wasm32` only: `host` has the callbacks that
-//! Envoy calls, and `abi` is the one place that calls Envoy.
+//! Everything but `wasm` is plain Rust without a proxy in sight: it takes header
+//! pairs, the time and a [`store::SharedData`], and returns what is to be changed.
+//! `wasm` exists on `wasm32` only: the callbacks that Envoy calls, on the crate
+//! proxy-wasm, and the host calls.
 //!
 //! | module | what it knows |
 //! |---|---|
-//! | [`header`] | header names, one pass over a request's headers, edits |
+//! | [`headers`] | header names, one pass over a request's headers, edits |
 //! | [`b3`] | the B3 format: types, reading and writing |
 //! | [`w3c`] | W3C's `traceparent`: reading and writing |
 //! | [`rules`] | the table of rules |
@@ -21,7 +21,7 @@
 //! | [`attribution`] | whose a call is that says nothing of it |
 //! | [`relay`] | what is copied onto a call, and when a call is left alone |
 //! | [`mesh_hosts`] | which hosts are outside the mesh |
-//! | [`config`] | the table of configuration keys |
+//! | [`config`] | the configuration: its keys, and what they may hold |
 //! | [`metrics`] | the table of metrics |
 //! | [`report`] | log lines: escaped, cut and rate-limited |
 //! | [`setup`] | what is wrong with how it was set up in a pod |
@@ -32,11 +32,9 @@
 pub mod attribution;
 pub mod b3;
 mod bytes;
-pub mod check;
 pub mod config;
 pub mod filter;
-pub mod header;
-mod json;
+pub mod headers;
 pub mod key;
 pub mod mesh_hosts;
 pub mod metrics;
@@ -49,6 +47,4 @@ pub mod store;
 pub mod w3c;
 
 #[cfg(target_arch = "wasm32")]
-mod abi;
-#[cfg(target_arch = "wasm32")]
-mod host;
+mod wasm;

@@ -11,12 +11,12 @@
 
 use crate::b3::{B3, Ids, Sampling, SpanId, TraceId};
 use crate::bytes::{split, take};
-use crate::check::{Extracted, Finding, Formats, Fragments};
 use crate::config::{Config, Mode, OwnSpans, RestoreRequestId, SpanIds};
-use crate::header::{self, Edit, Field, TraceHeaders};
+use crate::headers::{self, Edit, Field, TraceHeaders};
 use crate::key;
 use crate::request_id;
 use crate::rules::Rule;
+use crate::rules::{Extracted, Finding, Formats, Fragments};
 use crate::store::{Candidates, Found, MatchedBy, RequestOf};
 use crate::w3c::{self, TraceParent};
 
@@ -158,9 +158,9 @@ impl StoredContext {
         formats.w3c &= b3.ids.is_some();
         let other = headers.traceparent.value();
         let other = other.filter(|_| received == W3cState::Other);
-        let other = other.map(|value| (header::TRACEPARENT.as_bytes(), value));
+        let other = other.map(|value| (headers::TRACEPARENT.as_bytes(), value));
         let has_state =
-            |name: &[u8]| name != header::TRACESTATE.as_bytes() || received != W3cState::Absent;
+            |name: &[u8]| name != headers::TRACESTATE.as_bytes() || received != W3cState::Absent;
         let opaque = headers.opaque.iter().copied();
         let opaque = other
             .into_iter()
@@ -203,7 +203,7 @@ impl StoredContext {
             W3cState::Stale | W3cState::Current => self.b3.ids.map(|ids| ids.trace),
             W3cState::Other => {
                 let mut opaque = self.opaque.iter();
-                let (_, value) = opaque.find(|(name, _)| name == header::TRACEPARENT)?;
+                let (_, value) = opaque.find(|(name, _)| name == headers::TRACEPARENT)?;
                 Some(TraceParent::read(value)?.trace)
             }
         }
@@ -290,7 +290,7 @@ impl StoredContext {
             let Some((name, value)) = next(&mut rest) else {
                 return false;
             };
-            let of_context = name == header::TRACEPARENT || header::is_opaque(name.as_bytes());
+            let of_context = name == headers::TRACEPARENT || headers::is_opaque(name.as_bytes());
             match of_context {
                 true => self.opaque.push((name, value)),
                 false => self.copied.push((name, value)),
@@ -929,8 +929,8 @@ fn copied(
     let other = remembered.received == W3cState::Other;
     let lacks = |name: &str| match name {
         // W3C's two belong together: a state is of the traceparent that it came with.
-        header::TRACEPARENT => !has_traceparent && !writes_w3c,
-        header::TRACESTATE => !has_traceparent && writes_w3c != other && !headers.has(name),
+        headers::TRACEPARENT => !has_traceparent && !writes_w3c,
+        headers::TRACESTATE => !has_traceparent && writes_w3c != other && !headers.has(name),
         _ => !headers.has(name),
     };
     let all = remembered.opaque.iter().chain(&remembered.copied);
@@ -956,7 +956,7 @@ fn restored(
         RestoreRequestId::AnyUuid => given.is_empty() || request_id::is_envoys(given),
         RestoreRequestId::Never => false,
     };
-    (other && gives_way).then(|| Edit::set(header::REQUEST_ID, known.as_slice()))
+    (other && gives_way).then(|| Edit::set(headers::REQUEST_ID, known.as_slice()))
 }
 
 /// What a call breaks of the rules about propagation, beside the request that
@@ -980,11 +980,11 @@ pub fn propagation<'a>(
     // What was read, if there are two.
     let b3 =
         |multi: (&'static str, Field<'a>)| match checked.formats.single && !checked.stale.single {
-            true => (header::B3, headers.b3),
+            true => (headers::B3, headers.b3),
             false => multi,
         };
-    let traceparent = (header::TRACEPARENT, headers.traceparent);
-    let trace_id = (header::TRACE_ID, headers.trace_id);
+    let traceparent = (headers::TRACEPARENT, headers.traceparent);
+    let trace_id = (headers::TRACE_ID, headers.trace_id);
     let mut findings = Vec::new();
     let Some(inbound) = remembered.b3.ids else {
         return findings;
@@ -1007,11 +1007,11 @@ pub fn propagation<'a>(
             return findings;
         }
         if changed(checked.b3.sampling.decided()) {
-            findings.push(found(Rule::P03, b3((header::SAMPLED, headers.sampled))));
+            findings.push(found(Rule::P03, b3((headers::SAMPLED, headers.sampled))));
         }
         let named = |span: &SpanId| *span == ids.span || Some(*span) == ids.parent;
         if spans.is_some_and(|spans| !spans.iter().any(named)) {
-            findings.push(found(Rule::P04, b3((header::SPAN_ID, headers.span_id))));
+            findings.push(found(Rule::P04, b3((headers::SPAN_ID, headers.span_id))));
         }
         return findings;
     }
@@ -1065,32 +1065,32 @@ pub fn rewrite(headers: &TraceHeaders<'_>, says: &Injection, kept: Formats) -> V
     }
     let wanted: [(&'static str, Field<'_>, Option<Vec<u8>>); 6] = [
         (
-            header::TRACE_ID,
+            headers::TRACE_ID,
             headers.trace_id,
             ids.map(|ids| hex(&|to| ids.trace.write(to))),
         ),
         (
-            header::SPAN_ID,
+            headers::SPAN_ID,
             headers.span_id,
             ids.map(|ids| hex(&|to| ids.span.write(to))),
         ),
         (
-            header::PARENT_SPAN_ID,
+            headers::PARENT_SPAN_ID,
             headers.parent_span_id,
             ids.and_then(|ids| ids.parent)
                 .map(|id| hex(&|to| id.write(to))),
         ),
-        (header::SAMPLED, headers.sampled, sampled),
-        (header::FLAGS, headers.flags, debug),
+        (headers::SAMPLED, headers.sampled, sampled),
+        (headers::FLAGS, headers.flags, debug),
         (
-            header::B3,
+            headers::B3,
             headers.b3,
             formats.single.then(|| single.single()).flatten(),
         ),
     ];
     let mut edits = Vec::with_capacity(5);
     for (name, field, value) in wanted {
-        if (name == header::B3 && kept.single) || (name != header::B3 && kept.multi) {
+        if (name == headers::B3 && kept.single) || (name != headers::B3 && kept.multi) {
             continue;
         }
         match value {
@@ -1108,7 +1108,7 @@ pub fn rewrite(headers: &TraceHeaders<'_>, says: &Injection, kept: Formats) -> V
         let given = headers.traceparent;
         let is_right = given.value() == Some(&value) && !given.repeated();
         if given.value().is_none() || (says.replaces_traceparent && !is_right) {
-            edits.push(Edit::set(header::TRACEPARENT, value));
+            edits.push(Edit::set(headers::TRACEPARENT, value));
         }
     }
     edits

@@ -1,9 +1,9 @@
 //! Log lines about broken rules: escaped, cut, and no more than so many a
 //! minute.
 
-use crate::check::Finding;
 use crate::config::Direction;
 use crate::metrics::direction_label;
+use crate::rules::Finding;
 use crate::rules::Severity;
 use std::fmt::Write;
 

@@ -11,7 +11,8 @@ pub const LENGTH: usize = 36;
 /// The character that Envoy rewrites, zero-based.
 pub const TRACE_REASON: usize = 14;
 
-/// A UUID in text form, of any version and in any case.
+/// A UUID in text form, of any version and in any case. Not by the crate `uuid`: each
+/// request asks this, and the crate uuid takes 1,600 to 3,000 instructions for it.
 pub fn is_uuid(value: &[u8]) -> bool {
     value.len() == LENGTH
         && value.iter().enumerate().all(|(at, byte)| match at {
@@ -78,22 +79,10 @@ pub fn undecided(value: &[u8]) -> Option<Vec<u8>> {
 
 /// A UUIDv4 in lower case, as Envoy generates it: `4` at index 14, which says
 /// "no trace" until Envoy decides.
-pub fn generate(mut random: [u8; 16]) -> [u8; LENGTH] {
-    let [.., version, _, variant, _, _, _, _, _, _, _] = &mut random;
-    *version = (*version & 0x0f) | 0x40;
-    *variant = (*variant & 0x3f) | 0x80;
-    let mut text = [b'-'; LENGTH];
-    let places = (0..LENGTH).filter(|at| !matches!(at, 8 | 13 | 18 | 23));
-    let nibbles = random.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
-    for (at, nibble) in places.zip(nibbles) {
-        if let Some(place) = text.get_mut(at) {
-            *place = if nibble < 10 {
-                b'0' + nibble
-            } else {
-                b'a' + nibble - 10
-            };
-        }
-    }
+pub fn generate(random: [u8; 16]) -> [u8; LENGTH] {
+    let mut text = [0; LENGTH];
+    let id = uuid::Builder::from_random_bytes(random).into_uuid();
+    id.hyphenated().encode_lower(&mut text);
     text
 }
 

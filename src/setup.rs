@@ -3,10 +3,10 @@
 //! that overwrite what it writes. Each is said once in a pod, with the remedy.
 
 use crate::b3::SpanId;
-use crate::check::{Formats, check};
 use crate::config::{Config, Direction};
-use crate::header::{TraceHeaders, Wanted};
+use crate::headers::{TraceHeaders, Wanted};
 use crate::relay::Injection;
+use crate::rules::{Formats, check};
 use crate::store::{IF_MISSING, PREFIX, SharedData};
 
 /// How often the other side's configuration is compared, in milliseconds.

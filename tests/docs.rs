@@ -1,20 +1,22 @@
 //! The tables in README and docs are those of the code. When they are not:
-//! `UPDATE_DOCS=1 cargo test --test docs`.
+//! `make docs`.
 // A test may panic: that is how it fails.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,
+    clippy::panic,
     clippy::string_slice
 )]
 
 mod support;
 
-use b3relay::config::{Config, KEYS};
+use b3relay::config::Config;
 use b3relay::metrics::{FAMILIES, PREFIX};
 use b3relay::relay::Decision;
 use b3relay::rules::{Rule, Severity, remark};
 use serde::Deserialize;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 use support::Vector;
@@ -29,20 +31,94 @@ fn table(head: &[&str], rows: Vec<Vec<String>>) -> String {
     text
 }
 
+/// What `src/config/reference.rs` makes of the types.
+fn schema() -> Value {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/config.schema.json");
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
 fn configuration() -> String {
-    let rows = KEYS.iter().map(|key| {
+    let schema = schema();
+    let keys = schema["properties"].as_object().unwrap().iter();
+    let rows = keys.map(|(name, key)| {
         vec![
-            format!("`{}`", key.name),
-            key.side.label().to_string(),
-            format!("`{}`", key.default),
-            key.allowed.to_string(),
-            key.meaning.to_string(),
+            format!("`{name}`"),
+            kind(key),
+            format!("`{}`", spaced(&key["default"])),
+            allowed(key),
+            text(&key["x-side"]).to_string(),
+            text(&key["description"]).replace("](docs/", "]("),
         ]
     });
     table(
-        &["key", "side", "default", "allowed", "meaning"],
+        &["key", "type", "default", "allowed", "side", "meaning"],
         rows.collect(),
     )
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap()
+}
+
+/// A list as people write it.
+fn spaced(value: &Value) -> String {
+    value.to_string().replace("\",\"", "\", \"")
+}
+
+fn kind(schema: &Value) -> String {
+    if let Some(one_of) = schema["anyOf"].as_array() {
+        let kinds: Vec<String> = one_of.iter().map(kind).collect();
+        return kinds.join(" or ");
+    }
+    match &schema["type"] {
+        Value::String(kind) if kind == "array" => "list of strings".to_string(),
+        Value::String(kind) => kind.to_string(),
+        _ => "string".to_string(),
+    }
+}
+
+/// The words of a schema, each in quotes.
+fn words(schema: &Value) -> Vec<String> {
+    let one_of = schema["oneOf"].as_array().into_iter().flatten();
+    let words = one_of.map(|word| &word["const"]);
+    let words = words.chain(schema["enum"].as_array().into_iter().flatten());
+    let words = words.chain(schema.get("const"));
+    words.map(|word| format!("`{word}`")).collect()
+}
+
+fn allowed(schema: &Value) -> String {
+    if let Some(one_of) = schema["anyOf"].as_array() {
+        let allowed: Vec<String> = one_of.iter().map(allowed).collect();
+        return allowed.join(", or ");
+    }
+    let number = |key: &str| schema.get(key).map(Value::to_string);
+    match schema["type"].as_str().unwrap_or("string") {
+        "boolean" => "`true`, `false`".to_string(),
+        "integer" | "number" => {
+            let (least, most) = (number("minimum").unwrap(), number("maximum").unwrap());
+            format!("{least} to {most}")
+        }
+        "array" => {
+            let length = match (number("minItems"), number("maxItems")) {
+                (Some(least), Some(most)) => format!("{least} to {most}"),
+                (None, Some(most)) => format!("at most {most}"),
+                (Some(least), None) => format!("at least {least}"),
+                (None, None) => panic!("{schema}"),
+            };
+            let items = &schema["items"];
+            let item = match words(items) {
+                words if words.is_empty() => text(&items["description"]).to_string(),
+                words => words.join(", "),
+            };
+            format!("{length}, each: {item}")
+        }
+        "object" => {
+            let rules = schema["properties"].as_object().unwrap();
+            let words = words(&rules["L01"]).join(", ");
+            format!("IDs of [rules](rules.md), each with {words}")
+        }
+        _ => words(schema).join(", "),
+    }
 }
 
 fn metrics() -> String {
@@ -246,16 +322,13 @@ fn check(file: &str, name: &str, table: &str) {
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(&path, format!("{before}{begin}{table}{end}{after}")).unwrap();
     } else {
-        assert_eq!(
-            found, table,
-            "{file} is stale: UPDATE_DOCS=1 cargo test --test docs"
-        );
+        assert_eq!(found, table, "{file} is stale: make docs");
     }
 }
 
 #[test]
 fn tables_are_those_of_the_code() {
-    check("README.md", "configuration", &configuration());
+    check("docs/configuration.md", "configuration", &configuration());
     check("README.md", "metrics", &metrics());
     check("README.md", "decisions", &decisions());
     check("docs/rules.md", "implementations", &implementations());
@@ -306,7 +379,7 @@ fn shipped_configurations_are_good() {
 
 #[test]
 fn the_log_line_in_the_readme_is_a_real_one() {
-    let finding = b3relay::check::Finding {
+    let finding = b3relay::rules::Finding {
         rule: Rule::S01,
         header: "x-b3-traceid",
         value: b"463ac35c9f6413ad48485a3953bb6124",
@@ -338,11 +411,11 @@ fn the_boundary_removes_what_incoming_context_drops() {
     let removed: Vec<&str> = include_str!("../envoyfilter/gateway-boundary.yaml")
         .lines()
         .filter_map(|line| line.trim().strip_prefix("- remove: "))
-        .filter(|name| *name != b3relay::header::REQUEST_ID)
+        .filter(|name| *name != b3relay::headers::REQUEST_ID)
         .collect();
     let trust = include_str!("../docs/trust.md");
     for name in &removed {
-        assert!(b3relay::header::is_context(name.as_bytes()), "{name}");
+        assert!(b3relay::headers::is_context(name.as_bytes()), "{name}");
         assert!(trust.contains(&format!("- remove: {name}\n")), "{name}");
     }
     let listed = trust.lines().filter(|line| line.starts_with("| `"));

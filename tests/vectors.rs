@@ -9,10 +9,10 @@
 
 mod support;
 
-use b3relay::check::{Formats, check};
 use b3relay::config::Direction;
-use b3relay::header::{Pairs, TraceHeaders, Wanted};
+use b3relay::headers::{Pairs, TraceHeaders, Wanted};
 use b3relay::rules::Rule;
+use b3relay::rules::{Formats, check};
 use std::collections::BTreeSet;
 use support::{Headers, Sidecar, Vector, map, only};
 

@@ -17,12 +17,10 @@
 //! its route do not end was misjudged; where that happens often, as in a pod
 //! without CPU time to spare, nothing is believed any more (`MISLED`).
 
-use super::belief::{Cluster, Owner};
+use super::belief::{Cluster, Owner, sort_key};
 use super::exclusive::Exclusive;
 use super::model::{Model, Name, Place};
 use super::text::Token;
-use ordered_float::OrderedFloat;
-use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 /// Requests in flight that are tracked at most.
@@ -425,7 +423,7 @@ impl Tracker {
                 }
             }
         }
-        candidates.sort_by_cached_key(|candidate| Reverse(OrderedFloat(candidate.weight())));
+        candidates.sort_by_cached_key(|candidate| !sort_key(candidate.weight()));
         let total: f64 = candidates.iter().map(Candidate::weight).sum::<f64>() + background;
         // What the belief may be wrong about.
         let others = candidates.iter().skip(1);
@@ -455,7 +453,7 @@ impl Tracker {
         for (_, share) in &mut judged {
             *share *= found;
         }
-        judged.sort_by_cached_key(|(_, share)| Reverse(OrderedFloat(*share)));
+        judged.sort_by_cached_key(|(_, share)| !sort_key(*share));
         for (candidate, share) in &judged {
             if let Some(request) = self.request_mut(candidate.request) {
                 // Where there is nobody else but the background, less will do.

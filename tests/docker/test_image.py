@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,24 @@ def test_page() -> None:
             pushed += 1
             assert fetched(image[1]) == MODULE
     assert pushed == 2
+
+
+def test_layout_of_a_release(tmp_path: Path) -> None:
+    """Both images of it, pushed as docs/release.md says, under the digest that the
+    manifests of a release name."""
+    spec = spec_from_file_location("images", ROOT / "release" / "images.py")
+    assert spec and spec.loader
+    images = module_from_spec(spec)
+    spec.loader.exec_module(images)
+    layout, digest = images.layout(wasm_path().read_bytes(), "0.1.0", 0, oras())
+    path = tmp_path / "oci.tar"
+    path.write_bytes(layout)
+    for tag in ("0.1.0", "0.1.0-artifact"):
+        image = f"{REGISTRY}/release:{tag}"
+        told = run(oras(), "cp", "--no-tty", "--from-oci-layout", f"{path}:{tag}", image)
+        assert (f"Digest: sha256:{digest}" in told) == (tag == "0.1.0")
+        assert fetched(image) == MODULE
+    assert fetched(f"{REGISTRY}/release@sha256:{digest}") == MODULE
 
 
 @pytest.fixture

@@ -28,19 +28,19 @@ def test_good(config: str | None) -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ('{"mod": "repair"}', "configuration key `mod` is not known; known keys are mode, "),
+        ('{"mod": "repair"}', "configuration key `mod`: not known, allowed: `mode`, "),
         (
             '{"mode": "watch"}',
             'configuration key `mode`: found "watch", '
-            'allowed: "observe", "repair" or "enforce"',
+            'allowed: "observe", "repair" or "enforce" (line 1 column 16)',
         ),
         (
             '{"capacity": 1000000}',
             "configuration key `capacity`: found 1000000, "
-            "allowed: a whole number from 64 to 65536",
+            "allowed: a whole number from 64 to 65536 (line 1 column 20)",
         ),
         ('{"relay": true', "configuration: EOF while parsing an object at line 1 column 14"),
-        ("[]", "configuration: found [], allowed: a JSON object such as "),
+        ("[]", "configuration: found a list, allowed: a JSON object such as "),
     ],
 )
 def test_bad(config: str, reason: str) -> None:

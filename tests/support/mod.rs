@@ -3,7 +3,7 @@
 
 use b3relay::config::{Config, Direction};
 use b3relay::filter::{Filter, Host, Outcome, WorkerState};
-use b3relay::header::{Pairs, serialize};
+use b3relay::headers::{Pairs, serialize};
 use b3relay::metrics::Counter;
 use b3relay::relay::Decision;
 use b3relay::store::{InMemory, NotSet, SharedData, Ticket};

@@ -6,8 +6,7 @@ use super::cells::{ANYWHERE, IDLE, MIXED_CELLS, SPARSE_OWN, around, count, get, 
 use super::kind::{Begun, Kind};
 use super::route::Pair;
 use super::solo::Solo;
-use ordered_float::OrderedFloat;
-use std::cmp::Reverse;
+use crate::attribution::belief::sort_key;
 
 /// Odds from which on a kind is known to be made by requests. A background passes them
 /// with a probability of one to this number.
@@ -203,7 +202,7 @@ impl Exclusive {
         let known: f32 = cells.iter().map(|(_, time)| time).sum();
         let mut quiet = (0.0, (get(&self.sums, 0) - known).max(0.0));
         // The lowest rate first.
-        cells.sort_by_cached_key(|(calls, time)| Reverse(OrderedFloat(-f64::from(calls / time))));
+        cells.sort_by_cached_key(|(calls, time)| sort_key(f64::from(calls / time)));
         for (calls, time) in cells {
             if quiet.1 >= half {
                 break;

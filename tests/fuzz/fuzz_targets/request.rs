@@ -5,9 +5,9 @@
 #[path = "../../support/mod.rs"]
 mod support;
 
-use b3relay::check::check;
+use b3relay::rules::check;
 use b3relay::config::Direction;
-use b3relay::header::{Pairs, TraceHeaders, Wanted};
+use b3relay::headers::{Pairs, TraceHeaders, Wanted};
 use b3relay::relay::{Decision, StoredContext, newest};
 use libfuzzer_sys::fuzz_target;
 use support::{Headers, Sidecar, map};
@@ -94,8 +94,8 @@ fuzz_target!(|input: &[u8]| {
             let again = map(&call.headers);
             let again = TraceHeaders::read(Pairs::new(&again), &Wanted::default());
             let broken = check(&again).findings;
-            let rewritten = |f: &b3relay::check::Finding<'_>| f.rule.repair().rewrites();
-            let about_b3 = |f: &b3relay::check::Finding<'_>| f.header != "x-request-id";
+            let rewritten = |f: &b3relay::rules::Finding<'_>| f.rule.repair().rewrites();
+            let about_b3 = |f: &b3relay::rules::Finding<'_>| f.header != "x-request-id";
             assert!(
                 !broken.iter().any(|f| rewritten(f) && about_b3(f)),
                 "{broken:?}"

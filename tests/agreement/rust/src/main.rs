@@ -8,9 +8,9 @@
 #[path = "../../../support/mod.rs"]
 mod support;
 
-use b3relay::check::check;
+use b3relay::rules::check;
 use b3relay::config::Direction;
-use b3relay::header::{Pairs, TraceHeaders, Wanted};
+use b3relay::headers::{Pairs, TraceHeaders, Wanted};
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry::trace::TraceContextExt;
 #[allow(deprecated)] // with the exporter; it is still the B3 propagator

@@ -1,0 +1,264 @@
+//! A plugin: its root context, and what its streams on one worker have in common.
+
+use super::envoy::Envoy;
+use super::host_calls::{self, Failure};
+use super::stream::{Idle, Stream};
+use crate::config::{Config, Direction};
+use crate::filter::{Filter, Host, Outcome, REPORT, WorkerState};
+use crate::headers::Edit;
+use crate::metrics::Counter;
+use crate::relay::Decision;
+use crate::report::{self, RateLimit};
+use crate::rules::Severity;
+use crate::setup::{self, Setup};
+use crate::store;
+use proxy_wasm::traits::{Context, HttpContext, RootContext};
+use proxy_wasm::types::{ContextType, MapType};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// How often Envoy calls [`RootContext::on_tick`], in milliseconds.
+const TICK_MS: u32 = 1000;
+/// A plugin that has not ticked for so long is gone.
+const AT_WORK_MS: u64 = 5 * TICK_MS as u64;
+
+thread_local! {
+    /// What the plugins of this VM remember together: inbound and outbound meet here.
+    /// Envoy has a VM on each worker thread.
+    static MEMORY: Rc<RefCell<WorkerState>> = Rc::new(RefCell::new(WorkerState::open(&Envoy, Envoy.seed())));
+}
+
+/// The root context: one for each plugin configuration. Without a plugin until it is
+/// configured, and if its configuration is bad.
+#[derive(Default)]
+pub(super) struct Root(Option<Rc<Plugin>>);
+
+impl Context for Root {}
+
+impl RootContext for Root {
+    /// False to refuse the configuration.
+    fn on_configure(&mut self, _: usize) -> bool {
+        // No configuration at all is not found, and is the default.
+        let configuration = match host_calls::plugin_configuration() {
+            Ok(configuration) => configuration,
+            Err(Failure::NOT_FOUND) => Vec::new(),
+            Err(Failure(status)) => {
+                log::error!("configuration: cannot be read (status {status})");
+                return false;
+            }
+        };
+        match Config::parse(&configuration) {
+            Ok(config) => {
+                self.0 = Some(Rc::new(Plugin::start(config)));
+                true
+            }
+            Err(error) => {
+                log::error!("{error}");
+                let idle = !has_fallback();
+                if idle {
+                    log::error!("configuration: nothing is done until it is corrected");
+                }
+                idle
+            }
+        }
+    }
+
+    fn on_tick(&mut self) {
+        if let Some(plugin) = &self.0 {
+            plugin.tick();
+        }
+    }
+
+    fn create_http_context(&self, _: u32) -> Option<Box<dyn HttpContext>> {
+        Some(match &self.0 {
+            Some(plugin) => Box::new(Stream::new(plugin.clone())),
+            None => Box::new(Idle),
+        })
+    }
+
+    fn get_type(&self) -> Option<ContextType> {
+        Some(ContextType::HttpContext)
+    }
+}
+
+/// Envoy has another answer where a plugin is refused. Not so for Istio's WasmPlugin
+/// and TrafficExtension, unless one is at work: without any, Envoy would answer every
+/// request with 500, `FAIL_OPEN` or not.
+fn has_fallback() -> bool {
+    extension().is_none_or(|key| {
+        let since = host_calls::shared_data(&key)
+            .ok()
+            .and_then(|(at, _)| at.try_into().ok());
+        // Saturating: the clock of the machine may be set back.
+        since.is_some_and(|at| Envoy.now_ms().saturating_sub(u64::from_le_bytes(at)) < AT_WORK_MS)
+    })
+}
+
+/// The key under which a plugin announces that it is at work, if it comes as a WasmPlugin
+/// or a TrafficExtension. Istio names those by namespace and name, with a dot between.
+fn extension() -> Option<Vec<u8>> {
+    let name = host_calls::property(b"plugin_name").ok()?;
+    let is_extension = name.contains(&b'.');
+    is_extension.then(|| [store::PREFIX, b"at-work/", &name].concat())
+}
+
+/// What the streams of one plugin on one worker have in common.
+pub(super) struct Plugin {
+    pub(super) filter: Filter,
+    pub(super) memory: Rc<RefCell<WorkerState>>,
+    pub(super) setup: RefCell<Setup>,
+    /// Where it announces that it is at work; see [`has_fallback`].
+    extension: Option<Vec<u8>>,
+    /// Few enough to look through: no name is built for a counter that is known.
+    metrics: RefCell<Vec<(Counter, u32)>>,
+    log: RefCell<RateLimit>,
+    /// Of the inbound side; `None` until a request has come.
+    is_before_router: Cell<Option<bool>>,
+}
+
+impl Plugin {
+    fn start(config: Config) -> Self {
+        let log = RefCell::new(RateLimit::new(config.log_lines_per_minute.get()));
+        let plugin = Self {
+            filter: Filter::new(config),
+            memory: MEMORY.with(Rc::clone),
+            setup: RefCell::default(),
+            extension: extension(),
+            metrics: RefCell::default(),
+            log,
+            is_before_router: Cell::default(),
+        };
+        // Counters that exist from the start read 0 until something happens.
+        for decision in Decision::ALL {
+            plugin.metric(Counter::Calls(*decision));
+        }
+        for counter in [Counter::Remembered, Counter::RequestIds, Counter::Evicted] {
+            plugin.metric(counter);
+        }
+        plugin.announce();
+        plugin.ok(host_calls::set_tick_period(TICK_MS));
+        if let Some(problem) = setup::without_labels(&Envoy, Envoy.labels()) {
+            log::warn!("{}", problem.text);
+        }
+        plugin
+    }
+
+    fn tick(&self) {
+        let memory = &mut *self.memory.borrow_mut();
+        memory.tick(&Envoy);
+        self.announce();
+        let now_ms = Envoy.now_ms();
+        let has_workers = || !memory.store.workers(&Envoy, now_ms).is_empty();
+        let mut setup = self.setup.borrow_mut();
+        for problem in setup.tick(&Envoy, &self.filter.config, now_ms, has_workers) {
+            log::warn!("{}", problem.text);
+            if let Some(key) = problem.key {
+                self.count(Counter::Misconfigured(key));
+            }
+        }
+    }
+
+    /// See [`has_fallback`].
+    fn announce(&self) {
+        if let Some(key) = &self.extension {
+            let now = Envoy.now_ms().to_le_bytes();
+            self.ok(host_calls::set_shared_data(key, &now, 0));
+        }
+    }
+
+    fn metric(&self, counter: Counter) -> Option<u32> {
+        let counter = counter.without_amount();
+        let mut metrics = self.metrics.borrow_mut();
+        if let Some((_, id)) = metrics.iter().find(|(known, _)| *known == counter) {
+            return Some(*id);
+        }
+        let id = host_calls::define_counter(&counter.stat_name()).ok()?;
+        metrics.push((counter, id));
+        Some(id)
+    }
+
+    pub(super) fn count(&self, counter: Counter) {
+        if let Some(id) = self.metric(counter) {
+            let _ = host_calls::increment(id, counter.amount());
+        }
+    }
+
+    /// What a host call returned. A failure is counted, and the request goes on.
+    pub(super) fn ok<T>(&self, result: Result<T, Failure>) -> Option<T> {
+        if result.is_err() {
+            self.count(Counter::HostErrors);
+        }
+        result.ok()
+    }
+
+    /// An upstream filter knows the address of the upstream, one before the router does
+    /// not yet (seen with Envoy 1.36 and 1.40).
+    pub(super) fn is_before_router(&self) -> bool {
+        self.is_before_router.get().unwrap_or_else(|| {
+            let is = host_calls::property(b"upstream\0address").is_err();
+            self.is_before_router.set(Some(is));
+            is
+        })
+    }
+
+    /// As configured, or as the listener's `traffic_direction`.
+    pub(super) fn direction(&self) -> Option<Direction> {
+        if self.filter.config.direction.is_some() {
+            return self.filter.config.direction;
+        }
+        // envoy.config.core.v3.TrafficDirection, as a 64-bit integer.
+        let property = host_calls::property(b"xds\0listener_direction").ok()?;
+        match u64::from_le_bytes(property.try_into().ok()?) {
+            1 => Some(Direction::Inbound),
+            2 => Some(Direction::Outbound),
+            _ => None,
+        }
+    }
+
+    /// Counts what was found and done, and logs what was found.
+    pub(super) fn report(&self, outcome: &Outcome<'_>, direction: Option<Direction>) {
+        for counter in &outcome.counters {
+            self.count(*counter);
+        }
+        for finding in &outcome.findings {
+            self.count(Counter::Findings(finding.rule, direction));
+            let severity = self.filter.config.severity(finding.rule);
+            let Some(severity @ (Severity::Warn | Severity::Error)) = severity else {
+                continue;
+            };
+            if let Some(suppressed) = self.log.borrow_mut().take(Envoy.now_ms()) {
+                let line = report::line(finding, severity, direction);
+                match suppressed {
+                    0 => log::warn!("{line}"),
+                    _ => {
+                        log::warn!("{line} ({suppressed} lines before this one left out)")
+                    }
+                }
+            }
+        }
+    }
+
+    /// Answers the request if the outcome has a reply. True if Envoy sends it.
+    pub(super) fn reply(&self, outcome: &Outcome<'_>) -> bool {
+        let Some(reply) = &outcome.reply else {
+            return false;
+        };
+        let mut headers = vec![("content-type", "text/plain")];
+        let report = outcome.response_report.as_deref();
+        headers.extend(report.map(|report| (REPORT, report)));
+        self.ok(host_calls::reply(reply.status, &headers, &reply.body))
+            .is_some()
+    }
+
+    /// Writes the outcome's edits onto the request.
+    pub(super) fn edit(&self, outcome: &Outcome<'_>) {
+        let map = MapType::HttpRequestHeaders;
+        for edit in &outcome.edits {
+            self.ok(match edit {
+                Edit::Set(name, value) => host_calls::replace_header(map, name, value),
+                Edit::Add(name, value) => host_calls::add_header(map, name, value),
+                Edit::Remove(name) => host_calls::remove_header(map, name),
+            });
+        }
+    }
+}

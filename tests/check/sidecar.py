@@ -1,0 +1,198 @@
+"""A sidecar as check.sh meets it: a real Envoy, with the shipped EnvoyFilter put into its
+listeners as Istio does, its extensions apart from them, and what it says of itself."""
+
+import json
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mesh import envoy
+from mesh.envoy import Common, Config, Envoy, Tracer
+from mesh.mesh import ROOT, wasm_path
+from mesh.ports import HOST, free_port
+from mesh.procs import Processes
+
+MANIFEST = ROOT / "envoyfilter" / "sidecars" / "envoyfilter.yaml"
+MODULE = "/etc/b3relay/plugin.wasm"
+TAGS = ("action", "decision", "direction", "key", "reason", "rule")
+# What check.sh asks of a sidecar.
+PAGES = (
+    "stats?filter=b3relay|update_rejected|config_fail",
+    "stats/prometheus?filter=b3relay",
+    "config_dump?resource=static_listeners",
+)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a sidecar is, and what it has been through."""
+
+    filter: bool = True
+    module: Path = field(default_factory=wasm_path)
+    # Keys of the plugin's configuration, besides `direction`.
+    outbound: dict[str, object] = field(default_factory=dict)
+    inbound: dict[str, object] = field(default_factory=dict)
+    client_spans: bool = False
+    tracer: Tracer = "zipkin"
+    # Per cent.
+    sampling: float = 100
+    tags: Sequence[str] = TAGS
+    clicks: int = 3
+    # Headers of the call that the application copies from its request.
+    forwards: tuple[str, ...] = ("x-request-id",)
+    # Requests at a time.
+    at_once: int = 1
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the sidecar answers, by the path that is asked for; and its log."""
+
+    pages: dict[str, str]
+    log: str
+
+
+def managers(config: Config) -> dict[str, Config]:
+    return {
+        listener["traffic_direction"]: listener["filter_chains"][0]["filters"][0]["typed_config"]
+        for listener in config["static_resources"]["listeners"]
+    }
+
+
+def bootstrap(setup: Setup, directory: Path, app: int, callee: int) -> Config:
+    common = Common(
+        collector=(HOST, callee),
+        tracer=setup.tracer,
+        client_spans=setup.client_spans,
+        extra_stat_tags=setup.tags,
+    )
+    config = envoy.sidecar(
+        common,
+        "front",
+        admin_port=free_port(),
+        inbound_port=free_port(),
+        outbound_port=free_port(),
+        app_port=app,
+        callees={"orders": callee},
+    )
+    for manager in managers(config).values():
+        if tracing := manager.get("tracing"):
+            tracing["random_sampling"] = {"value": setup.sampling}
+    if setup.filter:
+        _attach(config, setup, directory)
+    return config
+
+
+def _attach(config: Config, setup: Setup, directory: Path) -> None:
+    """As Istio applies the EnvoyFilter; the extensions come from files, not from Istio."""
+    (shipped,) = yaml.safe_load_all(MANIFEST.read_text())
+    for patch in shipped["spec"]["configPatches"]:
+        value = patch["patch"]["value"]
+        side = patch["match"]["context"].removeprefix("SIDECAR_")
+        filters = managers(config)[side]["http_filters"]
+        if patch["applyTo"] == "EXTENSION_CONFIG":
+            _extension(value, setup, directory)
+        elif side == "OUTBOUND":
+            filters.insert(0, _from_file(value, directory))
+        else:
+            upstream = value["typed_config"]["upstream_http_filters"]
+            value["typed_config"]["upstream_http_filters"] = [
+                _from_file(one, directory) if "config_discovery" in one else one for one in upstream
+            ]
+            filters[-1]["typed_config"].update(value["typed_config"])
+
+
+def _from_file(filter_: Config, directory: Path) -> Config:
+    path = {"path": str(directory / f"{filter_['name']}.yaml")}
+    source = filter_["config_discovery"]["config_source"]
+    del source["ads"]
+    source["path_config_source"] = path
+    return filter_
+
+
+def _extension(value: Config, setup: Setup, directory: Path) -> None:
+    config = value["typed_config"]["config"]
+    more = setup.outbound if value["name"].endswith("outbound") else setup.inbound
+    told = {**json.loads(config["configuration"]["value"]), **more}
+    config["configuration"]["value"] = json.dumps(told)
+    config["vm_config"]["code"]["local"]["filename"] = str(setup.module)
+    resource = {"@type": "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig", **value}
+    answer = {"version_info": "1", "resources": [resource]}
+    (directory / f"{value['name']}.yaml").write_text(yaml.safe_dump(answer))
+
+
+@contextmanager
+def application(outbound: int, forwards: tuple[str, ...]) -> Iterator[int]:
+    """Serves requests, with a call for each; the port. It is the callee as well."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.startswith("/front"):
+                copied = {name: self.headers[name] for name in forwards if self.headers[name]}
+                call = HTTPConnection(HOST, outbound, timeout=20)
+                call.request("GET", "/orders", headers={"Host": "orders", **copied})
+                call.getresponse().read()
+                call.close()
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer((HOST, 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def click(port: int, count: int) -> None:
+    for _ in range(count):
+        client = HTTPConnection(HOST, port, timeout=20)
+        client.request("GET", "/front", headers={"x-request-id": str(uuid.uuid4())})
+        assert client.getresponse().status == 200
+        client.close()
+
+
+def record(setup: Setup) -> Recorded:
+    """Start such a sidecar, click, and note what it says of itself."""
+    with Processes() as processes:
+        ports: dict[str, int] = {"outbound": 0}
+        outbound = free_port()
+        with application(outbound, setup.forwards) as app:
+            config = bootstrap(setup, processes.directory, app, app)
+            for listener in config["static_resources"]["listeners"]:
+                if listener["traffic_direction"] == "OUTBOUND":
+                    listener["address"]["socket_address"]["port_value"] = outbound
+                else:
+                    ports["inbound"] = listener["address"]["socket_address"]["port_value"]
+            running = Envoy(processes, "front", config)
+            running.start()
+            processes.wait_ready({running.process: running.ready})
+            users = [
+                threading.Thread(target=click, args=(ports["inbound"], setup.clicks))
+                for _ in range(setup.at_once)
+            ]
+            for user in users:
+                user.start()
+            for user in users:
+                user.join()
+            time.sleep(1.5)  # what is counted on a tick
+            pages: dict[str, Any] = {page: running.admin(f"/{page}") for page in PAGES}
+            return Recorded(pages, running.log())

@@ -1,0 +1,308 @@
+"""envoyfilter/check.sh on what goes wrong for users. The sidecars are real Envoys; what
+kubectl answers beside them is made of objects as a cluster has them."""
+
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from check.cluster import (
+    ROOT_NAMESPACE,
+    SCRIPT,
+    Cluster,
+    Said,
+    check,
+    config_map,
+    from_image,
+    pod,
+    shipped,
+    telemetry,
+)
+from check.sidecar import MODULE, Recorded, Setup, record
+
+IMAGE = "oci://registry.example.com/b3relay:0.1.0"
+
+SETUPS = {
+    "right": Setup(),
+    "before": Setup(filter=False),
+    "no clicks": Setup(clicks=0),
+    "no file": Setup(module=Path(MODULE)),
+    "refused outbound": Setup(outbound={"modus": "repair"}),
+    "client spans": Setup(client_spans=True),
+    "not traced": Setup(tracer="none"),
+    "one per cent": Setup(sampling=1),
+    "none sampled": Setup(sampling=0),
+    "opentelemetry": Setup(tracer="opentelemetry"),
+    "both forms": Setup(tracer="zipkin+w3c"),
+    "no labels": Setup(tags=()),
+    "nothing forwarded": Setup(
+        forwards=(), outbound={"attribution": "off"}, inbound={"attribution": "off"}
+    ),
+    "two configurations": Setup(outbound={"copy_headers": ["x-tenant"]}),
+}
+
+
+@cache
+def sidecar(name: str) -> Recorded:
+    return record(SETUPS[name])
+
+
+def cluster(name: str = "right") -> Cluster:
+    return Cluster(sidecars={"front-1": sidecar(name)})
+
+
+def wrong(said: Said, *parts: str) -> None:
+    """It says so in as many lines, each with its remedy, and in its exit status."""
+    found = said.lines("WRONG")
+    assert len(found) == len(parts), said.text + said.errors
+    for part in parts:
+        assert any(part in line for line in found), f"{part}: {said.text}"
+    assert said.exit_code == 1
+    assert said.text.endswith(f"\nWrong: {len(parts)}.\n")
+
+
+def right(said: Said) -> None:
+    assert said.lines("WRONG") == [], said.text
+    assert (said.exit_code, said.errors) == (0, ""), said.text
+    assert said.text.endswith("\nAll right.\n")
+
+
+def test_all_is_right(tmp_path: Path) -> None:
+    said = check(cluster(), tmp_path)
+    right(said)
+    assert said.lines("note") == []
+    for part in (
+        "form: EnvoyFilter shop/b3relay, file /etc/b3relay/plugin.wasm",
+        "module: ConfigMap b3relay, key plugin.wasm",
+        "front-1: the module is mounted",
+        "front-1: inbound, 3 requests seen",
+        "front-1: outbound, 3 calls seen",
+        "front-1: traces by B3 (zipkin)",
+        "front-1: 100 % of the traces are sampled",
+        "front-1: client spans are off",
+        "3 copied: calls got the context of their request",
+    ):
+        assert part in said.text, said.text
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("opentelemetry", "traceparent (opentelemetry)"),
+        ("both forms", "B3 and traceparent (zipkin)"),
+    ],
+)
+def test_forms_of_a_context(name: str, form: str, tmp_path: Path) -> None:
+    said = check(cluster(name), tmp_path)
+    right(said)
+    assert f"front-1: traces by {form}" in said.text
+
+
+def test_a_classic_sidecar(tmp_path: Path) -> None:
+    state = cluster().without("Pod").put(pod("front-1", native=False))
+    right(check(state, tmp_path))
+
+
+def test_nothing_was_applied(tmp_path: Path) -> None:
+    state = cluster("before").without("EnvoyFilter").without("ConfigMap").without("Telemetry")
+    said = check(state, tmp_path)
+    wrong(said, "form: nothing of b3relay in shop or istio-system", "no listener has a place")
+
+
+def test_the_module_is_not_mounted(tmp_path: Path) -> None:
+    state = cluster("no file").without("Pod").put(pod("front-1", mounted=False))
+    said = check(state, tmp_path)
+    wrong(
+        said,
+        "front-1: the module is not mounted",
+        "not loaded, on either side: rejected: Invalid path",
+    )
+    assert "--patch-file envoyfilter/mount.yaml" in said.text
+
+
+def test_the_config_map_is_missing(tmp_path: Path) -> None:
+    said = check(cluster("no file").without("ConfigMap"), tmp_path)
+    wrong(said, "not loaded, on either side: rejected: Invalid path: /etc/b3relay/plugin.wasm")
+    assert "note   module: no ConfigMap b3relay in shop" in said.text
+    assert "the ConfigMap must be there before the pod starts" in said.text
+
+
+def test_the_config_map_has_another_key(tmp_path: Path) -> None:
+    state = cluster("no file").without("ConfigMap").put(config_map("b3relay.wasm"))
+    wrong(check(state, tmp_path), "has no key plugin.wasm", "not loaded, on either side")
+
+
+def test_a_refused_configuration(tmp_path: Path) -> None:
+    said = check(cluster("refused outbound"), tmp_path)
+    wrong(
+        said,
+        "outbound, no calls seen, and the sidecar says: configuration key `modus` is not known",
+    )
+    assert "do: correct the configuration" in said.text
+    assert "front-1: inbound, 3 requests seen" in said.text
+
+
+def test_an_image_that_cannot_be_fetched(tmp_path: Path) -> None:
+    """What the agent logs of it, and an Envoy without the extension."""
+    missing = sidecar("no file")
+    log = (
+        "2026-11-26T12:00:00Z\terror\twasm\tcannot fetch Wasm module b3relay.outbound: "
+        "could not fetch Wasm OCI image: MANIFEST_UNKNOWN: manifest unknown\n"
+    )
+    state = cluster().without("EnvoyFilter").without("ConfigMap")
+    state.put(from_image(shipped("sidecars/envoyfilter.yaml"), IMAGE))
+    state.sidecars["front-1"] = Recorded(missing.pages, log)
+    said = check(state, tmp_path)
+    wrong(said, "not loaded, on either side: ")
+    assert f"form: EnvoyFilter shop/b3relay, image {IMAGE}" in said.text
+    assert "correct the name of the image" in said.text
+    assert "mounted" not in said.text
+
+
+def test_client_spans_are_on(tmp_path: Path) -> None:
+    said = check(cluster("client spans").without("Telemetry"), tmp_path)
+    wrong(said, "front-1: client spans are on, and overwrite what b3relay copies (seen of 3 calls)")
+
+
+def test_requests_are_not_traced(tmp_path: Path) -> None:
+    said = check(cluster("not traced"), tmp_path)
+    wrong(said, "front-1: requests are not traced")
+
+
+def test_no_trace_is_sampled(tmp_path: Path) -> None:
+    wrong(check(cluster("none sampled"), tmp_path), "front-1: 0 % of the traces are sampled")
+
+
+def test_few_traces_are_sampled(tmp_path: Path) -> None:
+    said = check(cluster("one per cent"), tmp_path)
+    right(said)
+    assert "note   front-1: 1 % of the traces are sampled: most clicks leave none" in said.text
+
+
+def test_labels_are_not_taken_apart(tmp_path: Path) -> None:
+    said = check(cluster("no labels"), tmp_path)
+    right(said)
+    assert "note   front-1: labels are parts of names in Prometheus" in said.text
+
+
+def test_the_application_forwards_nothing(tmp_path: Path) -> None:
+    said = check(cluster("nothing forwarded"), tmp_path)
+    right(said)
+    assert "3 no_key: calls carried nothing" in said.text or "3 unknown: calls named" in said.text
+
+
+def test_the_two_filters_differ(tmp_path: Path) -> None:
+    wrong(
+        check(cluster("two configurations"), tmp_path),
+        "the two filters hold `copy_headers` differently",
+    )
+
+
+def test_two_forms_for_a_pod(tmp_path: Path) -> None:
+    twice = sidecar("right")
+    page = "config_dump?resource=static_listeners"
+    # As Envoy prints a chain that Istio has put the filter into twice.
+    place = '"name": "b3relay.outbound",\n            "config_discovery": {'
+    listeners = "\n".join(line.strip() for line in twice.pages[page].splitlines())
+    place = '"name": "b3relay.outbound",\n"config_discovery": {'
+    assert listeners.count(place) == 1
+    pages = {**twice.pages, page: listeners.replace(place, f"{place}\n}},\n{place}")}
+    state = cluster().put(shipped("sidecars/envoyfilter.yaml", ROOT_NAMESPACE))
+    state.sidecars["front-1"] = Recorded(pages, twice.log)
+    said = check(state, tmp_path)
+    wrong(said, "front-1: the filter is there twice")
+    assert "note   form: more than one" in said.text
+
+
+def test_two_telemetries_without_a_selector(tmp_path: Path) -> None:
+    state = cluster().put(telemetry("older", tracing=[{"providers": [{"name": "zipkin"}]}]))
+    state.put(telemetry("for-one", selector={"matchLabels": {"app": "front"}}))
+    said = check(state, tmp_path)
+    wrong(said, "telemetry: b3relay-no-client-spans older have no selector")
+    assert "for-one" not in said.text
+
+
+def test_a_plugin_that_fails_closed(tmp_path: Path) -> None:
+    plugin = shipped("wasmplugin/wasmplugin.yaml")
+    del plugin["spec"]["failStrategy"]
+    state = cluster().without("EnvoyFilter").put(plugin)
+    said = check(state, tmp_path)
+    wrong(said, "form: WasmPlugin shop/b3relay has not failStrategy FAIL_OPEN")
+    assert f"form: WasmPlugin shop/b3relay, image {IMAGE}" in said.text
+
+
+def test_pods_without_a_sidecar(tmp_path: Path) -> None:
+    state = cluster().without("Pod").put(pod("front-1", sidecar=False))
+    said = check(state, tmp_path)
+    wrong(said, "pods: front-1 without a sidecar", "pods: none in shop is running with a sidecar")
+
+
+def test_old_pods_are_left_out(tmp_path: Path) -> None:
+    """Their logs say what is no longer so."""
+    said = check(cluster().put(pod("front-0", mounted=False, ending=True)), tmp_path)
+    right(said)
+    assert "note   pods: front-0 still terminating" in said.text
+
+
+def test_no_clicks_yet(tmp_path: Path) -> None:
+    said = check(cluster("no clicks"), tmp_path)
+    right(said)
+    assert "inbound, no requests seen so far: make a click" in said.text
+    assert "outbound, no calls seen so far: make a click" in said.text
+
+
+def test_a_sidecar_that_does_not_answer(tmp_path: Path) -> None:
+    said = check(cluster().put(pod("silent-1")), tmp_path)
+    wrong(said, "silent-1: its sidecar does not answer: error: unable to upgrade connection")
+
+
+def test_pods_that_are_named(tmp_path: Path) -> None:
+    said = check(cluster().put(pod("silent-1")), tmp_path, "shop", "front-1")
+    right(said)
+
+
+def test_what_istioctl_finds_is_said(tmp_path: Path) -> None:
+    state = cluster()
+    state.analysis = (
+        "Warning [IST0151] (EnvoyFilter shop/b3relay) This EnvoyFilter exposes internal implementation details\n"
+        'Error [IST0101] (VirtualService shop/front) Referenced host not found: "other"\n'
+    )
+    said = check(state, tmp_path)
+    right(said)
+    assert said.lines("note") == [
+        'note   istioctl analyze: Error [IST0101] (VirtualService shop/front) Referenced host not found: "other"'
+    ]
+
+
+def test_it_does_without_istioctl(tmp_path: Path) -> None:
+    said = check(cluster(), tmp_path, istioctl=False)
+    right(said)
+    assert "note   istioctl is missing" in said.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("elsewhere",), "no namespace elsewhere, or no cluster: Error from server (NotFound)"),
+        (("shop", "no-such-pod"), "no running pod no-such-pod with a sidecar in shop"),
+        (("--help",), "check.sh NAMESPACE [POD...]"),
+        ((), "no namespace"),
+    ],
+)
+def test_it_could_not_look(arguments: tuple[str, ...], why: str, tmp_path: Path) -> None:
+    said = check(
+        cluster("no clicks").without("Namespace" if not arguments else ""), tmp_path, *arguments
+    )
+    assert said.exit_code == 2
+    assert why in said.errors
+    assert "All right" not in said.text
+
+
+def test_shellcheck() -> None:
+    """As a script for any POSIX shell, which its first line says."""
+    shellcheck = Path(sys.executable).parent / "shellcheck"
+    scripts = [SCRIPT, SCRIPT.parent.parent / ".ci" / "run"]
+    done = subprocess.run([shellcheck, *scripts], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,50 @@
+"""What check.sh gets from Kubernetes' own kubectl is what tests/check answers in its place."""
+
+from pathlib import Path
+
+import pytest
+
+from check.api import serving
+from check.cluster import Cluster, check, config_map, pod, shipped, telemetry
+from check.sidecar import PAGES, Recorded
+from istio.tools import istio
+
+
+def states() -> dict[str, Cluster]:
+    plugins = [
+        shipped("wasmplugin/wasmplugin.yaml"),
+        shipped("trafficextension/trafficextension.yaml"),
+    ]
+    every = Cluster(unknown_kinds=()).put(
+        *plugins,
+        telemetry("older", tracing=[{"providers": [{"name": "zipkin"}]}]),
+        telemetry("for-one", selector={"matchLabels": {"app": "front", "version": "v1"}}),
+        pod("front-0", mounted=False, ending=True),
+        pod("front-2", native=False),
+        pod("bare-1", sidecar=False),
+        shipped("sidecars/envoyfilter.yaml", "istio-system"),
+    )
+    return {
+        "every": every,
+        "nothing": Cluster([{"kind": "Namespace", "metadata": {"name": "shop"}}], unknown_kinds=()),
+        "no namespace": Cluster([], unknown_kinds=()),
+        "no map": Cluster(unknown_kinds=()).without("ConfigMap"),
+        "another key": Cluster(unknown_kinds=())
+        .without("ConfigMap")
+        .put(config_map("b3relay.wasm")),
+    }
+
+
+@pytest.mark.parametrize("name", states())
+def test_kubectl_answers_the_same(name: str, tmp_path: Path) -> None:
+    state = states()[name]
+    empty = Recorded(dict.fromkeys(PAGES, ""), "")
+    state.sidecars = {"front-1": empty, "front-2": empty}
+    said = []
+    with serving(state.objects) as address:
+        for real in (None, (istio().binary("kubectl"), address)):
+            directory = tmp_path / ("fake" if real is None else "real")
+            directory.mkdir()
+            said.append(check(state, directory, real=real))
+    fake, real_ = said
+    assert (real_.exit_code, real_.text) == (fake.exit_code, fake.text), real_.errors
