@@ -12,7 +12,7 @@ use crate::key::{self, Key};
 use crate::mesh_hosts::Routes;
 use crate::metrics::{Counter, direction_label};
 use crate::relay::{
-    self, CallPlan, Decision, Injection, Match, Named, StoredContext, Tracer, W3cState,
+    self, CallPlan, Decision, Injection, Match, SpanRefs, StoredContext, Tracer, W3cState,
 };
 use crate::request_id;
 use crate::rules::{Extracted, Finding, Formats, check};
@@ -148,14 +148,14 @@ impl Request<'_> {
     fn take_newest(&mut self, memory: &mut WorkerState) {
         memory.tracer = Tracer::shown(&self.headers, &self.checked).or(memory.tracer);
         self.newest = relay::newest(&self.checked, memory.tracer);
-        let (b3, received) = self.newest;
+        let (b3, w3c_state) = self.newest;
         if !self.checked.b3.is_empty() {
-            if received == W3cState::Current && self.checked.b3.ids != b3.ids {
+            if w3c_state == W3cState::Current && self.checked.b3.ids != b3.ids {
                 self.checked.stale.multi = self.checked.formats.multi;
                 self.checked.stale.single = self.checked.formats.single;
             }
             self.checked.b3 = b3;
-            self.checked.formats.w3c |= received == W3cState::Current;
+            self.checked.formats.w3c |= w3c_state == W3cState::Current;
         }
     }
 }
@@ -170,7 +170,7 @@ struct Plan<'a> {
     /// What it is to say in the end; `None` to leave it.
     converted: Option<Injection>,
     /// The formats that stay as they are.
-    kept: Formats,
+    unchanged: Formats,
     /// What else is to change.
     edits: Vec<Edit>,
 }
@@ -213,7 +213,7 @@ enum LookUp {
 
 /// The request that a call belongs to.
 struct Owner {
-    remembered: StoredContext,
+    stored: StoredContext,
     /// How it was found, and the probability that it is a wrong one, in millionths:
     /// `None` by a key.
     by: Option<(Decision, u32)>,
@@ -273,7 +273,7 @@ impl Filter {
                 request.request_id = first.to_vec();
             }
         }
-        // The ID says, too, whether Envoy is to trace.
+        // The ID injection, too, whether Envoy is to trace.
         if incoming == Incoming::Drop {
             if let Some(id) = request_id::undecided(&request.request_id) {
                 outcome
@@ -340,11 +340,11 @@ impl Filter {
     ) -> Plan<'r> {
         let Request {
             checked,
-            newest: (_, received),
+            newest: (_, w3c_state),
             ..
         } = request;
         let deferred = self.config.deferred_w3c.sampled();
-        let says = |b3: B3, formats: Formats| Injection {
+        let injection = |b3: B3, formats: Formats| Injection {
             b3,
             formats,
             replaces_traceparent: false,
@@ -352,7 +352,7 @@ impl Filter {
         };
         let mut plan = Plan::default();
         if repaired {
-            plan.repaired = Some(says(checked.b3, checked.formats));
+            plan.repaired = Some(injection(checked.b3, checked.formats));
             let first = first_of(request.headers.request_id);
             plan.request_id = first.map(|_| request.request_id.as_slice());
         }
@@ -369,18 +369,18 @@ impl Filter {
         if plan.repaired.is_none() {
             // What is there stays, but for an older span: Envoy renews one form, and the
             // application may carry on the other.
-            plan.kept = checked.formats.without(checked.stale);
+            plan.unchanged = checked.formats.without(checked.stale);
         }
         // One that cannot be read says nothing, and one with an older span is wrong.
         let is_malformed = request.headers.traceparent.value().is_some() && checked.w3c.is_none();
-        let is_stale = *received == W3cState::Stale && direction == Some(Direction::Inbound);
+        let is_stale = *w3c_state == W3cState::Stale && direction == Some(Direction::Inbound);
         let replaces_traceparent = emit.w3c && (is_malformed || is_stale);
         if replaces_traceparent {
-            plan.kept.w3c = false;
+            plan.unchanged.w3c = false;
         }
         plan.converted = Some(Injection {
             replaces_traceparent,
-            ..says(b3, checked.formats.and(emit))
+            ..injection(b3, checked.formats.and(emit))
         });
         plan
     }
@@ -391,9 +391,9 @@ impl Filter {
         let Request {
             headers, checked, ..
         } = request;
-        let readable = |says: Injection| match self.config.mode {
-            Mode::Repair => readable_by_all(says),
-            Mode::Observe | Mode::Enforce => says,
+        let readable = |injection: Injection| match self.config.mode {
+            Mode::Repair => readable_by_all(injection),
+            Mode::Observe | Mode::Enforce => injection,
         };
         // A form that the tracer of this sidecar leaves as it was, the next one will too.
         let renewed = checked.formats.without(checked.stale);
@@ -404,12 +404,15 @@ impl Filter {
             },
             false => checked.formats,
         };
-        let formats =
-            |says: Option<Injection>| says.map(readable).map_or(unchanged, |says| says.formats);
-        let agree = |says: Option<Injection>| says.is_some() || checked.stale.is_empty();
-        let rewritten = |says: Option<Injection>, kept: Formats| {
-            says.map_or_else(Vec::new, |says| {
-                relay::rewrite(headers, &readable(says), kept)
+        let formats = |injection: Option<Injection>| {
+            injection
+                .map(readable)
+                .map_or(unchanged, |injection| injection.formats)
+        };
+        let agree = |injection: Option<Injection>| injection.is_some() || checked.stale.is_empty();
+        let rewritten = |injection: Option<Injection>, unchanged: Formats| {
+            injection.map_or_else(Vec::new, |injection| {
+                relay::rewrite(headers, &readable(injection), unchanged)
             })
         };
         let Plan { repaired, .. } = plan;
@@ -425,7 +428,9 @@ impl Filter {
             formats: formats(plan.converted),
             agree: agree(plan.converted),
         };
-        outcome.edits.extend(rewritten(plan.converted, plan.kept));
+        outcome
+            .edits
+            .extend(rewritten(plan.converted, plan.unchanged));
         outcome.edits.extend(plan.edits);
         if headers.has_room(&outcome.edits) {
             return written;
@@ -597,25 +602,25 @@ impl Filter {
             }
             keys.push(Key::unnamed(host.random()));
         }
-        let (mut remembered, dropped) =
+        let (mut stored, dropped) =
             StoredContext::of(&request.headers, &request.checked, request.newest);
-        remembered.formats = Formats {
-            w3c: formats.w3c && remembered.b3.ids.is_some(),
+        stored.formats = Formats {
+            w3c: formats.w3c && stored.b3.ids.is_some(),
             ..formats
         };
         // Whole, or not at all.
         let id = Some(&request.request_id).filter(|id| id.len() <= key::LONGEST);
-        remembered.request_id = id.cloned().unwrap_or_default();
-        remembered.has_clients_b3 = remembered.received == W3cState::Current && !written.agree;
-        remembered.is_callers = host.is_before_router();
+        stored.request_id = id.cloned().unwrap_or_default();
+        stored.has_clients_b3 = stored.w3c_state == W3cState::Current && !written.agree;
+        stored.is_callers = host.is_before_router();
         let has_b3 = request.checked.b3.ids.is_some();
-        remembered.is_uncertain = remembered.is_callers && (request.is_odd || !has_b3);
+        stored.is_uncertain = stored.is_callers && (request.is_odd || !has_b3);
         for _ in 0..dropped {
             outcome.counters.push(Counter::CopyDropped);
         }
         // A request without a context is remembered too: another one with the
         // same request ID must not lend it its own.
-        let (context, headers) = (remembered.encode_context(), remembered.encode_headers());
+        let (context, headers) = (stored.encode_context(), stored.encode_headers());
         let WorkerState {
             store, attribution, ..
         } = memory;
@@ -660,17 +665,16 @@ impl Filter {
             (
                 Ok(()),
                 Ok(Owner {
-                    remembered,
+                    stored,
                     by: Some(_),
                 }),
-            ) if remembered.b3.is_empty() => CallPlan::not(Decision::NoContext),
-            (Ok(()), Ok(Owner { remembered, by })) => {
+            ) if stored.b3.is_empty() => CallPlan::leave(Decision::NoContext),
+            (Ok(()), Ok(Owner { stored, by })) => {
                 let new_span = || {
                     let [a, b, c, d, e, f, g, h, ..] = host.random();
                     u64::from_le_bytes([a, b, c, d, e, f, g, h])
                 };
-                let mut relayed =
-                    relay::decide(headers, checked, remembered, &self.config, new_span);
+                let mut relayed = relay::decide(headers, checked, stored, &self.config, new_span);
                 if let (Some((by, _)), Decision::Copied | Decision::Completed) =
                     (by, relayed.decision)
                 {
@@ -687,19 +691,22 @@ impl Filter {
                     | Decision::Conflict
                     | Decision::Unsure,
                 ),
-            ) if self.has_own_traceparent(memory, checked) => CallPlan::not(Decision::Present),
-            (Ok(()), Err(decision)) => CallPlan::not(*decision),
-            (Err(Decision::Present), Ok(Owner { remembered, .. })) => {
-                relay::present(headers, checked, remembered, &self.config)
+            ) if self.has_own_traceparent(memory, checked) => CallPlan::leave(Decision::Present),
+            (Ok(()), Err(decision)) => CallPlan::leave(*decision),
+            (Err(Decision::Present), Ok(Owner { stored, .. })) => {
+                relay::present(headers, checked, stored, &self.config)
             }
-            (Err(decision), _) => CallPlan::not(decision),
+            (Err(decision), _) => CallPlan::leave(decision),
         };
         // The request's decision stands in for one that the call leaves open.
-        let own = plan.converted.as_mut().filter(|_| relayed.says.is_none());
-        if let (Some(says), Ok(Owner { remembered, .. })) = (own, &looked_up.found) {
+        let own = plan
+            .converted
+            .as_mut()
+            .filter(|_| relayed.injection.is_none());
+        if let (Some(injection), Ok(Owner { stored, .. })) = (own, &looked_up.found) {
             let trace = |b3: &B3| b3.ids.map(|ids| ids.trace.value());
-            if trace(&says.b3) == trace(&remembered.b3) {
-                says.deferred = remembered.b3.sampling.decided().or(says.deferred);
+            if trace(&injection.b3) == trace(&stored.b3) {
+                injection.deferred = stored.b3.sampling.decided().or(injection.deferred);
             }
         }
         let asked = match self.config.outside {
@@ -712,7 +719,7 @@ impl Filter {
         let WorkerState { store, routes, .. } = memory;
         if asked && routes.is_outside(host, store.seed(), to, &self.config.hosts) {
             if relayed.writes() || self.config.outside == Outside::Strip {
-                relayed = CallPlan::not(Decision::Outside);
+                relayed = CallPlan::leave(Decision::Outside);
             }
             // Not even repaired: that might add to what the application sends there.
             plan = Plan::default();
@@ -725,17 +732,17 @@ impl Filter {
                 outcome.edits.extend(removed);
             }
         }
-        if let Some(says) = relayed.says {
-            plan.converted = Some(says);
-            plan.kept = relayed.kept;
+        if let Some(injection) = relayed.injection {
+            plan.converted = Some(injection);
+            plan.unchanged = relayed.unchanged;
         }
         let writes = relayed.writes();
         plan.edits = relayed.edits;
         let restores = |edit: &Edit| edit.name() == headers::REQUEST_ID;
         let restores = plan.edits.iter().any(restores);
         let mut written = self.write(request, plan, outcome);
-        if let Some(says) = relayed.says.filter(|_| written.whole) {
-            outcome.expected = Expected::of(&says);
+        if let Some(injection) = relayed.injection.filter(|_| written.whole) {
+            outcome.expected = Expected::of(&injection);
         }
         if writes && !written.whole {
             relayed.decision = Decision::TooLarge;
@@ -813,7 +820,7 @@ impl Filter {
                     outcome.call = Some(attribution.called(store, host, now_us, call, owner));
                 }
                 Ok(Owner {
-                    remembered: chosen.remembered,
+                    stored: chosen.stored,
                     by: None,
                 })
             }
@@ -828,16 +835,12 @@ impl Filter {
             }
             LookUp::Nobody(decision, _) | LookUp::Forgotten(decision) => Err(decision),
         };
-        if let Ok(Owner {
-            remembered,
-            by: None,
-        }) = &found
-        {
+        if let Ok(Owner { stored, by: None }) = &found {
             let own_spans = self.config.own_spans;
             let findings = relay::propagation(
                 &request.headers,
                 &request.checked,
-                remembered,
+                stored,
                 own_spans,
                 spans.as_deref(),
             );
@@ -897,16 +900,16 @@ impl Filter {
         let (number, judged) = attribution.judge(store, host, now_us, call, wrong);
         outcome.call = number;
         let judged = judged.filter(|(verdict, _)| !exclusive || verdict.basis == Basis::Exclusive);
-        let (mut remembered, by) = match (judged, guess) {
+        let (mut stored, by) = match (judged, guess) {
             (Some((verdict, found)), _) => {
                 let headers = store.headers(host, &found).unwrap_or_default();
-                let remembered = StoredContext::decode(&found.context, &headers);
-                let remembered = remembered.ok_or(Decision::Unsure)?;
+                let stored = StoredContext::decode(&found.context, &headers);
+                let stored = stored.ok_or(Decision::Unsure)?;
                 // The calls of one request share the trace that its application makes up.
                 let made_up = request
                     .checked
                     .w3c
-                    .filter(|_| remembered.received == W3cState::Absent);
+                    .filter(|_| stored.w3c_state == W3cState::Absent);
                 if let Some(w3c) = made_up {
                     let (key, of) = (Key::trace(w3c.trace), (found.request, found.bucket));
                     store.alias(host, self.limits, now_us / 1000, &key, of, true);
@@ -917,7 +920,7 @@ impl Filter {
                     Basis::Evidence => Decision::Inferred,
                 };
                 (
-                    remembered,
+                    stored,
                     (by, (1e6 * (1.0 - f64::from(verdict.share))) as u32 + 1),
                 )
             }
@@ -927,16 +930,16 @@ impl Filter {
                     true => Decision::Exclusive,
                     false => Decision::Inferred,
                 };
-                (chosen.remembered, (by, 1))
+                (chosen.stored, (by, 1))
             }
             (None, _) => return Err(Decision::Unsure),
         };
         if !self.config.copy_to_attributed {
             // A guess may say of which trace a call is, but not whose it is.
-            remembered.copied.clear();
+            stored.copied.clear();
         }
         Ok(Owner {
-            remembered,
+            stored,
             by: Some(by),
         })
     }
@@ -955,11 +958,11 @@ impl Filter {
             store: &Store,
             host: &impl Host,
             candidates: &Candidates,
-            named: Named,
+            named: SpanRefs,
         ) -> Result<Match, Decision> {
-            relay::choose(candidates, |found| store.headers(host, found), named)
+            relay::match_request(candidates, |found| store.headers(host, found), named)
         }
-        let named = Named::of(&request.checked);
+        let named = SpanRefs::of(&request.checked);
         let now_ms = || host.now_ms();
         let mut keys = self.keys(request, Formats::default()).into_iter();
         let mut among = Candidates::default();
@@ -985,7 +988,7 @@ impl Filter {
             let is_one = candidates.complete && candidates.found.len() == 1;
             among = candidates;
             match &result {
-                Ok(chosen) if chosen.is_named || is_one => break,
+                Ok(chosen) if chosen.by_span || is_one => break,
                 Ok(_) | Err(_) => {}
             }
         }
@@ -998,20 +1001,20 @@ impl Filter {
             Err(decision) if is_forgotten => return LookUp::Forgotten(decision),
             Err(decision) => return LookUp::Nobody(decision, None),
         };
-        let foreign = foreign_trace(request, &one.remembered);
+        let foreign = foreign_trace(request, &one.stored);
         for key in keys {
             if foreign.as_ref() == Some(&key) {
                 // It cannot be of two. A trace that nobody came with is the
                 // application's own.
                 let candidates = store.find(host, now_ms, &key, all);
-                if relay::all_of_other_traces(&candidates.found, &one.remembered) {
+                if relay::all_of_other_traces(&candidates.found, &one.stored) {
                     return LookUp::Nobody(Decision::Conflict, None);
                 }
-            } else if !one.is_named && !named.is_empty() && key.is_trace() {
+            } else if !one.by_span && !named.is_empty() && key.is_trace() {
                 // The span that a call names says more than a key does.
                 let candidates = store.find(host, now_ms, &key, all);
                 match choose(store, host, &candidates, named) {
-                    Ok(other) if other.is_named => return LookUp::Found(other),
+                    Ok(other) if other.by_span => return LookUp::Found(other),
                     Ok(_) | Err(_) => {}
                 }
             }
@@ -1095,12 +1098,12 @@ fn rewrites(finding: &Finding<'_>) -> bool {
 /// What a single header cannot say so that everybody reads it: debug (D04) goes
 /// into the multiple headers beside it, and a parent without a decision (B06), for which
 /// the grammar has no place, is left out of both.
-fn readable_by_all(says: Injection) -> Injection {
+fn readable_by_all(injection: Injection) -> Injection {
     let Injection {
         mut b3,
         mut formats,
         ..
-    } = says;
+    } = injection;
     formats.multi |= formats.single && b3.sampling == Sampling::Debug;
     if formats.single && b3.sampling == Sampling::Defer {
         b3.ids = b3.ids.map(|ids| Ids {
@@ -1111,7 +1114,7 @@ fn readable_by_all(says: Injection) -> Injection {
     Injection {
         b3,
         formats,
-        ..says
+        ..injection
     }
 }
 

@@ -46,10 +46,10 @@ pub struct Expected {
 
 impl Expected {
     /// Of what a call was told to say.
-    pub fn of(says: &Injection) -> Option<Self> {
+    pub fn of(injection: &Injection) -> Option<Self> {
         Some(Self {
-            span: says.b3.ids?.span,
-            formats: says.formats,
+            span: injection.b3.ids?.span,
+            formats: injection.formats,
         })
     }
 

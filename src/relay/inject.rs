@@ -1,0 +1,84 @@
+//! Writing a context into the headers of a request.
+
+use super::plan::Injection;
+use crate::b3::Sampling;
+use crate::headers::{self, Edit, Field, TraceHeaders};
+use crate::rules::Formats;
+use crate::w3c;
+
+/// The edits after which a request says just this, in these formats. Headers
+/// that are right already are not touched, nor are those of a form in `kept`, nor
+/// a `traceparent` that is there, unless it is to be replaced: it may be of a span
+/// that the application reports itself.
+///
+/// Debug is written as `x-b3-flags: 1` and `x-b3-sampled: 1`: the specification
+/// asks for the first alone, but Envoy's Zipkin tracer reads only the second. Where
+/// they say it, `b3` injection `1`: not everybody who reads `b3` knows its `d`.
+pub fn rewrite(headers: &TraceHeaders<'_>, injection: &Injection, unchanged: Formats) -> Vec<Edit> {
+    let Injection { b3, formats, .. } = injection;
+    let hex = |write: &dyn Fn(&mut Vec<u8>)| {
+        let mut text = Vec::with_capacity(32);
+        write(&mut text);
+        text
+    };
+    let ids = b3.ids.filter(|_| formats.multi);
+    let sampled = b3.sampling.decided().filter(|_| formats.multi);
+    let sampled = sampled.map(|yes| if yes { b"1".to_vec() } else { b"0".to_vec() });
+    let debug = (formats.multi && b3.sampling == Sampling::Debug).then(|| b"1".to_vec());
+    let mut single = *b3;
+    if debug.is_some() {
+        single.sampling = Sampling::Accept;
+    }
+    let wanted: [(&'static str, Field<'_>, Option<Vec<u8>>); 6] = [
+        (
+            headers::TRACE_ID,
+            headers.trace_id,
+            ids.map(|ids| hex(&|to| ids.trace.write(to))),
+        ),
+        (
+            headers::SPAN_ID,
+            headers.span_id,
+            ids.map(|ids| hex(&|to| ids.span.write(to))),
+        ),
+        (
+            headers::PARENT_SPAN_ID,
+            headers.parent_span_id,
+            ids.and_then(|ids| ids.parent)
+                .map(|id| hex(&|to| id.write(to))),
+        ),
+        (headers::SAMPLED, headers.sampled, sampled),
+        (headers::FLAGS, headers.flags, debug),
+        (
+            headers::B3,
+            headers.b3,
+            formats.single.then(|| single.single()).flatten(),
+        ),
+    ];
+    let mut edits = Vec::with_capacity(5);
+    for (name, field, value) in wanted {
+        if (name == headers::B3 && unchanged.single) || (name != headers::B3 && unchanged.multi) {
+            continue;
+        }
+        match value {
+            Some(value) if field.repeated() || field.value() != Some(value.as_slice()) => {
+                edits.push(Edit::set(name, value));
+            }
+            None if field.value().is_some() => edits.push(Edit::remove(name)),
+            _ => {}
+        }
+    }
+    let sampled = w3c::sampled(b3.sampling, injection.deferred);
+    let w3c = b3
+        .ids
+        .zip(sampled)
+        .filter(|_| formats.w3c && !unchanged.w3c);
+    if let Some((ids, sampled)) = w3c {
+        let value = w3c::write(ids, sampled);
+        let given = headers.traceparent;
+        let is_right = given.value() == Some(&value) && !given.repeated();
+        if given.value().is_none() || (injection.replaces_traceparent && !is_right) {
+            edits.push(Edit::set(headers::TRACEPARENT, value));
+        }
+    }
+    edits
+}

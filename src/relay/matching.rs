@@ -1,0 +1,222 @@
+//! The request that a call belongs to, among those found under its keys.
+
+use super::Decision;
+use super::stored::{Headers, StoredContext};
+use crate::b3::{Ids, SpanId};
+use crate::request_id;
+use crate::rules::Extracted;
+use crate::store::{Candidates, Found, MatchedBy, RequestOf};
+
+/// The spans that a call names, which tell requests of one trace apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpanRefs {
+    /// Its own: that of its request, if the application forwards the context as it is.
+    span: Option<SpanId>,
+    /// The same, of its `traceparent`.
+    w3c: Option<SpanId>,
+    /// The parent of its own: that of its request, if the application's tracing makes
+    /// a span for each call.
+    parent: Option<SpanId>,
+}
+
+impl SpanRefs {
+    /// By a call's B3, whole or in parts, and by its `traceparent`.
+    pub fn of(checked: &Extracted<'_>) -> Self {
+        let ids = checked.b3.ids;
+        let parts = checked.fragments;
+        let parent = |ids: Ids| ids.parent;
+        Self {
+            span: ids
+                .map(|ids| ids.span)
+                .or(parts.and_then(|parts| parts.span)),
+            w3c: checked.w3c.map(|w3c| w3c.span),
+            parent: ids
+                .and_then(parent)
+                .or(parts.and_then(|parts| parts.parent)),
+        }
+    }
+
+    /// The call names no span.
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+
+    /// How well a request's span fits: 0 is best, [`SpanRefs::NOT`] is not at all.
+    fn fits(self, span: Option<SpanId>) -> u8 {
+        let Some(span) = span.map(Some) else {
+            return Self::NOT;
+        };
+        let names = [self.span, self.w3c, self.parent];
+        let at = names.iter().position(|name| *name == span);
+        at.and_then(|at| u8::try_from(at).ok()).unwrap_or(Self::NOT)
+    }
+
+    const NOT: u8 = u8::MAX;
+}
+
+/// The request that a call belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Match {
+    /// Its number, and where the store has it.
+    pub request: (RequestOf, u16),
+    /// How it was found.
+    pub under: MatchedBy,
+    /// What of it may be copied.
+    pub stored: StoredContext,
+    /// The call names its span.
+    pub by_span: bool,
+    /// The spans of all that it was chosen among; `None` if there may be others.
+    pub spans: Option<Vec<SpanId>>,
+}
+
+/// What is remembered in place of a context under a trace that the application made up:
+/// it is known to be of a request of this pod, but not of which.
+pub const OF_ANY: &[u8] = &[0xff];
+
+/// The one request that a call belongs to, among those found under its keys.
+///
+/// Several requests of one trace (a loop, a fan-out, a retry) may share their keys.
+/// Then that one is taken whose span the call names; or else, of those still
+/// being served rather than answered, that which began last: in a loop the others
+/// wait for it. The trace is right in any case; of siblings the parent may be the
+/// other one's span.
+///
+/// That is not enough to hand over the headers of the copy list, nor the request ID, nor
+/// what the trace context has beside the trace (a `traceparent` of another trace, above
+/// all). Where the call does not name the span of one request, only those are left to copy
+/// that are the same in all; and none if there may be requests that are not known.
+///
+/// `headers`: those that were remembered of a request; `None` if they are lost.
+pub fn match_request(
+    candidates: &Candidates,
+    headers: impl Fn(&Found) -> Option<Vec<u8>>,
+    named: SpanRefs,
+) -> Result<Match, Decision> {
+    // The trace began in this pod: a request that came with it is one that the first of
+    // its requests has called, directly or not.
+    let is_own = |found: &Found| found.under == MatchedBy::Own && found.context != OF_ANY;
+    let began_here = candidates.found.iter().any(|found| found.context == OF_ANY);
+    if began_here && candidates.found.iter().any(is_own) {
+        return Err(Decision::Ambiguous);
+    }
+    let found = candidates.found.iter();
+    let decoded =
+        found.filter_map(|found| Some((found, StoredContext::decode_context(&found.context)?)));
+    let mut all: Vec<(&Found, StoredContext)> = decoded.collect();
+    if all.iter().all(|(_, stored)| stored.b3.ids.is_none()) {
+        // Whether they belong together, all of what is known of them tells.
+        for (found, stored) in &mut all {
+            read_headers(stored, headers(found));
+        }
+    }
+    let Some(((_, first), others)) = all.split_first() else {
+        return Err(Decision::Unknown);
+    };
+    if !others.iter().all(|(_, other)| same_trace(first, other)) {
+        return Err(Decision::Ambiguous);
+    }
+    let span = |stored: &StoredContext| stored.b3.ids.map(|ids| ids.span);
+    let spans: Vec<SpanId> = all.iter().filter_map(|(_, r)| span(r)).collect();
+    // The span named, served rather than answered, the latest; equal in everything: what
+    // came last, as a retry does.
+    let rank = |(found, stored): &(&Found, StoredContext)| {
+        (
+            named.fits(span(stored)),
+            found.ended,
+            u64::MAX - found.started_ms,
+        )
+    };
+    let best = all.iter().enumerate().rev().min_by_key(|(_, c)| rank(c));
+    let Some(at) = best.map(|(at, _)| at) else {
+        return Err(Decision::Unknown);
+    };
+    let (found, mut stored) = all.swap_remove(at);
+    let by_span = named.fits(span(&stored)) != SpanRefs::NOT;
+    if stored.b3.ids.is_some() {
+        read_headers(&mut stored, headers(found));
+    }
+    // Attempts of one request have one span, and may differ in nothing else.
+    let others = all.iter_mut();
+    let same_span = |(_, other): &&mut (&Found, StoredContext)| span(other) == span(&stored);
+    let mut others: Vec<&mut (&Found, StoredContext)> = match by_span {
+        true => others.filter(same_span).collect(),
+        false => others.collect(),
+    };
+    if !stored.copied.is_empty() || !stored.opaque.is_empty() {
+        for (found, other) in others.iter_mut().filter(|o| o.1.b3.ids.is_some()) {
+            read_headers(other, headers(found));
+        }
+    }
+    keep_common(&mut stored, others.iter().map(|(_, other)| other));
+    if !candidates.complete && !by_span {
+        stored.opaque.clear();
+        stored.copied.clear();
+        stored.request_id.clear();
+    }
+    Ok(Match {
+        request: (found.request, found.bucket),
+        under: found.under,
+        stored,
+        by_span,
+        spans: candidates.complete.then_some(spans),
+    })
+}
+
+/// What was remembered of a request besides its context. Of what is lost nothing is
+/// copied: nobody knows what it was.
+fn read_headers(stored: &mut StoredContext, headers: Option<Vec<u8>>) {
+    let is_read = headers.is_some_and(|headers| stored.decode_headers(&headers));
+    if !is_read {
+        stored.opaque.clear();
+        stored.copied.clear();
+    }
+}
+
+/// Leaves of the headers, and of the request ID, what is the same in all.
+fn keep_common<'a>(
+    stored: &mut StoredContext,
+    others: impl Iterator<Item = &'a StoredContext> + Clone,
+) {
+    fn values<'a>(headers: &'a Headers, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        let named = headers.iter().filter(move |(known, _)| known == name);
+        named.map(|(_, value)| value.as_slice())
+    }
+    let common = |mine: &mut Headers, theirs: fn(&StoredContext) -> &Headers| {
+        let all = std::mem::take(mine);
+        let is_common = |name: &str| {
+            let mut others = others.clone();
+            others.all(|other| values(theirs(other), name).eq(values(&all, name)))
+        };
+        let common = all.iter().filter(|(name, _)| is_common(name)).cloned();
+        *mine = common.collect();
+    };
+    common(&mut stored.opaque, |other| &other.opaque);
+    common(&mut stored.copied, |other| &other.copied);
+    let id = &stored.request_id;
+    let mut others = others.clone();
+    if !others.all(|other| request_id::same(&other.request_id, id)) {
+        stored.request_id = Vec::new();
+    }
+}
+
+/// There are requests among those found, and none is of the trace of this one.
+pub fn all_of_other_traces(found: &[Found], one: &StoredContext) -> bool {
+    let others = found
+        .iter()
+        .filter(|found| found.under == MatchedBy::Own)
+        .filter_map(|found| StoredContext::decode_context(&found.context));
+    let same = others.map(|other| other.b3.ids.is_some() && same_trace(&other, one));
+    same.reduce(|a, b| a || b) == Some(false)
+}
+
+fn same_trace(a: &StoredContext, b: &StoredContext) -> bool {
+    match (a.b3.ids, b.b3.ids) {
+        (Some(a), Some(b)) => a.trace.same(b.trace),
+        // Nothing says that they belong together, but for that all is the same.
+        (None, None) => {
+            (a.b3.sampling, &a.opaque, &a.copied) == (b.b3.sampling, &b.opaque, &b.copied)
+                && request_id::same(&a.request_id, &b.request_id)
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,94 @@
+//! Which of two contexts of an inbound request is the newer one, and which formats the
+//! sidecar's tracer writes.
+
+use crate::b3::B3;
+use crate::headers::TraceHeaders;
+use crate::rules::Extracted;
+
+/// What an inbound request had of W3C Trace Context.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum W3cState {
+    /// No `traceparent` that can be read.
+    #[default]
+    Absent,
+    /// One of another trace than its B3: the application's own tracing.
+    Other,
+    /// One of the same trace, with an older span than B3: the sidecar's tracer does
+    /// not write W3C.
+    Stale,
+    /// The request's own context: the sidecar's tracer writes W3C.
+    Current,
+}
+
+/// Which formats the tracer of a sidecar writes, as far as inbound requests showed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracer {
+    /// B3: Envoy's Zipkin tracer.
+    B3,
+    /// W3C: Envoy's OpenTelemetry tracer.
+    W3c,
+    /// Both: the Zipkin tracer with `USE_B3_WITH_W3C_PROPAGATION`.
+    Both,
+}
+
+impl Tracer {
+    /// What one request shows. An inbound filter behind the router sees what the tracer
+    /// has written, and what the client sent in the other format.
+    ///
+    /// Envoy's OpenTelemetry tracer writes a `tracestate` in any case, if an empty one;
+    /// the Zipkin tracer names the parent of a span in a trace that it continues. Both
+    /// were seen with Envoy 1.36 to 1.40.
+    pub fn shown(headers: &TraceHeaders<'_>, checked: &Extracted<'_>) -> Option<Self> {
+        let has_b3 = checked.formats.multi || checked.formats.single;
+        let has_empty_state = headers.tracestate.value() == Some(b"");
+        match (checked.b3.ids, checked.w3c) {
+            (Some(_), None) if headers.traceparent.value().is_none() => Some(Self::B3),
+            (None, Some(_)) if !has_b3 => Some(Self::W3c),
+            (Some(ids), Some(w3c)) => {
+                let is_same_trace = ids.trace.same(w3c.trace);
+                if is_same_trace && ids.span == w3c.span {
+                    Some(Self::Both)
+                } else if is_same_trace && ids.parent == Some(w3c.span) {
+                    Some(Self::B3)
+                } else if has_empty_state && ids.parent.is_none() {
+                    Some(Self::W3c)
+                } else {
+                    None
+                }
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The context of an inbound request, of its B3 and its `traceparent` the newer one, and
+/// what the `traceparent` is beside it.
+///
+/// Of two spans of one trace that one is newer whose parent is the other. A `traceparent`
+/// does not name its parent. So it is newer where B3 names none either: a sidecar's tracer
+/// that had continued the trace in B3 would have. Else, and where they are of different
+/// traces, B3 counts, unless the tracer is known to write W3C alone.
+pub fn newest(checked: &Extracted<'_>, tracer: Option<Tracer>) -> (B3, W3cState) {
+    let b3 = checked.b3;
+    let Some(w3c) = checked.w3c else {
+        return (b3, W3cState::Absent);
+    };
+    // A decision alone is not a context: a tracer that writes B3 writes identifiers.
+    let Some(ids) = b3.ids else {
+        return (w3c.b3(), W3cState::Current);
+    };
+    if !ids.trace.same(w3c.trace) {
+        match tracer {
+            Some(Tracer::W3c) => (w3c.b3(), W3cState::Current),
+            _ => (b3, W3cState::Other),
+        }
+    } else if ids.span == w3c.span {
+        (b3, W3cState::Current)
+    } else if ids.parent == Some(w3c.span) {
+        (b3, W3cState::Stale)
+    } else if tracer == Some(Tracer::W3c) || (tracer.is_none() && ids.parent.is_none()) {
+        (w3c.b3(), W3cState::Current)
+    } else {
+        (b3, W3cState::Stale)
+    }
+}
