@@ -273,7 +273,7 @@ impl Filter {
                 request.request_id = first.to_vec();
             }
         }
-        // The ID injection, too, whether Envoy is to trace.
+        // The ID says, too, whether Envoy is to trace.
         if incoming == Incoming::Drop {
             if let Some(id) = request_id::undecided(&request.request_id) {
                 outcome

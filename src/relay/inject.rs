@@ -13,7 +13,7 @@ use crate::w3c;
 ///
 /// Debug is written as `x-b3-flags: 1` and `x-b3-sampled: 1`: the specification
 /// asks for the first alone, but Envoy's Zipkin tracer reads only the second. Where
-/// they say it, `b3` injection `1`: not everybody who reads `b3` knows its `d`.
+/// they say it, `b3` says `1`: not everybody who reads `b3` knows its `d`.
 pub fn rewrite(headers: &TraceHeaders<'_>, injection: &Injection, unchanged: Formats) -> Vec<Edit> {
     let Injection { b3, formats, .. } = injection;
     let hex = |write: &dyn Fn(&mut Vec<u8>)| {

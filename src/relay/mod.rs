@@ -75,7 +75,7 @@ decisions! {
     Ambiguous, "ambiguous", "requests of different traces with this request ID (or other key) are being served: left alone";
     Conflict, "conflict", "the call carries a part of some other context: left alone";
     Malformed, "malformed", "the call carries identifiers that cannot be read: left alone";
-    SamplingOnly, "sampling_only", "the call injection b3: 0, 1 or d, a decision of its own: left alone";
+    SamplingOnly, "sampling_only", "the call says b3: 0, 1 or d, a decision of its own: left alone";
     Outside, "outside", "the call goes to a host outside the mesh: nothing was copied (`outside`)";
     TooLarge, "too_large", "with the context the call would have more headers than the next Envoy takes (100, or 60 KiB): left alone";
     Off, "off", "the relay is switched off";

@@ -19,7 +19,7 @@ pub struct Injection {
     pub formats: Formats,
     /// A `traceparent` that is there is replaced.
     pub replaces_traceparent: bool,
-    /// What a `traceparent` injection where B3 leaves the decision open; `None`: there is none.
+    /// What a `traceparent` says where B3 leaves the decision open; `None`: there is none.
     pub deferred: Option<bool>,
 }
 
