@@ -35,6 +35,7 @@ mod bytes;
 pub mod config;
 pub mod filter;
 pub mod headers;
+pub mod host;
 pub mod key;
 pub mod mesh_hosts;
 pub mod metrics;

@@ -5,7 +5,7 @@
 //! anybody may own a name that looks like one of Kubernetes.
 
 use crate::bytes::fnv1a;
-use crate::filter::Host;
+use crate::host::Host;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 

@@ -2,7 +2,7 @@
 
 use super::host_calls::{self, Failure};
 use super::plugin::Plugin;
-use crate::filter::Host;
+use crate::host::Host;
 use crate::setup::Labels;
 use crate::store::{NotSet, SharedData};
 

@@ -2,8 +2,9 @@
 #![allow(dead_code)] // each test file uses its part
 
 use b3relay::config::{Config, Direction};
-use b3relay::filter::{Filter, Host, Outcome, WorkerState};
+use b3relay::filter::{Filter, Outcome, WorkerState};
 use b3relay::headers::{Pairs, serialize};
+use b3relay::host::Host;
 use b3relay::metrics::Counter;
 use b3relay::relay::Decision;
 use b3relay::store::{InMemory, NotSet, SharedData, Ticket};

@@ -1,0 +1,263 @@
+//! Step 4: what is to be written onto a request, before it is known whether there is room.
+
+use super::Filter;
+use super::lookup::{LookedUp, Owner};
+use super::request::{Request, removed};
+use super::worker::WorkerState;
+use super::write::{Plan, Written};
+use crate::b3::B3;
+use crate::config::{Direction, Mode, Outside};
+use crate::headers;
+use crate::host::Host;
+use crate::metrics::Counter;
+use crate::relay::{self, CallPlan, Decision, Injection, W3cState};
+use crate::rules::{Extracted, Finding, Formats, Severity};
+use crate::setup::Expected;
+
+/// An answer in place of the request's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The status code.
+    pub status: u32,
+    /// The body, plain text.
+    pub body: String,
+}
+
+/// What is to be done with a call.
+pub(super) struct Decided {
+    decision: Decision,
+    /// What is to be written.
+    pub plan: Plan,
+    /// The context that the call is to get.
+    injection: Option<Injection>,
+    /// Something of its request would be written.
+    writes: bool,
+    restores_request_id: bool,
+    doubt: Option<u32>,
+}
+
+/// What was done with a call.
+pub(super) struct Done {
+    pub counters: Vec<Counter>,
+    /// What the call was given that got its request's context.
+    pub expected: Option<Expected>,
+}
+
+impl Filter {
+    /// What the request is to say of its own context: what repair writes, and what it is
+    /// besides in the formats that `emit` asks for. `findings`: the rules that it breaks.
+    pub(super) fn plan(
+        &self,
+        request: &Request<'_>,
+        findings: &[Finding<'_>],
+        direction: Option<Direction>,
+    ) -> Plan {
+        let Request {
+            extracted,
+            context: (_, w3c_state),
+            ..
+        } = request;
+        let deferred = self.config.deferred_w3c.sampled();
+        let injection = |b3: B3, formats: Formats| Injection {
+            b3,
+            formats,
+            replaces_traceparent: false,
+            deferred,
+        };
+        let mut plan = Plan {
+            always: request.distrust.clone(),
+            ..Plan::default()
+        };
+        let is_repair = self.config.mode == Mode::Repair;
+        if is_repair && findings.iter().any(|found| found.rule.repair().rewrites()) {
+            plan.repair = Some(injection(extracted.b3, extracted.formats));
+            plan.request_id = request.first_request_id().map(<[u8]>::to_vec);
+        }
+        plan.injection = plan.repair;
+        let emit = self.config.emit.filter(|_| direction.is_some());
+        let Some(emit) = emit else { return plan };
+        let b3 = match extracted.w3c {
+            Some(w3c) if extracted.b3.is_empty() && extracted.fragments.is_none() => w3c.b3(),
+            _ => extracted.b3,
+        };
+        if b3.ids.is_none() {
+            return plan;
+        }
+        if plan.repair.is_none() {
+            // What is there stays, but for an older span: Envoy renews one format, and the
+            // application may carry on the other.
+            plan.unchanged = extracted.formats.without(extracted.stale);
+        }
+        // One that cannot be read says nothing, and one with an older span is wrong.
+        let is_malformed = request.headers.traceparent.value().is_some() && extracted.w3c.is_none();
+        let is_stale = *w3c_state == W3cState::Stale && direction == Some(Direction::Inbound);
+        let replaces_traceparent = emit.w3c && (is_malformed || is_stale);
+        if replaces_traceparent {
+            plan.unchanged.w3c = false;
+        }
+        plan.injection = Some(Injection {
+            replaces_traceparent,
+            ..injection(b3, extracted.formats.and(emit))
+        });
+        plan
+    }
+
+    /// What is to be done with a call. `plan`: what it is to say of its own context.
+    pub(super) fn decide(
+        &self,
+        worker: &mut WorkerState,
+        host: &impl Host,
+        request: &Request<'_>,
+        looked_up: &LookedUp<'_>,
+        mut plan: Plan,
+    ) -> Decided {
+        let headers = &request.headers;
+        let mut call = self.relayed(worker, host, request, looked_up);
+        // The request's decision stands in for one that the call leaves open.
+        let own = plan.injection.as_mut().filter(|_| call.injection.is_none());
+        if let (Some(injection), Ok(Owner { stored, .. })) = (own, &looked_up.owner) {
+            let trace = |b3: &B3| b3.ids.map(|ids| ids.trace.value());
+            if trace(&injection.b3) == trace(&stored.b3) {
+                injection.deferred = stored.b3.sampling.decided().or(injection.deferred);
+            }
+        }
+        let outside = self.config.outside;
+        let is_asked = match outside {
+            Outside::Relay => false,
+            Outside::Leave => call.writes() || plan.writes(),
+            Outside::Strip => call.writes() || !headers.present().is_empty(),
+        };
+        let to = [headers.authority, headers.path].map(|field| field.value().unwrap_or_default());
+        let WorkerState { store, routes, .. } = worker;
+        if is_asked && routes.is_outside(host, store.seed(), to, &self.config.hosts) {
+            if call.writes() || outside == Outside::Strip {
+                call = CallPlan::leave(Decision::Outside);
+            }
+            // Not even repaired: that might add to what the application sends there.
+            plan = Plan::default();
+            if outside == Outside::Strip {
+                plan.always = removed(headers.present().into_iter());
+            }
+        }
+        if let Some(injection) = call.injection {
+            plan.injection = Some(injection);
+            plan.unchanged = call.unchanged;
+        }
+        let writes = call.writes();
+        plan.edits = call.edits;
+        let mut edits = plan.edits.iter();
+        let doubt = looked_up.owner.as_ref().ok().and_then(|owner| owner.guess);
+        Decided {
+            decision: call.decision,
+            restores_request_id: edits.any(|edit| edit.name() == headers::REQUEST_ID),
+            plan,
+            injection: call.injection,
+            writes,
+            doubt: doubt.map(|(_, doubt)| doubt),
+        }
+    }
+
+    /// What is copied onto a call of its request's context, wherever it goes.
+    fn relayed(
+        &self,
+        worker: &WorkerState,
+        host: &impl Host,
+        request: &Request<'_>,
+        looked_up: &LookedUp<'_>,
+    ) -> CallPlan {
+        let Request {
+            headers, extracted, ..
+        } = request;
+        let owner = match (looked_up.before, &looked_up.owner) {
+            (Ok(()), Ok(owner)) => owner,
+            (Err(Decision::Present), Ok(owner)) => {
+                return relay::present(headers, extracted, &owner.stored, &self.config);
+            }
+            (Err(decision), _) => return CallPlan::leave(decision),
+            (
+                Ok(()),
+                Err(
+                    Decision::Unknown
+                    | Decision::NoKey
+                    | Decision::Ambiguous
+                    | Decision::Conflict
+                    | Decision::Unsure,
+                ),
+            ) if self.has_own_traceparent(worker, extracted) => {
+                return CallPlan::leave(Decision::Present);
+            }
+            (Ok(()), Err(decision)) => return CallPlan::leave(*decision),
+        };
+        // A guess has nothing to give but the context.
+        if owner.guess.is_some() && owner.stored.b3.is_empty() {
+            return CallPlan::leave(Decision::NoContext);
+        }
+        let new_span = || {
+            let [a, b, c, d, e, f, g, h, ..] = host.random();
+            u64::from_le_bytes([a, b, c, d, e, f, g, h])
+        };
+        let mut call = relay::decide(headers, extracted, &owner.stored, &self.config, new_span);
+        if let (Some((decision, _)), Decision::Copied | Decision::Completed) =
+            (owner.guess, call.decision)
+        {
+            call.decision = decision;
+        }
+        call
+    }
+
+    /// The call's own context is in a `traceparent`: the tracers of the mesh write W3C, or
+    /// `emit` has put it into B3.
+    fn has_own_traceparent(&self, worker: &WorkerState, extracted: &Extracted<'_>) -> bool {
+        let is_read = self.config.emit.is_some() || worker.writes_w3c();
+        extracted.w3c.is_some() && extracted.b3.ids.is_none() && is_read
+    }
+
+    /// The answer to a request that breaks a rule of severity error, in mode `enforce`.
+    pub(super) fn rejection(&self, findings: &[Finding<'_>]) -> Option<Reply> {
+        if self.config.mode != Mode::Enforce {
+            return None;
+        }
+        let mut body = String::new();
+        for finding in findings {
+            let rule = finding.rule;
+            if self.config.severity(rule) == Some(Severity::Error) {
+                body.push_str(&format!(
+                    "b3relay: {} {}: {}; right: {}\n",
+                    rule.id(),
+                    finding.header,
+                    rule.condition(),
+                    rule.right()
+                ));
+            }
+        }
+        (!body.is_empty()).then_some(Reply {
+            status: self.config.enforce_status.get(),
+            body,
+        })
+    }
+}
+
+impl Decided {
+    /// What was done, now that it is known what there was room for. A call that got
+    /// nothing for lack of room is counted by its decision alone.
+    pub fn done(self, written: &mut Written) -> Done {
+        let mut decision = self.decision;
+        let mut counters = Vec::with_capacity(3);
+        let is_whole = written.is_whole;
+        if self.writes && !is_whole {
+            decision = Decision::TooLarge;
+            written.is_whole = true;
+        } else if self.restores_request_id {
+            counters.push(Counter::Restored);
+        }
+        counters.push(Counter::Calls(decision));
+        if let (Decision::Token | Decision::Inferred, Some(doubt)) = (decision, self.doubt) {
+            counters.push(Counter::Doubt(doubt));
+        }
+        let injection = self.injection.filter(|_| is_whole);
+        Done {
+            counters,
+            expected: injection.as_ref().and_then(Expected::of),
+        }
+    }
+}

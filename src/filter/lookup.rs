@@ -1,0 +1,383 @@
+//! Step 3: the request that a call belongs to.
+//!
+//! The ladder, best evidence first. A rung that is not sure hands over to the next, and
+//! the last one leaves the call alone:
+//!
+//! 1. a context of its own,
+//! 2. a key ([`Filter::by_keys`]),
+//! 3. an identifier that one request in flight has,
+//! 4. only one request in flight,
+//! 5. what requests do, and when: [`crate::attribution`] for these three.
+
+use super::Filter;
+use super::request::Request;
+use super::worker::WorkerState;
+use crate::attribution::tracker::Basis;
+use crate::attribution::{Call, text};
+use crate::config::{AttributionMode, KeyOf, Mode, RestoreRequestId};
+use crate::headers::TraceHeaders;
+use crate::host::Host;
+use crate::key::Key;
+use crate::relay::{self, Decision, Match, SpanRefs, StoredContext, W3cState};
+use crate::request_id;
+use crate::rules::{Extracted, Finding, Formats, Rule};
+use crate::store::{Candidates, Found, Limits, MatchedBy, Store};
+
+/// For so long it is known that a trace began in this pod, in milliseconds.
+const MADE_UP_MS: u64 = 30_000;
+
+/// What is known of the request that a call belongs to.
+pub(super) struct LookedUp<'a> {
+    /// Why the call is left alone whatever is found.
+    pub before: Result<(), Decision>,
+    /// The request, or why there is none.
+    pub owner: Result<Owner, Decision>,
+    /// The rules that the call breaks beside its request.
+    pub findings: Vec<Finding<'a>>,
+    /// The call's number in the journal; `None` if it is not written there.
+    pub number: Option<u64>,
+}
+
+impl LookedUp<'_> {
+    /// Nothing, for this reason.
+    pub fn nothing(decision: Decision) -> Self {
+        Self {
+            before: Err(decision),
+            owner: Err(decision),
+            findings: Vec::new(),
+            number: None,
+        }
+    }
+}
+
+/// The request that a call belongs to.
+pub(super) struct Owner {
+    pub stored: StoredContext,
+    /// How it was guessed, and the probability that it is a wrong one, in millionths:
+    /// `None` by a key.
+    pub guess: Option<(Decision, u32)>,
+}
+
+/// What a look-up by keys has found.
+enum ByKeys {
+    /// The request.
+    Found(Match),
+    /// None, for this reason; or by a guess, this one.
+    Nobody(Decision, Option<Match>),
+    /// None, but there was one that had to go for lack of room.
+    Forgotten(Decision),
+}
+
+impl Filter {
+    /// Climbs the ladder for a call.
+    pub(super) fn look_up<'a>(
+        &self,
+        worker: &mut WorkerState,
+        host: &impl Host,
+        request: &Request<'a>,
+    ) -> LookedUp<'a> {
+        let config = &self.config;
+        let before = relay::before_lookup(&request.extracted, config.mode == Mode::Repair);
+        // A call with a context of its own may still get headers of its request.
+        let gets_headers = !config.wanted.copy.is_empty()
+            || (config.restore_request_id != RestoreRequestId::Never
+                && request.headers.has_new_request_id);
+        if let Err(decision) = before {
+            let asked = [Rule::P02, Rule::P03, Rule::P04];
+            let asked = asked.map(|rule| config.severity(rule).is_some());
+            if decision != Decision::Present || (asked == [false; 3] && !gets_headers) {
+                return LookedUp::nothing(decision);
+            }
+        }
+        // For the rules alone it need not be the latest.
+        let all = before.is_ok() || gets_headers;
+        let names_nothing = names_nothing(request, worker);
+        let mut looked_up = LookedUp {
+            before,
+            owner: Err(Decision::Off),
+            findings: Vec::new(),
+            number: None,
+        };
+        match self.by_keys(&mut worker.store, host, request, all) {
+            ByKeys::Found(found) => {
+                looked_up.number = self.note_call(worker, host, request, &found, before.is_ok());
+                looked_up.findings = relay::propagation(
+                    &request.headers,
+                    &request.extracted,
+                    &found.stored,
+                    config.own_spans,
+                    found.spans.as_deref(),
+                );
+                looked_up.owner = Ok(Owner {
+                    stored: found.stored,
+                    guess: None,
+                });
+            }
+            // An ID that Envoy has made up, since the application forwarded none.
+            ByKeys::Nobody(Decision::Unknown | Decision::NoKey, guess)
+                if before.is_ok()
+                    && self.attributes()
+                    && names_nothing
+                    && !worker.attribution.is_named(host_of(&request.headers)) =>
+            {
+                (looked_up.owner, looked_up.number) = self.attribute(worker, host, request, guess);
+            }
+            ByKeys::Nobody(decision, _) | ByKeys::Forgotten(decision) => {
+                looked_up.owner = Err(decision);
+            }
+        }
+        if matches!(looked_up.owner, Err(Decision::Unknown | Decision::Unsure)) {
+            self.note_trace(worker, host, request);
+        }
+        looked_up
+    }
+
+    /// By the keys of the call, among the requests of `all` workers or of those that are
+    /// known here. The first key that any request has counts. Where several requests
+    /// have it, later keys may tell which of them it is.
+    fn by_keys(
+        &self,
+        store: &mut Store,
+        host: &impl Host,
+        request: &Request<'_>,
+        all: bool,
+    ) -> ByKeys {
+        fn match_request(
+            store: &Store,
+            host: &impl Host,
+            candidates: &Candidates,
+            spans: SpanRefs,
+        ) -> Result<Match, Decision> {
+            relay::match_request(candidates, |found| store.headers(host, found), spans)
+        }
+        let spans = SpanRefs::of(&request.extracted);
+        let now_ms = || host.now_ms();
+        let mut keys = request.keys(&self.config, Formats::default()).into_iter();
+        let mut among = Candidates::default();
+        let mut result = Err(Decision::NoKey);
+        let mut is_forgotten = false;
+        for key in keys.by_ref() {
+            let mut candidates = store.find(host, now_ms, &key, all);
+            if candidates.found.is_empty() {
+                is_forgotten |= !candidates.complete;
+            }
+            if !among.found.is_empty() {
+                let is_known =
+                    |found: &Found| among.found.iter().any(|one| one.request == found.request);
+                candidates.found.retain(is_known);
+                if candidates.found.is_empty() {
+                    continue;
+                }
+            }
+            match match_request(store, host, &candidates, spans) {
+                Err(Decision::Unknown) if result.is_ok() => {}
+                found => result = found,
+            }
+            let is_one = candidates.complete && candidates.found.len() == 1;
+            among = candidates;
+            match &result {
+                Ok(found) if found.by_span || is_one => break,
+                Ok(_) | Err(_) => {}
+            }
+        }
+        let one = match result {
+            Ok(one) if one.under == MatchedBy::Guess => {
+                return ByKeys::Nobody(Decision::Unknown, Some(one));
+            }
+            Ok(one) => one,
+            // It may be of one that had to go.
+            Err(decision) if is_forgotten => return ByKeys::Forgotten(decision),
+            Err(decision) => return ByKeys::Nobody(decision, None),
+        };
+        let foreign = foreign_trace(request, &one.stored);
+        for key in keys {
+            if foreign.as_ref() == Some(&key) {
+                // A call is of one request. A trace that nobody came with is the
+                // application's own.
+                let candidates = store.find(host, now_ms, &key, all);
+                if relay::all_of_other_traces(&candidates.found, &one.stored) {
+                    return ByKeys::Nobody(Decision::Conflict, None);
+                }
+            } else if !one.by_span && !spans.is_empty() && key.is_trace() {
+                // The span that a call names says more than a key does.
+                let candidates = store.find(host, now_ms, &key, all);
+                match match_request(store, host, &candidates, spans) {
+                    Ok(other) if other.by_span => return ByKeys::Found(other),
+                    Ok(_) | Err(_) => {}
+                }
+            }
+        }
+        ByKeys::Found(one)
+    }
+
+    /// Tells attribution of a call whose request a key has named. Returns its number.
+    fn note_call(
+        &self,
+        worker: &mut WorkerState,
+        host: &impl Host,
+        request: &Request<'_>,
+        found: &Match,
+        has_no_context: bool,
+    ) -> Option<u64> {
+        if !self.attributes() {
+            return None;
+        }
+        let WorkerState {
+            store, attribution, ..
+        } = worker;
+        if has_no_context {
+            attribution.carries_key(host_of(&request.headers));
+        }
+        attribution.is_awake().then(|| {
+            let tokens = self.tokens(store, &request.headers);
+            let call = describe(&request.headers, tokens);
+            attribution.called(store, host, host.now_us(), call, found.request.0)
+        })
+    }
+
+    /// A trace that the application made up, on a call that is left alone: should a
+    /// request come in with it, the call that was left alone may have been its cause, and
+    /// further calls with this trace may be of either.
+    fn note_trace(&self, worker: &mut WorkerState, host: &impl Host, request: &Request<'_>) {
+        let Extracted { b3, w3c, .. } = &request.extracted;
+        let made_up = w3c.filter(|_| b3.ids.is_none() && !worker.writes_w3c());
+        let by_trace = self.config.keys.contains(&KeyOf::TraceParent);
+        let Some(w3c) = made_up.filter(|_| by_trace) else {
+            return;
+        };
+        let (store, now_ms) = (&mut worker.store, host.now_ms());
+        let key = Key::trace(w3c.trace);
+        let known = store.find(host, || now_ms, &key, false).found;
+        if known.iter().all(|found| found.context != relay::OF_ANY) {
+            let limits = Limits {
+                grace_ms: self.limits.grace_ms.max(MADE_UP_MS),
+                ..self.limits
+            };
+            let inserted = store.insert(host, limits, now_ms, &[key], relay::OF_ANY, &[]);
+            store.end(host, limits, now_ms, inserted.ticket);
+        }
+    }
+
+    /// The last rungs, for a call that says nothing of itself, or nothing but a trace that
+    /// the application has made up. `guess`: an earlier call with that trace was found to be
+    /// of this request. Returns the call's number, too.
+    fn attribute(
+        &self,
+        worker: &mut WorkerState,
+        host: &impl Host,
+        request: &Request<'_>,
+        guess: Option<Match>,
+    ) -> (Result<Owner, Decision>, Option<u64>) {
+        let WorkerState {
+            store, attribution, ..
+        } = worker;
+        let tokens = self.tokens(store, &request.headers);
+        let call = describe(&request.headers, tokens);
+        let is_exclusive = self.config.attribution == AttributionMode::Exclusive;
+        let wrong = match is_exclusive {
+            true => 0.0,
+            false => 1.0 - f64::from(self.config.confidence.millionths()) / 1e6,
+        };
+        let now_us = host.now_us();
+        let (number, judged) = attribution.judge(store, host, now_us, call, wrong);
+        let judged =
+            judged.filter(|(verdict, _)| !is_exclusive || verdict.basis == Basis::Exclusive);
+        let (mut stored, guess) = match (judged, guess) {
+            (Some((verdict, found)), _) => {
+                let headers = store.headers(host, &found).unwrap_or_default();
+                let Some(stored) = StoredContext::decode(&found.context, &headers) else {
+                    return (Err(Decision::Unsure), number);
+                };
+                // The calls of one request share the trace that its application makes up.
+                let made_up = request
+                    .extracted
+                    .w3c
+                    .filter(|_| stored.w3c_state == W3cState::Absent);
+                if let Some(w3c) = made_up {
+                    let (key, of) = (Key::trace(w3c.trace), (found.request, found.bucket));
+                    store.alias(host, self.limits, now_us / 1000, &key, of, true);
+                }
+                let decision = match verdict.basis {
+                    Basis::Exclusive => Decision::Exclusive,
+                    Basis::Token => Decision::Token,
+                    Basis::Evidence => Decision::Inferred,
+                };
+                let doubt = (1e6 * (1.0 - f64::from(verdict.share))) as u32 + 1;
+                (stored, (decision, doubt))
+            }
+            // Of one that is alone in flight it would have been said.
+            (None, Some(earlier)) if attribution.in_flight() > 1 => {
+                let decision = match is_exclusive {
+                    true => Decision::Exclusive,
+                    false => Decision::Inferred,
+                };
+                (earlier.stored, (decision, 1))
+            }
+            (None, _) => return (Err(Decision::Unsure), number),
+        };
+        if !self.config.copy_to_attributed {
+            // A guess may say of which trace a call is, but not whose it is.
+            stored.copied.clear();
+        }
+        let owner = Owner {
+            stored,
+            guess: Some(guess),
+        };
+        (Ok(owner), number)
+    }
+
+    pub(super) fn attributes(&self) -> bool {
+        self.config.attribution != AttributionMode::Off
+    }
+
+    /// The identifiers in a request, if they are asked for.
+    pub(super) fn tokens(&self, store: &Store, headers: &TraceHeaders<'_>) -> Vec<text::Token> {
+        let path = headers.path.value().unwrap_or_default();
+        match self.config.attribution {
+            AttributionMode::Inferred => {
+                text::tokens(store.seed(), path, headers.tokens.iter().copied())
+            }
+            AttributionMode::Exclusive | AttributionMode::Off => Vec::new(),
+        }
+    }
+}
+
+/// The call has neither a key nor a part of a context of its own. A request ID that
+/// is not of Envoy's form, or a trace ID, is of a request that is not known here; but a
+/// `traceparent` that the application's own tracing has made up, since the sidecar's
+/// gave it none, names nothing.
+fn names_nothing(request: &Request<'_>, worker: &WorkerState) -> bool {
+    let Request {
+        headers, extracted, ..
+    } = request;
+    let id = &request.request_id;
+    (id.is_empty() || request_id::is_envoys(id))
+        && headers.keys.is_empty()
+        && extracted.fragments.is_none()
+        && (extracted.w3c.is_none() || !worker.writes_w3c())
+}
+
+/// The trace of a `traceparent`, if it is another one than this request's, and all that
+/// the call says of its own context.
+fn foreign_trace(request: &Request<'_>, one: &StoredContext) -> Option<Key> {
+    let Extracted { b3, w3c, .. } = &request.extracted;
+    let trace = w3c.filter(|_| b3.ids.is_none())?.trace;
+    let same = one.b3.ids.is_some_and(|ids| ids.trace.same(trace));
+    (!same).then(|| Key::trace(trace))
+}
+
+/// Where a call goes, for attribution.
+fn host_of(headers: &TraceHeaders<'_>) -> u32 {
+    text::host(headers.authority.value().unwrap_or_default())
+}
+
+/// What kind of call it is, for attribution.
+fn describe(headers: &TraceHeaders<'_>, tokens: Vec<text::Token>) -> Call {
+    let [method, authority, path] = [headers.method, headers.authority, headers.path];
+    let [method, authority, path] =
+        [method, authority, path].map(|field| field.value().unwrap_or_default());
+    Call {
+        kind: text::kind(method, authority, path),
+        tokens,
+    }
+}

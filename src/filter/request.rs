@@ -1,0 +1,177 @@
+//! Steps 1 and 2: the headers of a request, read and checked.
+
+use super::worker::WorkerState;
+use crate::b3::B3;
+use crate::config::{Config, Direction, Incoming, KeyOf, Mode};
+use crate::headers::{self, Edit, Field, TraceHeaders};
+use crate::key::Key;
+use crate::metrics::Counter;
+use crate::relay::{self, Tracer, W3cState};
+use crate::request_id;
+use crate::rules::{Extracted, Finding, Formats, Severity, check};
+
+/// A request, read and checked.
+pub(super) struct Request<'a> {
+    pub headers: TraceHeaders<'a>,
+    /// Without its findings.
+    pub extracted: Extracted<'a>,
+    /// The rules that it breaks by itself.
+    pub findings: Vec<Finding<'a>>,
+    /// As the application or the callee will see it.
+    pub request_id: Vec<u8>,
+    /// Of an inbound request: its context, and what its `traceparent` is beside it.
+    pub context: (B3, W3cState),
+    /// Its context breaks rules that implementations read differently.
+    pub is_odd: bool,
+    /// What became of a trace context that is not trusted.
+    pub untrusted: Option<Counter>,
+    /// What is changed for that, whatever else is written.
+    pub distrust: Vec<Edit>,
+}
+
+impl<'a> Request<'a> {
+    /// Reads and checks the headers. A trace context that is not trusted is not even
+    /// looked at, so that nothing of it can be stored, copied or taken for a key.
+    pub fn read(
+        config: &Config,
+        direction: Option<Direction>,
+        pairs: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
+    ) -> Self {
+        // What the application sends is its own.
+        let incoming = match direction {
+            Some(Direction::Outbound) => Incoming::Trust,
+            _ => config.incoming,
+        };
+        let mut distrusted: Vec<(&[u8], &[u8])> = Vec::new();
+        let pairs = pairs.into_iter().filter(|pair| {
+            let is_trusted = incoming == Incoming::Trust || !headers::is_context(pair.0);
+            if !is_trusted {
+                distrusted.push(*pair);
+            }
+            is_trusted
+        });
+        let mut headers = TraceHeaders::read(pairs, &config.wanted);
+        let mut extracted = check(&headers);
+        let findings = std::mem::take(&mut extracted.findings);
+        let mut request_id =
+            request_id::one(headers.request_id.value().unwrap_or_default()).to_vec();
+        if config.mode == Mode::Repair
+            && let Some(first) = first_of(headers.request_id)
+        {
+            request_id = first.to_vec();
+        }
+        let mut distrust = Vec::new();
+        let untrusted = distrusted.first().map(|_| match incoming {
+            Incoming::Drop => Counter::Dropped,
+            _ => Counter::Ignored,
+        });
+        match incoming {
+            Incoming::Trust => {}
+            Incoming::Ignore => headers.all.extend(&distrusted),
+            Incoming::Drop => {
+                distrust = removed(distrusted.iter().map(|(name, _)| *name));
+                // The ID says, too, whether Envoy is to trace.
+                if let Some(id) = request_id::undecided(&request_id) {
+                    distrust.push(Edit::set(headers::REQUEST_ID, id.as_slice()));
+                    request_id = id;
+                }
+            }
+        }
+        let is_odd = findings.iter().any(is_read_differently);
+        Self {
+            headers,
+            extracted,
+            findings,
+            request_id,
+            context: (B3::default(), W3cState::Absent),
+            is_odd,
+            untrusted,
+            distrust,
+        }
+    }
+
+    /// Reads the newer one of two formats that are at odds, and notes which of them the
+    /// sidecar's tracer writes.
+    pub fn read_newest(&mut self, worker: &mut WorkerState) {
+        let extracted = &mut self.extracted;
+        worker.tracer = Tracer::shown(&self.headers, extracted).or(worker.tracer);
+        self.context = relay::newest(extracted, worker.tracer);
+        let (b3, w3c_state) = self.context;
+        if extracted.b3.is_empty() {
+            return;
+        }
+        if w3c_state == W3cState::Current && extracted.b3.ids != b3.ids {
+            extracted.stale.multi = extracted.formats.multi;
+            extracted.stale.single = extracted.formats.single;
+        }
+        extracted.b3 = b3;
+        extracted.formats.w3c |= w3c_state == W3cState::Current;
+    }
+
+    /// The one of several request IDs that mode `repair` keeps; `None` if there is one.
+    pub fn first_request_id(&self) -> Option<&[u8]> {
+        first_of(self.headers.request_id).map(|_| self.request_id.as_slice())
+    }
+
+    /// The keys that the request can be looked up by, best first. `emitted`: the
+    /// formats that it is given.
+    pub fn keys(&self, config: &Config, emitted: Formats) -> Vec<Key> {
+        let Self {
+            headers, extracted, ..
+        } = self;
+        let mut keys: Vec<Key> = Vec::with_capacity(config.keys.len());
+        let b3 = extracted.b3.ids.map(|ids| ids.trace);
+        for key in &config.keys {
+            let key = match *key {
+                KeyOf::RequestId => Key::request_id(&self.request_id),
+                KeyOf::TraceParent => {
+                    let made = b3.filter(|_| emitted.w3c);
+                    let given = extracted.w3c.map(|w3c| w3c.trace);
+                    given.or(made).map(Key::trace)
+                }
+                KeyOf::B3 => {
+                    let part = extracted.fragments.and_then(|fragments| fragments.trace);
+                    b3.or(part).map(Key::trace)
+                }
+                KeyOf::Header(index) => {
+                    let value = headers.keys.iter().find(|(named, _)| *named == index);
+                    let name = config.wanted.keys.get(index);
+                    name.zip(value)
+                        .and_then(|(name, (_, value))| Key::header(name, value))
+                }
+            };
+            keys.extend(key.filter(|key| !keys.contains(key)));
+        }
+        keys
+    }
+}
+
+/// Not every implementation reads the context that broke the rule.
+fn is_read_differently(finding: &Finding<'_>) -> bool {
+    let is_of_id = finding.header == headers::REQUEST_ID;
+    finding.rule.severity() != Severity::Info && !is_of_id
+}
+
+/// Removes these headers, each once.
+pub(super) fn removed<'a>(names: impl Iterator<Item = &'a [u8]>) -> Vec<Edit> {
+    let mut edits: Vec<Edit> = Vec::new();
+    for name in names.filter_map(|name| std::str::from_utf8(name).ok()) {
+        if !edits.iter().any(|edit| edit.name() == name) {
+            edits.push(Edit::remove(name.to_string()));
+        }
+    }
+    edits
+}
+
+/// The first of several request IDs, which Envoy joins with commas; `None` if
+/// there is just one.
+fn first_of(request_id: Field<'_>) -> Option<&[u8]> {
+    let given = request_id.value()?;
+    // Of a very long one no more than its beginning is looked at.
+    let looked_at = given.get(..512).unwrap_or(given);
+    let first = match looked_at.iter().position(|&byte| byte == b',') {
+        Some(at) => given.get(..at)?.trim_ascii(),
+        None => given,
+    };
+    (!first.is_empty() && (request_id.repeated() || first.len() != given.len())).then_some(first)
+}

@@ -1,0 +1,30 @@
+//! What the core asks of the proxy that it runs in.
+
+use crate::store::SharedData;
+
+/// The proxy, while it has a request in hand. In Envoy: `src/wasm/envoy.rs`.
+pub trait Host: SharedData {
+    /// Microseconds since the epoch.
+    fn now_us(&self) -> u64;
+    /// Milliseconds since the epoch.
+    fn now_ms(&self) -> u64 {
+        self.now_us() / 1000
+    }
+    /// The filter sits before the router, as an ordinary HTTP filter: the headers are not
+    /// yet those that the sidecar's tracer writes.
+    fn is_before_router(&self) -> bool {
+        false
+    }
+    /// 16 random bytes.
+    fn random(&self) -> [u8; 16];
+    /// The name of the Envoy cluster that the request is routed to.
+    fn cluster(&self) -> Option<Vec<u8>>;
+    /// The ID of this Envoy, which in Istio names the domain of the cluster.
+    fn node_id(&self) -> Option<Vec<u8>> {
+        None
+    }
+    /// Istio has configured this Envoy.
+    fn is_istio(&self) -> bool {
+        false
+    }
+}
