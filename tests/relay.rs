@@ -879,6 +879,22 @@ fn a_call_is_not_made_larger_than_envoy_takes() {
     }
 }
 
+/// A finding must be true. A call with a context of its own is looked up among the
+/// requests that its worker knows, and one of another worker may be its own.
+#[test]
+fn what_a_call_breaks_is_asked_of_every_worker() {
+    let config = r#"{"restore_request_id": "never"}"#;
+    let sidecar = Sidecar::with(config, config, 2);
+    let outer = headers(&[ID, TRACE, SPAN]);
+    let inner = headers(&[ID, OTHER_TRACE, SPAN]);
+    sidecar.on(0, Some(Direction::Inbound), &inner);
+    // This worker is new: the other one has not looked for it yet.
+    sidecar.on(1, Some(Direction::Inbound), &outer);
+    let seen = sidecar.on(0, Some(Direction::Outbound), &outer);
+    assert_eq!(seen.decision, Some(Decision::Present));
+    assert_eq!(seen.rules, ["S06"]);
+}
+
 #[test]
 fn workers_know_of_each_other() {
     let sidecar = Sidecar::with("{}", "{}", 3);

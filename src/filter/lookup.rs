@@ -98,16 +98,16 @@ impl Filter {
             findings: Vec::new(),
             number: None,
         };
-        match self.by_keys(&mut worker.store, host, request, all) {
+        let mut by_keys = self.by_keys(&mut worker.store, host, request, all);
+        // But what is wrong must be true: it may be of a request that was not known.
+        let is_wrong = |found: &Match| !self.propagation(request, found).is_empty();
+        if !all && matches!(&by_keys, ByKeys::Found(found) if is_wrong(found)) {
+            by_keys = self.by_keys(&mut worker.store, host, request, true);
+        }
+        match by_keys {
             ByKeys::Found(found) => {
                 looked_up.number = self.note_call(worker, host, request, &found, before.is_ok());
-                looked_up.findings = relay::propagation(
-                    &request.headers,
-                    &request.extracted,
-                    &found.stored,
-                    config.own_spans,
-                    found.spans.as_deref(),
-                );
+                looked_up.findings = self.propagation(request, &found);
                 looked_up.owner = Ok(Owner {
                     stored: found.stored,
                     guess: None,
@@ -208,6 +208,17 @@ impl Filter {
             }
         }
         ByKeys::Found(one)
+    }
+
+    /// The rules that a call breaks beside its request.
+    fn propagation<'a>(&self, request: &Request<'a>, found: &Match) -> Vec<Finding<'a>> {
+        relay::propagation(
+            &request.headers,
+            &request.extracted,
+            &found.stored,
+            self.config.own_spans,
+            found.spans.as_deref(),
+        )
     }
 
     /// Tells attribution of a call whose request a key has named. Returns its number.

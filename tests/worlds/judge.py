@@ -624,6 +624,11 @@ class Judge:
             gone = other.ended is not None and other.ended + 0.05 < call.at and not late
             if same and not gone:
                 alone = False
+            # It says that it is of this trace, and is in another: it is left open whose
+            # the call is that says the same.
+            named = [p.decode("latin-1").rjust(32, "0") for p in values(other.headers, "x-b3-traceid")]
+            if not same and not gone and trace in named and decision_of(got) == "ambiguous":
+                return
         self.ask("piece")
         if self.facts.trace(got) != trace:
             owners = self.facts.owners.get(trace or "", set())
