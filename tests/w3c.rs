@@ -260,6 +260,9 @@ fn a_decision_left_open_is_not_written_as_a_no() {
     // The request's decision stands in for that of its call.
     let seen = sidecar(r#"{"emit": ["b3multi", "w3c"]}"#, &B3).outbound(&[ID, TRACE, SPAN]);
     assert_seen(&seen, Decision::Present, &[TRACE, SPAN, SERVER]);
+    let seen = sidecar(r#"{"emit": ["b3multi", "b3"]}"#, &B3).outbound(&[ID, TRACE, SPAN]);
+    let single = "b3: 463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1";
+    assert_seen(&seen, Decision::Present, &[TRACE, SPAN, single]);
     // In another form rather than not at all.
     let seen = sidecar(r#"{"emit": ["w3c"]}"#, &open).outbound(&[ID]);
     assert_seen(&seen, Decision::Copied, &open);
@@ -333,6 +336,16 @@ fn before_the_router_the_span_of_a_traceparent_is_newer_than_the_callers() {
     assert_seen(&seen, Decision::Present, &[SERVER]);
     // What carries nothing gets what is known.
     assert_seen(&sidecar(&caller).outbound(&[ID]), Decision::Copied, &caller);
+}
+
+/// The tracer comes behind the filter, and may read what was added rather than what it
+/// renews: the application would get the caller's span.
+#[test]
+fn before_the_router_an_inbound_request_gets_no_other_format() {
+    let sidecar = Sidecar::new(r#"{"emit": ["b3", "b3multi", "w3c"]}"#);
+    sidecar.host.before_router.set(true);
+    let seen = sidecar.inbound(&[ID, TRACE, "x-b3-spanid: 0020000000000001", SAMPLED]);
+    assert_eq!(seen.headers.len(), 4);
 }
 
 /// Of a trace that clients share, each with a traceparent of its own.

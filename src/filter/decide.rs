@@ -5,7 +5,7 @@ use super::lookup::{LookedUp, Owner};
 use super::request::{Request, removed};
 use super::worker::WorkerState;
 use super::write::{Plan, Written};
-use crate::b3::B3;
+use crate::b3::{B3, Sampling};
 use crate::config::{Direction, Mode, Outside};
 use crate::headers;
 use crate::host::Host;
@@ -48,6 +48,7 @@ impl Filter {
     /// besides in the formats that `emit` asks for. `findings`: the rules that it breaks.
     pub(super) fn plan(
         &self,
+        host: &impl Host,
         request: &Request<'_>,
         findings: &[Finding<'_>],
         direction: Option<Direction>,
@@ -74,7 +75,13 @@ impl Filter {
             plan.request_id = request.first_request_id().map(<[u8]>::to_vec);
         }
         plan.injection = plan.repair;
-        let emit = self.config.emit.filter(|_| direction.is_some());
+        // Before the router a request has not got the span yet that it is served in: what
+        // was added here would name an older one, and the tracer might read that instead.
+        let is_early = direction == Some(Direction::Inbound) && host.is_before_router();
+        let emit = self
+            .config
+            .emit
+            .filter(|_| direction.is_some() && !is_early);
         let Some(emit) = emit else { return plan };
         let b3 = match extracted.w3c {
             Some(w3c) if extracted.b3.is_empty() && extracted.fragments.is_none() => w3c.b3(),
@@ -119,6 +126,10 @@ impl Filter {
             let trace = |b3: &B3| b3.ids.map(|ids| ids.trace.value());
             if trace(&injection.b3) == trace(&stored.b3) {
                 injection.deferred = stored.b3.sampling.decided().or(injection.deferred);
+                // In what is added. An SDK reads a decision left open as a no.
+                if injection.b3.sampling == Sampling::Defer && plan.repair.is_none() {
+                    injection.b3.sampling = stored.b3.sampling;
+                }
             }
         }
         let outside = self.config.outside;

@@ -125,7 +125,7 @@ impl Filter {
         if outcome.reply.is_some() {
             outcome.counters.push(Counter::Rejected(direction));
         } else {
-            let plan = self.plan(&request, &outcome.findings, direction);
+            let plan = self.plan(host, &request, &outcome.findings, direction);
             let mut decided = self.decide(worker, host, &request, &looked_up, plan);
             let plan = std::mem::take(&mut decided.plan);
             let mut written = self.write(&request, plan);
@@ -153,7 +153,7 @@ impl Filter {
             outcome.counters.push(Counter::Rejected(direction));
             outcome.edits.clone_from(&request.distrust);
         } else {
-            let plan = self.plan(&request, &outcome.findings, direction);
+            let plan = self.plan(host, &request, &outcome.findings, direction);
             let mut written = self.write(&request, plan);
             outcome.counters.extend(written.counters(direction));
             if direction == Some(Direction::Inbound) {

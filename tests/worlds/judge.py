@@ -530,7 +530,8 @@ class Judge:
         """The user has asked for other forms than those that were received (`emit`), and
         the application carries on by hand what it does not find then, or finds beside what
         its own tracing writes. Envoy 1.40 renews `b3` alone, and leaves what stands beside
-        it: so it is for a callee without the filter, too."""
+        it: so it is for a callee without the filter, too, and for one whose filter comes
+        before the tracer."""
         emits = [
             config.get("emit", "received")
             for service in self.world.services
@@ -544,7 +545,8 @@ class Judge:
             {name for name, _ in sent if name in (*CONTEXT, "traceparent")}
             for sent in (call.sent, was.call.sent)
         )
-        return bool(sender.sdk) or names != before or not sender.filter
+        can_renew = sender.filter and sender.position == "upstream"
+        return bool(sender.sdk) or names != before or not can_renew
 
     def _ambiguous(self, got: Received) -> bool:
         """A call that was found by what other requests of its trace in the pod have too."""
@@ -626,7 +628,8 @@ class Judge:
                 alone = False
             # It says that it is of this trace, and is in another: it is left open whose
             # the call is that says the same.
-            named = [p.decode("latin-1").rjust(32, "0") for p in values(other.headers, "x-b3-traceid")]
+            came = values(other.call.sent, "x-b3-traceid")
+            named = [p.decode("latin-1").rjust(32, "0") for p in came]
             if not same and not gone and trace in named and decision_of(got) == "ambiguous":
                 return
         self.ask("piece")
@@ -760,6 +763,15 @@ class Judge:
 
     # 7
 
+    def _is_forgotten(self, call: Made) -> bool:
+        """The call came after the grace of its request, whose ID others share: it is held
+        against one of those."""
+        by = call.by
+        if by is None or by.service is None or by.ended is None or call.root.kind not in SHARED:
+            return False
+        grace = self.world.services[by.service].config_in.get("grace_ms", 1000) / 1000
+        return call.at > by.ended + grace - 0.3
+
     def true(self, got: Received) -> None:
         call = got.call
         assert call is not None
@@ -780,7 +792,7 @@ class Judge:
                 self.fault("finding", "P01, and yet the call has a context", got, "P01")
         if "P02" in rules:
             own = {c.trace for c in sent.values()}
-            if trace is not None and own == {trace}:
+            if trace is not None and own == {trace} and not self._is_forgotten(call):
                 self.fault("finding", "P02, and yet it is the trace of its request", got, "P02")
             if not any_context:
                 self.fault("finding", "P02, and yet the call has no context", got, "P02")
