@@ -287,7 +287,7 @@ impl<'de> Deserialize<'de> for Emit {
 
 /// `mesh_hosts`, `outside_hosts` or `egress_gateways`
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Hosts(pub(super) Vec<mesh_hosts::Pattern>);
+pub struct Hosts(pub(super) Vec<mesh_hosts::HostPattern>);
 
 impl Hosts {
     pub(super) const LIST: List = List {
@@ -305,7 +305,7 @@ impl<'de> Deserialize<'de> for Hosts {
             let reason = "it would match names of others, too: write `*.` and a name";
             let is_open = text.starts_with('*') && !text.starts_with("*.");
             let reason = is_open.then(|| reason.to_string());
-            hosts.push(mesh_hosts::Pattern::parse(text).ok_or(reason)?);
+            hosts.push(mesh_hosts::HostPattern::parse(text).ok_or(reason)?);
             Ok(())
         })?;
         Ok(Self(hosts))

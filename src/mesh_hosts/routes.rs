@@ -1,0 +1,149 @@
+//! Where calls are routed to.
+
+use super::cluster::Cluster;
+use super::mesh::Mesh;
+use super::name::Name;
+use super::{Declared, is_outside};
+use crate::bytes::fnv1a;
+use crate::host::Host;
+use std::collections::{BTreeMap, VecDeque};
+
+/// Where calls are routed to, as a worker remembers it.
+///
+/// Asking Envoy costs as much as all else that is done for a call, so it is asked once
+/// for calls of a kind: same host, and same path but for identifiers in it, since routes
+/// go by both. Not by the method, and not by what else a route may go by (other headers,
+/// a share of the calls): where two answers differ, the kind is asked about each time.
+/// What is kept is the name of the cluster, not what follows from it: filters that are
+/// configured differently share a worker.
+#[derive(Debug, Default)]
+pub struct Routes {
+    mesh: Option<Mesh>,
+    known: BTreeMap<u64, Route>,
+    /// The keys of `known`, oldest first.
+    order: VecDeque<u64>,
+    /// The time of the last tick: a call does not ask for it.
+    now_ms: u64,
+}
+
+#[derive(Debug)]
+struct Route {
+    authority: Box<[u8]>,
+    cluster: Option<Vec<u8>>,
+    until_ms: u64,
+    /// Calls that are still answered from here.
+    left: u32,
+    varies: bool,
+}
+
+impl Routes {
+    /// Kinds of calls that are remembered.
+    pub const MOST: usize = 512;
+    /// For how long, so that a new configuration of Envoy's takes effect.
+    pub const KEPT_MS: u64 = 10_000;
+    /// For how many calls, so that an answer that varies is found out.
+    pub const CALLS: u32 = 16;
+    /// A longer name, of a host or of a cluster, or a longer path, is not remembered.
+    const LONGEST: usize = 512;
+
+    /// To be called every second or so.
+    pub fn tick(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
+    }
+
+    /// Whether a call leaves the mesh. `seed`: a number that nobody outside knows.
+    pub fn is_outside(
+        &mut self,
+        host: &impl Host,
+        seed: u64,
+        [authority, path]: [&[u8]; 2],
+        declared: &Declared,
+    ) -> bool {
+        // No host has such a name (RFC 1035: 253 characters), and there may be 60 KiB of it.
+        if authority.len() > Self::LONGEST {
+            return true;
+        }
+        let now_ms = &mut self.now_ms;
+        let mesh = self.mesh.get_or_insert_with(|| {
+            *now_ms = host.now_ms();
+            Mesh::of(&host.node_id().unwrap_or_default(), host.is_istio())
+        });
+        let asked;
+        let fits = |name: &[u8]| name.len() <= Self::LONGEST;
+        let key = without_query(path).map(|path| kind(seed, authority, path));
+        let now_ms = self.now_ms;
+        let known = key.and_then(|key| self.known.get_mut(&key));
+        let cluster = match known.filter(|route| route.holds(authority, now_ms)) {
+            Some(route) => {
+                route.left -= 1;
+                route.cluster.as_deref()
+            }
+            None => {
+                asked = host.cluster();
+                let key = key.filter(|_| asked.as_deref().is_none_or(fits));
+                if let Some(key) = key {
+                    let before = self.known.get(&key);
+                    let same = |before: &Route| *before.authority == *authority;
+                    let varies = before.filter(|before| same(before)).is_some_and(|before| {
+                        before.varies || told(&before.cluster) != told(&asked)
+                    });
+                    let route = Route {
+                        authority: authority.into(),
+                        cluster: asked.clone(),
+                        until_ms: now_ms + Self::KEPT_MS,
+                        left: Self::CALLS,
+                        varies,
+                    };
+                    if self.known.insert(key, route).is_none() {
+                        self.order.push_back(key);
+                    }
+                    if self.order.len() > Self::MOST {
+                        if let Some(oldest) = self.order.pop_front() {
+                            self.known.remove(&oldest);
+                        }
+                    }
+                }
+                asked.as_deref()
+            }
+        };
+        is_outside(authority, cluster, declared, mesh)
+    }
+}
+
+/// What counts of a cluster: two subsets of one service are the same answer.
+fn told(cluster: &Option<Vec<u8>>) -> Option<Option<&[u8]>> {
+    let host = |name| Cluster::read(name).host().map(|Name(host)| host);
+    cluster.as_deref().map(host)
+}
+
+impl Route {
+    /// It is the answer for this call.
+    fn holds(&self, authority: &[u8], now_ms: u64) -> bool {
+        let begun = self.until_ms.saturating_sub(Routes::KEPT_MS);
+        // The clock of the machine may be set back.
+        let fresh = (begun..self.until_ms).contains(&now_ms);
+        !self.varies && self.left > 0 && fresh && *self.authority == *authority
+    }
+}
+
+/// A path without its query; `None` if it is longer than [`Routes::LONGEST`]. No more is
+/// looked at: a path may have 60 KiB.
+fn without_query(path: &[u8]) -> Option<&[u8]> {
+    let looked_at = path.get(..=Routes::LONGEST).unwrap_or(path);
+    let end = looked_at
+        .iter()
+        .position(|byte| matches!(byte, b'?' | b'#'));
+    let path = looked_at.get(..end.unwrap_or(looked_at.len()))?;
+    (path.len() <= Routes::LONGEST).then_some(path)
+}
+
+/// The host, and the path without its identifiers: parts of eight
+/// characters or more with a digit in them. A shorter one may tell routes apart: `/v1`.
+fn kind(seed: u64, authority: &[u8], path: &[u8]) -> u64 {
+    let parts = path.split(|&byte| byte == b'/').map(|part| {
+        let is_identifier = part.len() >= 8 && part.iter().any(u8::is_ascii_digit);
+        if is_identifier { b"*" } else { part }
+    });
+    let parts = std::iter::once(authority).chain(parts);
+    fnv1a(seed, parts.flat_map(|part| part.iter().chain(b"/")))
+}
