@@ -8,24 +8,27 @@
 //! `wasm` exists on `wasm32` only: the callbacks that Envoy calls, on the crate
 //! proxy-wasm, and the host calls.
 //!
+//! Each module uses those above it, and none below:
+//!
 //! | module | what it knows |
 //! |---|---|
 //! | [`headers`] | header names, one pass over a request's headers, edits |
 //! | [`b3`] | the B3 format: types, reading and writing |
 //! | [`w3c`] | W3C's `traceparent`: reading and writing |
-//! | [`rules`] | the table of rules |
-//! | [`check`] | which rules a request breaks, and how to read it all the same |
 //! | [`request_id`] | Envoy's form of a request ID |
+//! | [`rules`] | the table of rules, and which of them a request breaks |
 //! | [`key`] | what a request is looked up by |
-//! | [`store`] | what is remembered between inbound and outbound, and for how long |
-//! | [`attribution`] | whose a call is that says nothing of it |
-//! | [`relay`] | what is copied onto a call, and when a call is left alone |
+//! | [`store`] | what is stored of requests in flight, shared by the workers |
+//! | [`host`] | what the core asks of the proxy |
 //! | [`mesh_hosts`] | which hosts are outside the mesh |
 //! | [`config`] | the configuration: its keys, and what they may hold |
+//! | [`relay`] | what is copied onto a call, and when a call is left alone |
+//! | [`attribution`] | the request of a call that names none |
 //! | [`metrics`] | the table of metrics |
 //! | [`report`] | log lines: escaped, cut and rate-limited |
 //! | [`setup`] | what is wrong with how it was set up in a pod |
 //! | [`filter`] | the above, put together for one request |
+//! | `wasm` | the module: callbacks of Envoy, host calls |
 #![cfg_attr(not(target_arch = "wasm32"), forbid(unsafe_code))]
 #![cfg_attr(target_arch = "wasm32", deny(unsafe_code))]
 

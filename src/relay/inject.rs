@@ -6,8 +6,8 @@ use crate::headers::{self, Edit, Field, TraceHeaders};
 use crate::rules::Formats;
 use crate::w3c;
 
-/// The edits after which a request says just this, in these formats. Headers
-/// that are right already are not touched, nor are those of a form in `kept`, nor
+/// The edits after which a request has just this context, in these formats. Headers
+/// that are right already are not touched, nor are those of a format in `unchanged`, nor
 /// a `traceparent` that is there, unless it is to be replaced: it may be of a span
 /// that the application reports itself.
 ///
