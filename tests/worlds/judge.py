@@ -770,7 +770,7 @@ class Judge:
         if by is None or by.service is None or by.ended is None or call.root.kind not in SHARED:
             return False
         grace = self.world.services[by.service].config_in.get("grace_ms", 1000) / 1000
-        return call.at > by.ended + grace - 0.3
+        return bool(call.at > by.ended + grace - 0.3)
 
     def true(self, got: Received) -> None:
         call = got.call
