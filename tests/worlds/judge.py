@@ -90,7 +90,12 @@ class Facts:
         for got in run.received:
             if got.service is None or not self.traced:
                 continue
-            for context in contexts(got.headers).values():
+            # What the tracer has written comes first: beside it there may be a context that
+            # names the span of another request.
+            found = contexts(got.headers)
+            first = ("tracecontext",) if self.world.tracer == "otel" else ("b3", "b3multi")
+            order = sorted(found, key=lambda form: form not in first)
+            for context in (found[form] for form in order):
                 span = self.spans.get(context.span)
                 if span and span.envoys and span.kind == "SERVER" and span.id not in self.owner:
                     self.owner[span.id] = got
@@ -385,6 +390,10 @@ class Judge:
             owners = self.ids.get(value, set())
             if owners and call.root.id not in owners and value not in sent:
                 if self.guessed(got) or self.facts.trace(got) in self.mixed:
+                    continue
+                # A context that its caller was given by a wrong guess, carried on.
+                carried = contexts(call.by.headers).values() if call.by is not None else ()
+                if any(call.root.id not in self.facts.owners.get(c.trace, {call.root.id}) for c in carried):
                     continue
                 shared = self.facts.shared(self.facts.trace(got))
                 self.fault(
