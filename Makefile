@@ -87,7 +87,7 @@ test-core: cargo deny ## The core, natively, with lints for both targets
 
 # The second is made from the first.
 .PHONY: docs
-docs: cargo ## Write docs/config.schema.json and the tables in README and docs anew, from the code
+docs: cargo ## Write docs/config.schema.json and the tables in docs anew, from the code
 	UPDATE_DOCS=1 cargo test --quiet --locked --lib config::reference
 	UPDATE_DOCS=1 cargo test --quiet --locked --test docs
 

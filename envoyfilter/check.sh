@@ -268,7 +268,7 @@ tracing() {
 tags() {
   ask "$pod" 'stats/prometheus?filter=b3relay' >"$work/prometheus" || return 0
   if grep -q 'b3relay_decision___' "$work/prometheus"; then
-    note "$pod: labels are parts of names in Prometheus (b3relay_decision___copied___calls_total): extraStatTags (README, Metrics)"
+    note "$pod: labels are parts of names in Prometheus (b3relay_decision___copied___calls_total): extraStatTags (docs/metrics.md)"
   fi
 }
 

@@ -1,4 +1,4 @@
-//! The tables in README and docs are those of the code. When they are not:
+//! The tables in docs are those of the code. When they are not:
 //! `make docs`.
 // A test may panic: that is how it fails.
 #![allow(
@@ -329,8 +329,8 @@ fn check(file: &str, name: &str, table: &str) {
 #[test]
 fn tables_are_those_of_the_code() {
     check("docs/configuration.md", "configuration", &configuration());
-    check("README.md", "metrics", &metrics());
-    check("README.md", "decisions", &decisions());
+    check("docs/metrics.md", "metrics", &metrics());
+    check("docs/metrics.md", "decisions", &decisions());
     check("docs/rules.md", "implementations", &implementations());
     check("docs/rules.md", "rules", &rules());
 }
@@ -345,8 +345,8 @@ fn every_label_is_named_for_istio() {
     labels.sort_unstable();
     labels.dedup();
     let list = format!("\"extraStatTags\": [\"{}\"]", labels.join("\", \""));
-    let readme = include_str!("../README.md").replace('\n', " ");
-    assert!(readme.contains(&list), "{list}");
+    let page = include_str!("../docs/metrics.md").replace('\n', " ");
+    assert!(page.contains(&list), "{list}");
 }
 
 #[test]
@@ -378,7 +378,7 @@ fn shipped_configurations_are_good() {
 }
 
 #[test]
-fn the_log_line_in_the_readme_is_a_real_one() {
+fn the_log_line_in_the_docs_is_a_real_one() {
     let finding = b3relay::rules::Finding {
         rule: Rule::S01,
         header: "x-b3-traceid",
@@ -389,7 +389,7 @@ fn the_log_line_in_the_readme_is_a_real_one() {
         Severity::Error,
         Some(b3relay::config::Direction::Inbound),
     );
-    assert!(include_str!("../README.md").contains(&line), "{line}");
+    assert!(include_str!("../docs/metrics.md").contains(&line), "{line}");
 }
 
 #[test]

@@ -138,7 +138,7 @@ def test_a_refused_configuration(tmp_path: Path) -> None:
     said = check(cluster("refused outbound"), tmp_path)
     wrong(
         said,
-        "outbound, no calls seen, and the sidecar says: configuration key `modus` is not known",
+        "outbound, no calls seen, and the sidecar says: configuration key `modus`: not known, allowed: ",
     )
     assert "do: correct the configuration" in said.text
     assert "front-1: inbound, 3 requests seen" in said.text

@@ -75,11 +75,11 @@ def test_an_older_istio(version: str) -> None:
 
 def test_the_names_of_the_statistics() -> None:
     """As the docs have them: labels are part of the name, until Istio is told."""
-    readme = (ROOT / "README.md").read_text()
-    told = re.search(r"`(proxy\.istio\.io/config): '(\{.*?\})'`", readme, re.DOTALL)
+    metrics = (ROOT / "docs/metrics.md").read_text()
+    told = re.search(r"`(proxy\.istio\.io/config): '(\{.*?\})'`", metrics, re.DOTALL)
     assert told is not None
     plain, labelled = "b3relay_decision=.=copied;.;calls_total", 'calls_total{decision="copied"'
-    for page in ("README.md", "envoyfilter/README.md", "docs/istio-guide.md"):
+    for page in ("docs/metrics.md", "envoyfilter/README.md", "docs/istio-guide.md"):
         assert plain in (ROOT / page).read_text(), page
     with SidecarMesh() as mesh:
         reviews = mesh.pods["reviews"]

@@ -18,7 +18,13 @@ from istio.tools import istio
 from mesh.mesh import ROOT
 from mesh.ports import HOST, free_port
 
-DOCS = ("README.md", "envoyfilter/README.md", "docs/istio-guide.md")
+DOCS = (
+    "README.md",
+    "envoyfilter/README.md",
+    "docs/istio-guide.md",
+    "docs/metrics.md",
+    "docs/release.md",
+)
 # For these there is nothing to see without a cluster.
 _NOT_RUN = re.compile(r"^(make |curl |istioctl (install|uninstall|dashboard)|git )")
 
@@ -75,8 +81,24 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone, and beside its folders the files of a release that the commands name."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("envoyfilter", "dist"):
+        (folder / name).symlink_to(ROOT / name)
+    for name in ("mount.yaml", "check.sh"):
+        shutil.copy(SHIPPED / name, folder)
+    module = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "b3relay"}}
+    (folder / "module.yaml").write_text(yaml.safe_dump(module))
+    (folder / "install-sidecars.yaml").write_text(yaml.safe_dump_all(load("sidecars")))
+    return folder
+
+
 @pytest.mark.parametrize("path, command", KUBECTL)
-def test_a_command_is_well_formed(environment: dict[str, str], path: str, command: str) -> None:
+def test_a_command_is_well_formed(
+    environment: dict[str, str], folder: Path, path: str, command: str
+) -> None:
     for named in re.findall(r"(?:envoyfilter|dist|samples)/[\w./-]+", command):
         at = istio().directory if named.startswith("samples/") else ROOT
         assert (at / named).exists(), f"{path} names {named}"
@@ -85,7 +107,7 @@ def test_a_command_is_well_formed(environment: dict[str, str], path: str, comman
     command = command.removesuffix("&")
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command],
-        cwd=ROOT,
+        cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
