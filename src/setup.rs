@@ -166,7 +166,7 @@ pub enum Labels {
 pub fn without_labels(data: &impl SharedData, labels: Labels) -> Option<Problem> {
     let text = "metrics: Istio is not told to take the labels apart, so they are part of the names; right: \
                 `proxy.istio.io/config: '{\"extraStatTags\": [\"action\", \"decision\", \"direction\", \"key\", \
-                \"reason\", \"rule\"]}'` as an annotation of the pod (README.md, metrics)";
+                \"reason\", \"rule\"]}'` as an annotation of the pod (docs/metrics.md)";
     let problem = Problem {
         key: None,
         text: text.to_string(),

@@ -9,7 +9,7 @@ use crate::rules::{Extracted, Formats};
 use crate::w3c::TraceParent;
 
 /// Bytes of copied headers (names and values) that are remembered of one
-/// request, the context not counted. WorkerState is bounded.
+/// request, the context not counted. Memory is bounded.
 pub const COPIED_MOST: usize = 8192;
 
 /// Header names and values.
