@@ -17,8 +17,7 @@
 //! | [`w3c`] | W3C's `traceparent`: reading and writing |
 //! | [`request_id`] | Envoy's form of a request ID |
 //! | [`rules`] | the table of rules, and which of them a request breaks |
-//! | [`key`] | what a request is looked up by |
-//! | [`store`] | what is stored of requests in flight, shared by the workers |
+//! | [`store`] | what is stored of requests in flight, shared by the workers; the keys of look-ups |
 //! | [`host`] | what the core asks of the proxy |
 //! | [`mesh_hosts`] | which hosts are outside the mesh |
 //! | [`config`] | the configuration: its keys, and what they may hold |
@@ -39,7 +38,6 @@ pub mod config;
 pub mod filter;
 pub mod headers;
 pub mod host;
-pub mod key;
 pub mod mesh_hosts;
 pub mod metrics;
 pub mod relay;

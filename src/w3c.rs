@@ -2,7 +2,7 @@
 //! (w3.org/TR/trace-context, section 3.2).
 
 use crate::b3::{B3, Ids, Sampling, SpanId, TraceId};
-use crate::bytes::{split, take};
+use crate::bytes::{read_array, read_bytes};
 
 /// A `traceparent`, read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,15 +21,15 @@ impl TraceParent {
     /// ff is forbidden.
     pub fn read(text: &[u8]) -> Option<Self> {
         let mut rest = text;
-        let [v, w, b'-'] = take(&mut rest)? else {
+        let [v, w, b'-'] = read_array(&mut rest)? else {
             return None;
         };
-        let trace = split(&mut rest, 32)?;
-        let [b'-'] = take(&mut rest)? else {
+        let trace = read_bytes(&mut rest, 32)?;
+        let [b'-'] = read_array(&mut rest)? else {
             return None;
         };
-        let span = split(&mut rest, 16)?;
-        let [b'-', high, low] = take(&mut rest)? else {
+        let span = read_bytes(&mut rest, 16)?;
+        let [b'-', high, low] = read_array(&mut rest)? else {
             return None;
         };
         let version = [v, w];

@@ -15,15 +15,14 @@
 //! it. Integers are little-endian.
 
 use super::text::Token;
-use crate::bytes::{self, take};
-use crate::store::{RequestOf, SharedData, WorkerOf};
+use crate::bytes::read_array;
+use crate::store::{RequestOf, SharedData, WorkerOf, shared_data_name};
 
 /// Segments of a journal.
 const SEGMENTS: u32 = 64;
 /// Bytes from which on the next segment is begun.
 const SEGMENT: usize = 1536;
 const HEAD: usize = 12;
-const PREFIX: &[u8] = b"b3relay/3/log/";
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,19 +114,19 @@ impl Event {
     }
 
     fn read(rest: &mut &[u8]) -> Option<(u64, Self)> {
-        let at_us = u64::from_le_bytes(take(rest)?);
-        let [tag] = take(rest)?;
-        let number = u64::from_le_bytes(take(rest)?);
+        let at_us = u64::from_le_bytes(read_array(rest)?);
+        let [tag] = read_array(rest)?;
+        let number = u64::from_le_bytes(read_array(rest)?);
         let read_tokens = |rest: &mut &[u8]| -> Option<Vec<Token>> {
-            let [count] = take(rest)?;
-            let numbers = (0..count).map(|_| Some(u32::from_le_bytes(take(rest)?)));
+            let [count] = read_array(rest)?;
+            let numbers = (0..count).map(|_| Some(u32::from_le_bytes(read_array(rest)?)));
             numbers.map(|n| n.map(Token::from_u32)).collect()
         };
         let event = match tag {
             0 => Self::Begin {
                 request: number,
-                bucket: u16::from_le_bytes(take(rest)?),
-                route: u32::from_le_bytes(take(rest)?),
+                bucket: u16::from_le_bytes(read_array(rest)?),
+                route: u32::from_le_bytes(read_array(rest)?),
                 tokens: read_tokens(rest)?,
             },
             1 | 5 => Self::End {
@@ -136,14 +135,14 @@ impl Event {
             },
             2 | 3 => {
                 let kind = [
-                    u32::from_le_bytes(take(rest)?),
-                    u32::from_le_bytes(take(rest)?),
+                    u32::from_le_bytes(read_array(rest)?),
+                    u32::from_le_bytes(read_array(rest)?),
                 ];
                 let owner = match tag {
                     2 => None,
                     _ => Some((
-                        u16::from_le_bytes(take(rest)?),
-                        u64::from_le_bytes(take(rest)?),
+                        u16::from_le_bytes(read_array(rest)?),
+                        u64::from_le_bytes(read_array(rest)?),
                     )),
                 };
                 Self::Call {
@@ -162,7 +161,7 @@ impl Event {
 
 fn name(worker: u16, segment: u32) -> [u8; 17] {
     let [a, b] = worker.to_le_bytes();
-    bytes::name(PREFIX, [a, b, (segment % SEGMENTS) as u8])
+    shared_data_name([b'l', b'o', b'g', b'/', a, b, (segment % SEGMENTS) as u8])
 }
 
 /// What a worker writes.
@@ -242,8 +241,8 @@ impl Reader {
         let (worker, nonce) = self.worker;
         let (bytes, _) = data.get(&name(worker, number))?;
         let mut rest = bytes.as_slice();
-        let writer = u64::from_le_bytes(take(&mut rest)?);
-        let number = u32::from_le_bytes(take(&mut rest)?);
+        let writer = u64::from_le_bytes(read_array(&mut rest)?);
+        let number = u32::from_le_bytes(read_array(&mut rest)?);
         (writer == nonce).then_some((number, bytes))
     }
 

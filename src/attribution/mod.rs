@@ -22,7 +22,7 @@ pub mod model;
 pub mod text;
 pub mod tracker;
 
-use crate::store::{Found, RequestOf, SharedData, Store, Ticket};
+use crate::store::{Found, RequestOf, SharedData, Store, Ticket, shared_data_name};
 use journal::{Event, Read, Reader, Writer};
 use text::Token;
 use tracker::{Basis, Tracker, Verdict};
@@ -39,7 +39,7 @@ const NAMED_S: u16 = 600;
 /// Hosts that this is known of.
 const NAMED_MOST: usize = 64;
 /// When, in milliseconds, a call had to be judged in any worker.
-const AWAKE: &[u8] = b"b3relay/3/awake";
+const AWAKE: [u8; 15] = shared_data_name(*b"awake");
 
 /// A call, as it is told apart from others.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -233,7 +233,7 @@ impl Attribution {
         if self.writer.is_none() && self.readers.is_empty() {
             return;
         }
-        if let Some((when, _)) = data.get(AWAKE) {
+        if let Some((when, _)) = data.get(&AWAKE) {
             let when = when.try_into().map(u64::from_le_bytes).unwrap_or(0);
             self.awake_ms = self.awake_ms.max(when);
         }
@@ -276,7 +276,7 @@ impl Attribution {
         self.awake = true;
         if now_ms.saturating_sub(self.awake_ms) > AWAKE_MS / 4 {
             self.awake_ms = now_ms;
-            let _ = data.set(AWAKE, &now_ms.to_le_bytes(), 0);
+            let _ = data.set(&AWAKE, &now_ms.to_le_bytes(), 0);
         }
     }
 

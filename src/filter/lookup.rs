@@ -17,10 +17,10 @@ use crate::attribution::{Call, text};
 use crate::config::{AttributionMode, KeyOf, Mode, RestoreRequestId};
 use crate::headers::TraceHeaders;
 use crate::host::Host;
-use crate::key::Key;
 use crate::relay::{self, Decision, Match, SpanRefs, StoredContext, W3cState};
 use crate::request_id;
 use crate::rules::{Extracted, Finding, Formats, Rule};
+use crate::store::key::Key;
 use crate::store::{Candidates, Found, Limits, MatchedBy, Store};
 
 /// For so long it is known that a trace began in this pod, in milliseconds.
@@ -181,7 +181,7 @@ impl Filter {
             }
         }
         let one = match result {
-            Ok(one) if one.under == MatchedBy::Guess => {
+            Ok(one) if one.matched_by == MatchedBy::Guess => {
                 return ByKeys::Nobody(Decision::Unknown, Some(one));
             }
             Ok(one) => one,

@@ -4,11 +4,11 @@ use super::worker::WorkerState;
 use crate::b3::B3;
 use crate::config::{Config, Direction, Incoming, KeyOf, Mode};
 use crate::headers::{self, Edit, Field, TraceHeaders};
-use crate::key::Key;
 use crate::metrics::Counter;
 use crate::relay::{self, Tracer, W3cState};
 use crate::request_id;
 use crate::rules::{Extracted, Finding, Formats, Severity, check};
+use crate::store::key::Key;
 
 /// A request, read and checked.
 pub(super) struct Request<'a> {

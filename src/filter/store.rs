@@ -8,12 +8,12 @@ use crate::attribution::text;
 use crate::config::Direction;
 use crate::headers::{self, Edit};
 use crate::host::Host;
-use crate::key::{self, Key};
 use crate::metrics::Counter;
 use crate::relay::{StoredContext, W3cState};
 use crate::request_id;
 use crate::rules::Formats;
 use crate::store::Ticket;
+use crate::store::key::{self, Key};
 
 /// What became of an inbound request.
 #[derive(Default)]
@@ -88,7 +88,7 @@ impl Filter {
             false => Counter::NotStored,
         });
         counters.extend((0..inserted.evicted).map(|_| Counter::Evicted));
-        counters.extend((0..inserted.shed).map(|_| Counter::CopyDropped));
+        counters.extend((0..inserted.headers_evicted).map(|_| Counter::CopyDropped));
         Stored {
             counters,
             ticket: Some(inserted.ticket),

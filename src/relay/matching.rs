@@ -60,7 +60,7 @@ pub struct Match {
     /// Its number, and where the store has it.
     pub request: (RequestOf, u16),
     /// How it was found.
-    pub under: MatchedBy,
+    pub matched_by: MatchedBy,
     /// What of it may be copied.
     pub stored: StoredContext,
     /// The call names its span.
@@ -94,7 +94,7 @@ pub fn match_request(
 ) -> Result<Match, Decision> {
     // The trace began in this pod: a request that came with it is one that the first of
     // its requests has called, directly or not.
-    let is_own = |found: &Found| found.under == MatchedBy::Own && found.context != OF_ANY;
+    let is_own = |found: &Found| found.matched_by == MatchedBy::Own && found.context != OF_ANY;
     let began_here = candidates.found.iter().any(|found| found.context == OF_ANY);
     if began_here && candidates.found.iter().any(is_own) {
         return Err(Decision::Ambiguous);
@@ -155,7 +155,7 @@ pub fn match_request(
     }
     Ok(Match {
         request: (found.request, found.bucket),
-        under: found.under,
+        matched_by: found.matched_by,
         stored,
         by_span,
         spans: candidates.complete.then_some(spans),
@@ -203,7 +203,7 @@ fn keep_common<'a>(
 pub fn all_of_other_traces(found: &[Found], one: &StoredContext) -> bool {
     let others = found
         .iter()
-        .filter(|found| found.under == MatchedBy::Own)
+        .filter(|found| found.matched_by == MatchedBy::Own)
         .filter_map(|found| StoredContext::decode_context(&found.context));
     let same = others.map(|other| other.b3.ids.is_some() && same_trace(&other, one));
     same.reduce(|a, b| a || b) == Some(false)

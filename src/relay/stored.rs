@@ -2,10 +2,10 @@
 
 use super::tracer::W3cState;
 use crate::b3::{B3, Ids, Sampling, SpanId, TraceId};
-use crate::bytes::{split, take};
+use crate::bytes::{read_array, read_bytes};
 use crate::headers::{self, TraceHeaders};
-use crate::key;
 use crate::rules::{Extracted, Formats};
+use crate::store::key;
 use crate::w3c::TraceParent;
 
 /// Bytes of copied headers (names and values) that are remembered of one
@@ -180,10 +180,10 @@ impl StoredContext {
     /// is known. False if the bytes are not its.
     pub fn decode_headers(&mut self, mut rest: &[u8]) -> bool {
         fn next(rest: &mut &[u8]) -> Option<(String, Vec<u8>)> {
-            let [n] = take(rest)?;
-            let name = split(rest, usize::from(n))?.to_vec();
-            let v = u16::from_be_bytes(take(rest)?);
-            let value = split(rest, usize::from(v))?.to_vec();
+            let [n] = read_array(rest)?;
+            let name = read_bytes(rest, usize::from(n))?.to_vec();
+            let v = u16::from_be_bytes(read_array(rest)?);
+            let value = read_bytes(rest, usize::from(v))?.to_vec();
             Some((String::from_utf8(name).ok()?, value))
         }
         while !rest.is_empty() {
@@ -208,14 +208,14 @@ impl StoredContext {
     /// The inverse of [`StoredContext::encode_context`], without headers; `None` if the
     /// bytes are not its.
     pub fn decode_context(mut rest: &[u8]) -> Option<Self> {
-        let [first, flags] = take(&mut rest)?;
+        let [first, flags] = read_array(&mut rest)?;
         let bit = |n: u8| flags & (1 << n) != 0;
         let mut ids = None;
         if bit(5) {
-            let trace = u128::from_be_bytes(take(&mut rest)?);
-            let span = u64::from_be_bytes(take(&mut rest)?);
+            let trace = u128::from_be_bytes(read_array(&mut rest)?);
+            let span = u64::from_be_bytes(read_array(&mut rest)?);
             let parent = match bit(3) {
-                true => Some(SpanId::new(u64::from_be_bytes(take(&mut rest)?))?),
+                true => Some(SpanId::new(u64::from_be_bytes(read_array(&mut rest)?))?),
                 false => None,
             };
             ids = Some(Ids {
@@ -236,8 +236,8 @@ impl StoredContext {
             2 => W3cState::Stale,
             _ => W3cState::Current,
         };
-        let [length] = take(&mut rest)?;
-        let request_id = split(&mut rest, usize::from(length))?.to_vec();
+        let [length] = read_array(&mut rest)?;
+        let request_id = read_bytes(&mut rest, usize::from(length))?.to_vec();
         if !rest.is_empty() {
             return None;
         }

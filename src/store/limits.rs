@@ -1,18 +1,18 @@
-//! How much a worker remembers, and for how long.
+//! How much a worker stores, and for how long.
 
 use super::record::BUCKETS;
 
-/// How much a worker remembers, and for how long.
+/// How much a worker stores, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Entries; a request has one for each key that it is remembered under.
+    /// Entries; a request has one for each of its keys.
     pub entries: usize,
     /// Bytes of all entries and copied headers.
     pub bytes: usize,
-    /// Bytes of those in one bucket: many requests under one key must not
-    /// make each of them dear.
+    /// Bytes of those in one bucket: the cost of a look-up grows with them, even where many
+    /// requests have the same key.
     pub bucket_bytes: usize,
-    /// Milliseconds that an entry outlives its request.
+    /// How long an entry outlives its request, in milliseconds.
     pub grace_ms: u64,
 }
 

@@ -1,23 +1,37 @@
-//! Envoy's shared data, and what the store calls its keys there.
-
-use crate::bytes;
+//! Envoy's shared data: what it offers, and the names of the store's keys in it.
+//!
+//! Shared data is a map from key to bytes that all workers of the process have in common.
+//! Every value has a compare-and-swap (CAS) number. No key can be deleted.
 
 /// Keys in shared data begin with this: plugins without a VM ID share one
-/// namespace. The number changes with the encoding.
+/// namespace. The number is the version of what is stored, and changes with it.
 pub(crate) const PREFIX: &[u8] = b"b3relay/3/";
-/// The seed of the hash, chosen by whoever comes first, so that nobody outside
-/// can choose request IDs that all fall into one bucket.
-pub(super) const SEED: &[u8] = b"b3relay/3/seed";
-/// The workers that have ever remembered anything and are alive.
-pub(super) const WORKERS: &[u8] = b"b3relay/3/workers";
+/// The seed of the hash of keys. The worker that starts first chooses it, so that nobody
+/// outside can choose request IDs that all fall into one bucket.
+pub(super) const SEED: [u8; 14] = name(*b"seed");
+/// The list of workers that have stored something and are alive.
+pub(super) const WORKERS: [u8; 17] = name(*b"workers");
 /// Always empty. Its CAS number changes whenever the list of workers does.
-pub(super) const CHANGED: &[u8] = b"b3relay/3/changed";
+pub(super) const WORKERS_CHANGED: [u8; 17] = name(*b"changed");
 
-/// The key of a worker's bucket.
+/// The name of a key: [`PREFIX`], then `suffix`. Any other length than that of both does
+/// not compile.
+pub(crate) const fn name<const SUFFIX: usize, const LENGTH: usize>(
+    suffix: [u8; SUFFIX],
+) -> [u8; LENGTH] {
+    const { assert!(LENGTH == PREFIX.len() + SUFFIX) };
+    let mut name = [0; LENGTH];
+    let (start, end) = name.split_at_mut(PREFIX.len());
+    start.copy_from_slice(PREFIX);
+    end.copy_from_slice(&suffix);
+    name
+}
+
+/// The name of the key that holds a worker's bucket.
 pub(super) fn bucket_name(worker: u16, bucket: u16) -> [u8; 14] {
     let [w, x] = worker.to_be_bytes();
     let [b, c] = bucket.to_be_bytes();
-    bytes::name(PREFIX, [w, x, b, c])
+    name([w, x, b, c])
 }
 
 /// Envoy's shared data (`proxy_get_shared_data`, `proxy_set_shared_data`).
@@ -33,10 +47,10 @@ pub trait SharedData {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotSet;
 
-/// Sets only a key that was never set: Envoy ignores the CAS number of a
-/// missing key, and numbers keys from 1 upwards.
+/// A CAS number that sets only a key that was never set: Envoy ignores the CAS number of
+/// such a key, and numbers keys from 1 upwards.
 pub(crate) const IF_MISSING: u32 = u32::MAX;
-/// Sets whatever is there: no other worker writes this key.
+/// A CAS number that sets a key in any case: no other worker writes this key.
 pub(super) const ALWAYS: u32 = 0;
 
 /// Shared data in memory, with Envoy's rules: for tests and for hosts other

@@ -1,38 +1,46 @@
-//! Who else there is: the list of workers.
+//! Which workers there are: a list in shared data.
+//!
+//! A worker is added to the list when it stores its first request, and gets a number that
+//! no living worker has. It renews its heartbeat there every ten seconds. A worker without
+//! a heartbeat for a minute is dead: nobody reads its table any more, and its number is
+//! free.
 
 use super::record::BUCKETS;
-use super::shared_data::{ALWAYS, CHANGED, IF_MISSING, SharedData, WORKERS, bucket_name};
-use crate::bytes::take;
+use super::shared_data::{ALWAYS, IF_MISSING, SharedData, WORKERS, WORKERS_CHANGED, bucket_name};
+use crate::bytes::read_array;
 
 /// Tries to change the list of workers before giving up. Each failure means
 /// that another worker changed it in between.
 const TRIES: u32 = 32;
-/// More workers than that are not remembered: a look-up asks each.
+/// Workers in the list. A look-up reads a bucket of each.
 const WORKERS_MOST: usize = 512;
-/// How often a worker says that it is alive, in milliseconds.
-const BEAT_MS: u64 = 10_000;
-/// A worker that has not done so for so long is gone, with what it remembered.
-const DEAD_MS: u64 = 60_000;
+/// The time between two heartbeats, in milliseconds.
+const HEARTBEAT_MS: u64 = 10_000;
+/// A worker without a heartbeat for so long is dead, in milliseconds.
+const DEAD_AFTER_MS: u64 = 60_000;
 
-/// A worker: its number, and what tells it from others that have the number before
-/// or after it.
+/// A worker: its number, and its nonce, which tells it from another one that has the same
+/// number earlier or later.
 pub type WorkerOf = (u16, u64);
 
-/// This worker's place among the others, and what it knows of them.
+/// This worker's number, and the other workers.
 #[derive(Debug)]
 pub(super) struct Workers {
-    /// Tells this worker from one that takes its number over.
+    /// Tells this worker from another one that has the same number earlier or later.
     pub(super) nonce: u64,
-    /// From the first insertion on.
+    /// `None` before the first insertion.
     pub(super) number: Option<u16>,
-    beat_ms: u64,
-    /// Who was alive then is so until the next beat: after a pause of the whole machine,
-    /// or a leap of its clock, everybody looks dead until he has said that he is not.
-    known_ms: u64,
+    /// The last heartbeat of this worker.
+    heartbeat_ms: u64,
+    /// A worker that was alive at this time counts as alive until the next heartbeat.
+    /// After a pause of the whole machine, or a leap of its clock, no worker has a recent
+    /// heartbeat.
+    alive_at_ms: u64,
+    /// The other workers that are alive.
     pub(super) others: Vec<WorkerOf>,
-    /// The list could be read to its end.
+    /// The whole list could be decoded.
     pub(super) all_known: bool,
-    /// The CAS number of [`CHANGED`] when `others` was read.
+    /// The CAS number of [`WORKERS_CHANGED`] when the list was read.
     version: Option<u32>,
 }
 
@@ -41,48 +49,54 @@ impl Workers {
         Self {
             nonce,
             number: None,
-            beat_ms: 0,
-            known_ms: u64::MAX,
+            heartbeat_ms: 0,
+            alive_at_ms: u64::MAX,
             others: Vec::new(),
             all_known: true,
             version: None,
         }
     }
 
+    /// This is the number of this worker, or of another one that is alive.
+    pub(super) fn is_known(&self, number: u16) -> bool {
+        self.number == Some(number) || self.others.iter().any(|other| other.0 == number)
+    }
+
     /// Reads the list if it has changed.
-    pub(super) fn follow(&mut self, data: &impl SharedData, now_ms: impl FnOnce() -> u64) {
-        let version = data.get(CHANGED).map(|(_, version)| version);
+    pub(super) fn refresh(&mut self, data: &impl SharedData, now_ms: impl FnOnce() -> u64) {
+        let version = data.get(&WORKERS_CHANGED).map(|(_, version)| version);
         if version != self.version {
             self.version = version;
             self.read(data, now_ms());
         }
     }
 
-    /// Injection now and then that this worker is alive, and looks who else is. False if it
-    /// was taken for dead, and so has no number any more.
+    /// Every ten seconds, renews the heartbeat and reads the list. False if this worker was
+    /// taken for dead, and so has no number any more.
     pub(super) fn tick(&mut self, data: &impl SharedData, now_ms: u64) -> bool {
-        let since = now_ms.abs_diff(self.beat_ms);
-        if since < BEAT_MS {
+        let since = now_ms.abs_diff(self.heartbeat_ms);
+        if since < HEARTBEAT_MS {
             return true;
         }
-        let leapt = since >= DEAD_MS / 2;
-        self.known_ms = if leapt { self.beat_ms } else { now_ms };
-        self.beat_ms = now_ms;
-        let listed = self.beat(data, now_ms);
-        if !listed {
+        let is_leap = since >= DEAD_AFTER_MS / 2;
+        self.alive_at_ms = if is_leap { self.heartbeat_ms } else { now_ms };
+        self.heartbeat_ms = now_ms;
+        let is_listed = self.renew_heartbeat(data, now_ms);
+        if !is_listed {
             *self = Self::new(self.nonce);
         }
         self.read(data, now_ms);
-        listed
+        is_listed
     }
 
-    /// Takes a number that no living worker has.
+    /// Adds this worker to the list, with a number that no living worker has. `None` if the
+    /// list could not be written, or is full.
     pub(super) fn register(&mut self, data: &impl SharedData, now_ms: u64) -> Option<u16> {
         for _ in 0..TRIES {
-            let (list, cas) = data.get(WORKERS).unwrap_or((Vec::new(), IF_MISSING));
-            let mut workers: Vec<Worker> = Worker::read(&mut list.as_slice()).collect();
+            let (list, cas) = data.get(&WORKERS).unwrap_or((Vec::new(), IF_MISSING));
+            let mut workers: Vec<Worker> = Worker::decode(&mut list.as_slice()).collect();
             workers.retain(|worker| {
-                worker.is_alive([now_ms, self.known_ms]) && worker.nonce != self.nonce
+                worker.is_alive([now_ms, self.alive_at_ms]) && worker.nonce != self.nonce
             });
             if workers.len() >= WORKERS_MOST {
                 return None;
@@ -92,12 +106,12 @@ impl Workers {
             workers.push(Worker {
                 number,
                 nonce: self.nonce,
-                beat_ms: now_ms,
+                heartbeat_ms: now_ms,
             });
-            if data.set(WORKERS, &Worker::write(&workers), cas).is_err() {
+            if data.set(&WORKERS, &Worker::encode(&workers), cas).is_err() {
                 continue;
             }
-            // What a worker left that had the number before and is gone.
+            // Empties the buckets of a dead worker that had the number.
             for bucket in 0..BUCKETS {
                 let name = bucket_name(number, bucket);
                 if data.get(&name).is_some_and(|(bytes, _)| !bytes.is_empty()) {
@@ -105,43 +119,44 @@ impl Workers {
                 }
             }
             self.number = Some(number);
-            self.beat_ms = now_ms;
-            // From now on every look-up reads this worker's buckets.
-            data.set(CHANGED, &[], ALWAYS).ok()?;
+            self.heartbeat_ms = now_ms;
+            // From now on the other workers read this worker's buckets.
+            data.set(&WORKERS_CHANGED, &[], ALWAYS).ok()?;
             return Some(number);
         }
         None
     }
 
-    /// Injection that this worker is alive. False if it is not in the list: taken for dead,
-    /// after a pause of the whole machine.
-    fn beat(&mut self, data: &impl SharedData, now_ms: u64) -> bool {
+    /// Renews this worker's heartbeat in the list. False if it is not in the list: after a
+    /// pause of the whole machine it was taken for dead.
+    fn renew_heartbeat(&mut self, data: &impl SharedData, now_ms: u64) -> bool {
         let Some(number) = self.number else {
             return true;
         };
         for _ in 0..TRIES {
-            let Some((list, cas)) = data.get(WORKERS) else {
+            let Some((list, cas)) = data.get(&WORKERS) else {
                 return true;
             };
-            let mut workers: Vec<Worker> = Worker::read(&mut list.as_slice()).collect();
+            let mut workers: Vec<Worker> = Worker::decode(&mut list.as_slice()).collect();
             let own = workers
                 .iter_mut()
                 .find(|worker| worker.number == number && worker.nonce == self.nonce);
             let Some(own) = own else { return false };
-            own.beat_ms = now_ms;
-            if data.set(WORKERS, &Worker::write(&workers), cas).is_ok() {
+            own.heartbeat_ms = now_ms;
+            if data.set(&WORKERS, &Worker::encode(&workers), cas).is_ok() {
                 break;
             }
         }
         true
     }
 
+    /// Reads the list.
     fn read(&mut self, data: &impl SharedData, now_ms: u64) {
-        let list = data.get(WORKERS).map(|(list, _)| list).unwrap_or_default();
+        let list = data.get(&WORKERS).map(|(list, _)| list).unwrap_or_default();
         let mut rest = list.as_slice();
         self.others.clear();
-        let times = [now_ms, self.known_ms];
-        let others = Worker::read(&mut rest)
+        let times = [now_ms, self.alive_at_ms];
+        let others = Worker::decode(&mut rest)
             .filter(|other| other.nonce != self.nonce && other.is_alive(times));
         self.others
             .extend(others.map(|other| (other.number, other.nonce)));
@@ -149,44 +164,44 @@ impl Workers {
     }
 }
 
-/// One of the list of workers. Encoded as: number u16, nonce u64, time of the
-/// last beat u64; integers little-endian.
+/// A worker in the list. Encoded as: number u16, nonce u64, time of the last heartbeat in
+/// milliseconds u64; integers are little-endian.
 #[derive(Clone, Copy, Debug)]
 struct Worker {
     number: u16,
     nonce: u64,
-    beat_ms: u64,
+    heartbeat_ms: u64,
 }
 
 impl Worker {
     const LENGTH: usize = 18;
 
-    /// At one of these times.
+    /// It is alive at one of these times.
     fn is_alive(&self, times: [u64; 2]) -> bool {
-        let near = |time: u64| time.abs_diff(self.beat_ms) < DEAD_MS;
+        let near = |time: u64| time.abs_diff(self.heartbeat_ms) < DEAD_AFTER_MS;
         times.into_iter().any(near)
     }
 
-    /// As many as there are whole; the rest stays.
-    fn read<'a>(list: &'a mut &[u8]) -> impl Iterator<Item = Self> + 'a {
+    /// As many as can be decoded; leaves the rest.
+    fn decode<'a>(list: &'a mut &[u8]) -> impl Iterator<Item = Self> + 'a {
         std::iter::from_fn(move || {
             let mut one = list.get(..Self::LENGTH)?;
             let read = Self {
-                number: u16::from_le_bytes(take(&mut one)?),
-                nonce: u64::from_le_bytes(take(&mut one)?),
-                beat_ms: u64::from_le_bytes(take(&mut one)?),
+                number: u16::from_le_bytes(read_array(&mut one)?),
+                nonce: u64::from_le_bytes(read_array(&mut one)?),
+                heartbeat_ms: u64::from_le_bytes(read_array(&mut one)?),
             };
             *list = list.get(Self::LENGTH..)?;
             Some(read)
         })
     }
 
-    fn write(workers: &[Self]) -> Vec<u8> {
+    fn encode(workers: &[Self]) -> Vec<u8> {
         let mut list = Vec::with_capacity(workers.len() * Self::LENGTH);
         for worker in workers {
             list.extend_from_slice(&worker.number.to_le_bytes());
             list.extend_from_slice(&worker.nonce.to_le_bytes());
-            list.extend_from_slice(&worker.beat_ms.to_le_bytes());
+            list.extend_from_slice(&worker.heartbeat_ms.to_le_bytes());
         }
         list
     }

@@ -1,11 +1,12 @@
-//! What identifies a request on both sides of the application.
+//! Keys: what a request is looked up by. An inbound request and the calls of the
+//! application that belong to it have a key in common.
 
 use crate::b3::TraceId;
 use crate::headers::HeaderPart;
 use crate::request_id::{self, LENGTH, TRACE_REASON};
 
 /// Bytes of the longest header value that is used as a key. Longer ones are not
-/// remembered: memory is bounded.
+/// stored: memory is bounded.
 pub const LONGEST: usize = 255;
 
 /// A look-up key: which kind it is of, and its value. Keys of different kinds

@@ -1,0 +1,293 @@
+//! Look-ups: which requests, of all workers, have a key.
+//!
+//! A look-up reads the worker's own table, and of every other worker the one bucket that
+//! the key falls into. It compares the full key, so that requests whose keys fall into one
+//! bucket are never mixed up. An alias leads to one more bucket: that of its request.
+
+use super::key::Key;
+use super::record::{Alias, Entry, Record, Records};
+use super::shared_data::{SharedData, bucket_name};
+use super::{RequestOf, Store};
+
+/// Requests that the aliases of one key are resolved to, at most.
+const ALIASED_MOST: usize = 4;
+
+/// How a request was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MatchedBy {
+    /// It came with the key.
+    Own,
+    /// The key is an alias of it ([`Store::alias`]).
+    Alias,
+    /// The key is an alias of it, which was guessed.
+    Guess,
+}
+
+/// A request that was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The request: the same under each of its keys.
+    pub request: RequestOf,
+    /// A bucket that has an entry of it, for [`Store::fetch`] and [`Store::alias`].
+    pub bucket: u16,
+    /// What was stored, without the headers.
+    pub context: Vec<u8>,
+    /// When the request began, in milliseconds since the epoch.
+    pub started_ms: u64,
+    /// The request has been answered, less than the grace ago.
+    pub ended: bool,
+    /// How it was found.
+    pub matched_by: MatchedBy,
+    /// The bucket of its headers; `None` if it has none.
+    headers_bucket: Option<u16>,
+    /// Its headers, if they are in the bucket that was read.
+    headers: Option<Vec<u8>>,
+}
+
+impl Found {
+    fn new(worker: u16, bucket: u16, entry: &Entry<'_>, matched_by: MatchedBy) -> Self {
+        Self {
+            request: (worker, entry.id),
+            bucket,
+            context: entry.context.to_vec(),
+            started_ms: entry.started_ms,
+            ended: entry.expires_ms.is_some(),
+            matched_by,
+            headers_bucket: entry.headers_bucket,
+            headers: None,
+        }
+    }
+}
+
+/// The requests that have a key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Candidates {
+    /// Those that are stored, each once.
+    pub found: Vec<Found>,
+    /// These are all requests in flight that have the key. False if there may be one that
+    /// is not stored: it was evicted, or could not be written or read.
+    pub complete: bool,
+}
+
+/// An alias that was found.
+struct FoundAlias {
+    serial: u64,
+    request: RequestOf,
+    bucket: u16,
+    matched_by: MatchedBy,
+}
+
+impl FoundAlias {
+    fn new(alias: &Alias<'_>) -> Self {
+        Self {
+            serial: alias.serial,
+            request: alias.request,
+            bucket: alias.bucket,
+            matched_by: match alias.guessed {
+                true => MatchedBy::Guess,
+                false => MatchedBy::Alias,
+            },
+        }
+    }
+}
+
+/// The request of an alias.
+enum Resolved {
+    Found(Found),
+    /// It is in flight, and not stored.
+    NotStored,
+    /// It has ended.
+    Gone,
+}
+
+/// A look-up under way.
+struct LookUp<'a, N> {
+    key: &'a [u8],
+    bucket: u16,
+    key_hash: u64,
+    now_ms: N,
+    candidates: Candidates,
+    aliases: Vec<FoundAlias>,
+}
+
+impl<N: Fn() -> u64> LookUp<'_, N> {
+    /// Reads a worker's bucket.
+    fn read_bucket(&mut self, worker: u16, bytes: &[u8]) {
+        let Candidates { found, complete } = &mut self.candidates;
+        let mut records = Records::new(bytes);
+        // A clock that is set back makes nothing expire.
+        let is_expired = |at: u64| (self.now_ms)() >= at;
+        for record in records.by_ref() {
+            match record {
+                Record::Entry(entry) => {
+                    if entry.key == self.key && !entry.expires_ms.is_some_and(is_expired) {
+                        found.push(Found::new(worker, self.bucket, &entry, MatchedBy::Own));
+                    }
+                }
+                // They follow an entry of their request.
+                Record::Headers { id, headers } => {
+                    let last = found.last_mut();
+                    if let Some(last) = last.filter(|last| last.request == (worker, id)) {
+                        last.headers = Some(headers.to_vec());
+                    }
+                }
+                Record::Tombstone { key_hash, .. } => *complete &= key_hash != self.key_hash,
+                Record::TombstoneCount(_) => *complete = false,
+                Record::Alias(alias) => {
+                    if alias.key == self.key && !is_expired(alias.expires_ms) {
+                        self.aliases.push(FoundAlias::new(&alias));
+                    }
+                }
+            }
+        }
+        *complete &= records.is_whole();
+    }
+}
+
+impl Store {
+    /// Every request with the key that has not expired. `now_ms` is called only where
+    /// something may have.
+    ///
+    /// With `all`, every worker that has stored something is asked; without, one that
+    /// started within the last ten seconds may be left out.
+    pub fn find(
+        &mut self,
+        data: &impl SharedData,
+        now_ms: impl Fn() -> u64,
+        key: &Key,
+        all: bool,
+    ) -> Candidates {
+        if all {
+            self.workers.refresh(data, &now_ms);
+        }
+        let (bucket, key_hash) = self.table.bucket_of(key.as_bytes());
+        let mut look_up = LookUp {
+            key: key.as_bytes(),
+            bucket,
+            key_hash,
+            now_ms: &now_ms,
+            candidates: Candidates {
+                found: Vec::new(),
+                complete: self.workers.all_known,
+            },
+            aliases: Vec::new(),
+        };
+        // A worker without a number has only tombstones.
+        let own_number = self.workers.number.unwrap_or_default();
+        look_up.read_bucket(own_number, self.table.bucket(bucket));
+        let own_aliases = look_up.aliases.len();
+        for (worker, _) in &self.workers.others {
+            if let Some((bytes, _)) = data.get(&bucket_name(*worker, bucket)) {
+                look_up.read_bucket(*worker, &bytes);
+            }
+        }
+        let LookUp {
+            mut candidates,
+            aliases,
+            ..
+        } = look_up;
+        let mut asked: Vec<RequestOf> = Vec::new();
+        for (n, alias) in aliases.into_iter().enumerate() {
+            let is_same = |found: &Found| found.request == alias.request;
+            if asked.contains(&alias.request) || candidates.found.iter().any(is_same) {
+                continue;
+            }
+            if asked.len() >= ALIASED_MOST {
+                candidates.complete = false;
+                break;
+            }
+            if !self.workers.is_known(alias.request.0) {
+                continue;
+            }
+            asked.push(alias.request);
+            match self.resolve(data, &now_ms, &alias) {
+                Resolved::Found(found) => candidates.found.push(found),
+                Resolved::NotStored => candidates.complete = false,
+                Resolved::Gone if n < own_aliases => self.table.remove_alias(bucket, alias.serial),
+                Resolved::Gone => {}
+            }
+        }
+        candidates
+    }
+
+    /// A request in flight, by one of its buckets ([`super::Ticket::bucket`]).
+    pub fn fetch(
+        &self,
+        data: &impl SharedData,
+        (worker, id): RequestOf,
+        bucket: u16,
+    ) -> Option<Found> {
+        self.read_bucket(data, worker, bucket, |bytes| {
+            let mut entries = Records::new(bytes).entries();
+            let entry = entries.find(|entry| entry.id == id && entry.expires_ms.is_none());
+            entry.map(|entry| Found::new(worker, bucket, &entry, MatchedBy::Own))
+        })?
+    }
+
+    /// The headers of a request that was found; empty if it has none. `None` if they were
+    /// evicted, or the request is gone.
+    pub fn headers(&self, data: &impl SharedData, found: &Found) -> Option<Vec<u8>> {
+        let Some(bucket) = found.headers_bucket else {
+            return Some(Vec::new());
+        };
+        if found.headers.is_some() {
+            return found.headers.clone();
+        }
+        let (worker, id) = found.request;
+        self.read_bucket(data, worker, bucket, |bytes| {
+            Records::new(bytes).find_map(|record| match record {
+                Record::Headers { id: other, headers } if other == id => Some(headers.to_vec()),
+                _ => None,
+            })
+        })?
+    }
+
+    /// The request of an alias.
+    fn resolve(
+        &self,
+        data: &impl SharedData,
+        now_ms: impl Fn() -> u64,
+        alias: &FoundAlias,
+    ) -> Resolved {
+        let (worker, id) = alias.request;
+        let resolved = self.read_bucket(data, worker, alias.bucket, |bytes| {
+            let mut records = Records::new(bytes);
+            let mut has_tombstone = false;
+            for record in records.by_ref() {
+                match record {
+                    Record::Entry(entry) if entry.id == id => {
+                        if entry.expires_ms.is_some_and(|at| now_ms() >= at) {
+                            return Resolved::Gone;
+                        }
+                        let found = Found::new(worker, alias.bucket, &entry, alias.matched_by);
+                        return Resolved::Found(found);
+                    }
+                    Record::Tombstone { id: other, .. } => has_tombstone |= other == id,
+                    // It may be one of these.
+                    Record::TombstoneCount(_) => has_tombstone = true,
+                    _ => {}
+                }
+            }
+            match has_tombstone || !records.is_whole() {
+                true => Resolved::NotStored,
+                false => Resolved::Gone,
+            }
+        });
+        resolved.unwrap_or(Resolved::Gone)
+    }
+
+    /// Reads a bucket of any worker; `None` if it was never written.
+    fn read_bucket<T>(
+        &self,
+        data: &impl SharedData,
+        worker: u16,
+        bucket: u16,
+        read: impl FnOnce(&[u8]) -> T,
+    ) -> Option<T> {
+        if self.workers.number == Some(worker) {
+            return Some(read(self.table.bucket(bucket)));
+        }
+        let (bytes, _) = data.get(&bucket_name(worker, bucket))?;
+        Some(read(&bytes))
+    }
+}

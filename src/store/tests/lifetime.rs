@@ -1,0 +1,103 @@
+//! How long a request is stored.
+
+use super::*;
+
+#[test]
+fn an_entry_lives_with_its_request_and_the_grace() {
+    let data = InMemory::default();
+    let mut here = Worker::new(&data, 7, LIMITS);
+    let mut there = Worker::new(&data, 8, LIMITS);
+    let ticket = here.insert(0, "a", b"ctx").ticket;
+    for now in [0, 1, 50_000] {
+        assert_eq!(here.contexts(now, "a"), [b"ctx"]);
+        assert_eq!(there.contexts(now, "a"), [b"ctx"]);
+    }
+    here.end(50_000, ticket);
+    assert!(here.find(50_099, "a")[0].ended && there.find(50_099, "a")[0].ended);
+    for worker in [&mut here, &mut there] {
+        assert_eq!(worker.contexts(50_100, "a"), [b""; 0]);
+        // The clock is set back: nothing is lost by it.
+        assert_eq!(worker.contexts(5, "a"), [b"ctx"]);
+    }
+    here.tick(50_100);
+    assert_eq!(here.store.size(), (0, 0));
+    assert_eq!(there.contexts(5, "a"), [b""; 0]);
+}
+
+#[test]
+fn without_grace_an_entry_is_gone_at_once() {
+    let data = InMemory::default();
+    let limits = Limits {
+        grace_ms: 0,
+        ..LIMITS
+    };
+    let mut worker = Worker::new(&data, 7, limits);
+    let ticket = worker.insert(5, "a", b"ctx").ticket;
+    worker.end(5, ticket);
+    assert_eq!(worker.contexts(5, "a"), [b""; 0]);
+    assert_eq!(Worker::new(&data, 8, limits).contexts(5, "a"), [b""; 0]);
+    assert_eq!(worker.store.size(), (0, 0));
+}
+
+#[test]
+fn ending_twice_or_after_eviction_does_nothing() {
+    let data = InMemory::default();
+    let mut worker = Worker::new(&data, 7, LIMITS);
+    let first = worker.insert(0, "a", b"1").ticket;
+    worker.insert(1, "a", b"2");
+    worker.end(2, first);
+    worker.end(500, first);
+    worker.tick(600);
+    worker.end(600, first);
+    assert_eq!(worker.contexts(600, "a"), [b"2"]);
+    assert_eq!(worker.store.size().0, 1);
+}
+
+#[test]
+fn a_request_is_found_under_each_of_its_keys() {
+    let data = InMemory::default();
+    let mut worker = Worker::new(&data, 7, MANY);
+    let keys = [key("a"), key("b"), key("c")];
+    let done = worker.store.insert(&data, MANY, 0, &keys, b"ctx", &[]);
+    worker.insert(0, "a", b"other");
+    let mut found: Vec<_> = ["a", "b", "c"]
+        .map(|name| worker.find(0, name)[0].request)
+        .into();
+    found.dedup();
+    assert_eq!(found.len(), 1);
+    worker.end(0, done.ticket);
+    worker.tick(100);
+    assert_eq!(worker.contexts(100, "a"), [b"other"]);
+    assert_eq!(worker.contexts(100, "b"), [b""; 0]);
+}
+
+#[test]
+fn the_grace_is_that_of_the_filter_that_stored_the_request() {
+    let data = InMemory::default();
+    let long = Limits {
+        grace_ms: 5000,
+        ..MANY
+    };
+    let mut here = Worker::new(&data, 7, long);
+    let ticket = here.insert(0, "a", b"ctx").ticket;
+    here.end(0, ticket);
+    for grace_ms in [0, 100, 60_000] {
+        let limits = Limits { grace_ms, ..MANY };
+        let mut there = Worker::new(&data, 8 + grace_ms, limits);
+        assert_eq!(there.contexts(4999, "a"), [b"ctx"]);
+        assert_eq!(there.contexts(5000, "a"), [b""; 0]);
+    }
+}
+
+#[test]
+fn an_end_that_could_not_be_written_is_written_later() {
+    let data = Counting::default();
+    let [mut here, mut there] = [7, 8].map(|n| Store::open(&data, n));
+    let done = here.insert(&data, MANY, 0, &[key("a")], b"1", &[]);
+    data.refuses.set(true);
+    assert!(!here.end(&data, MANY, 0, done.ticket));
+    data.refuses.set(false);
+    assert!(!there.find(&data, || 0, &key("a"), true).found[0].ended);
+    here.tick(&data, 1);
+    assert!(there.find(&data, || 0, &key("a"), true).found[0].ended);
+}

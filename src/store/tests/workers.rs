@@ -1,0 +1,167 @@
+//! Several workers: the list, the seed, look-ups in all tables.
+
+use super::*;
+use std::collections::HashMap;
+
+#[test]
+fn the_first_to_open_chooses_the_seed() {
+    let data = InMemory::default();
+    let first = Worker::new(&data, 7, LIMITS);
+    let second = Worker::new(&data, 8, LIMITS);
+    assert_eq!(first.store.seed(), second.store.seed());
+}
+
+#[test]
+fn requests_spread_over_the_buckets() {
+    let store = Store::open(&InMemory::default(), 99);
+    let mut count = HashMap::new();
+    for i in 0..65536u32 {
+        let mut random = [0; 16];
+        random[..4].copy_from_slice(&i.to_be_bytes());
+        let id = crate::request_id::generate(random);
+        *count
+            .entry(
+                store
+                    .table
+                    .bucket_of(Key::request_id(&id).unwrap().as_bytes())
+                    .0,
+            )
+            .or_insert(0) += 1;
+    }
+    let (low, high) = (count.values().min().unwrap(), count.values().max().unwrap());
+    assert!(
+        count.len() == usize::from(BUCKETS) && *low > 24 && *high < 124,
+        "{low} {high}"
+    );
+}
+
+#[test]
+fn every_worker_is_asked() {
+    let data = InMemory::default();
+    let mut workers: Vec<_> = (0..5).map(|n| Worker::new(&data, n, MANY)).collect();
+    // A look-up before there is anybody else.
+    assert_eq!(workers[0].contexts(0, "0"), [b""; 0]);
+    for n in 0..5u8 {
+        workers[usize::from(n)].insert(0, "same", &[n]);
+        for worker in &mut workers {
+            let mut found = worker.contexts(0, "same");
+            found.sort();
+            assert_eq!(found, (0..=n).map(|n| vec![n]).collect::<Vec<_>>());
+        }
+    }
+}
+
+#[test]
+fn new_workers_and_the_time_are_asked_for_where_it_matters() {
+    let data = InMemory::default();
+    let mut here = Worker::new(&data, 7, MANY);
+    let mut there = Worker::new(&data, 8, MANY);
+    let ticket = there.insert(0, "a", b"ctx").ticket;
+    let asked = std::cell::Cell::new(0);
+    let mut found = |all| {
+        asked.set(0);
+        let clock = || {
+            asked.set(asked.get() + 1);
+            1
+        };
+        let found = here.store.find(&data, clock, &key("a"), all).found.len();
+        (found, asked.get())
+    };
+    assert_eq!(found(false), (0, 0));
+    // The list of workers is new: who of them is alive?
+    assert_eq!(found(true), (1, 1));
+    assert_eq!(found(true), (1, 0));
+    assert_eq!(found(false), (1, 0));
+    there.end(1, ticket);
+    assert_eq!(found(false), (1, 1));
+    // Ten seconds later without anybody who asks.
+    let mut late = Worker::new(&data, 9, MANY);
+    late.tick(10_000);
+    let ended = late.store.find(&data, || 1, &key("a"), false).found;
+    assert!(ended[0].ended);
+}
+
+#[test]
+fn a_worker_that_is_gone_leaves_nothing() {
+    let data = InMemory::default();
+    let mut gone = Worker::new(&data, 1, MANY);
+    let mut here = Worker::new(&data, 2, MANY);
+    gone.insert(0, "a", b"old");
+    here.insert(0, "b", b"ctx");
+    for now in (0..60_000).step_by(1000) {
+        here.tick(now);
+    }
+    assert_eq!(here.contexts(59_000, "a"), [b"old"]);
+    here.tick(60_000);
+    assert_eq!(here.contexts(60_000, "a"), [b""; 0]);
+    // Its number is taken over, without what it held.
+    let mut new = Worker::new(&data, 3, MANY);
+    new.insert(60_000, "c", b"new");
+    assert_eq!(new.store.workers.number, Some(0));
+    assert_eq!(here.contexts(60_000, "a"), [b""; 0]);
+    assert_eq!(here.contexts(60_000, "c"), [b"new"]);
+    assert_eq!(new.contexts(60_000, "b"), [b"ctx"]);
+    // Should it live after all, it begins anew, and disturbs nobody.
+    gone.tick(61_000);
+    assert_eq!(gone.contexts(61_000, "c"), [b"new"]);
+    gone.insert(61_000, "a", b"again");
+    assert_eq!(gone.store.workers.number, Some(2));
+    assert_eq!(here.contexts(61_000, "a"), [b"again"]);
+    assert_eq!(here.contexts(61_000, "c"), [b"new"]);
+}
+
+#[test]
+fn workers_that_begin_at_once_get_numbers_of_their_own() {
+    let data = InMemory::default();
+    std::thread::scope(|scope| {
+        for worker in 1..9u64 {
+            let data = &data;
+            scope.spawn(move || {
+                let mut worker = Worker::new(data, worker, MANY);
+                for n in 0..500u64 {
+                    let name = format!("{}-{n}", worker.store.nonce());
+                    let ticket = worker.insert(n, &name, name.as_bytes()).ticket;
+                    assert_eq!(worker.contexts(n, &name), [name.as_bytes()]);
+                    if n % 2 == 0 {
+                        worker.end(n, ticket);
+                        worker.tick(n);
+                    }
+                }
+            });
+        }
+    });
+    let mut reader = Worker::new(&data, 99, MANY);
+    for worker in 1..9 {
+        for n in 0..500 {
+            let name = format!("{worker}-{n}");
+            let expected = (n % 2 == 1 || n >= 400).then(|| name.as_bytes().to_vec());
+            assert_eq!(
+                reader.contexts(499, &name),
+                expected.into_iter().collect::<Vec<_>>()
+            );
+        }
+    }
+}
+
+#[test]
+fn a_list_that_never_stands_still_is_given_up() {
+    /// The list is changed before every swap.
+    struct Contended(InMemory);
+    impl SharedData for Contended {
+        fn get(&self, key: &[u8]) -> Option<(Vec<u8>, u32)> {
+            self.0.get(key)
+        }
+        fn set(&self, key: &[u8], value: &[u8], cas: u32) -> Result<(), NotSet> {
+            if key == WORKERS {
+                self.0.set(key, &[], 0)?;
+            }
+            self.0.set(key, value, cas)
+        }
+    }
+    let data = Contended(InMemory::default());
+    let mut store = Store::open(&data, 7);
+    let inserted = store.insert(&data, LIMITS, 0, &[key("a")], b"ctx", &[]);
+    assert!(!inserted.stored);
+    let candidates = store.find(&data, || 0, &key("a"), true);
+    assert!(candidates.found.is_empty() && !candidates.complete);
+}
