@@ -11,7 +11,7 @@
 //! | 3 | tombstone count | count u32 |
 //! | 4 | alias | serial u64, expires u64, worker u16, id u64, bucket u16, guessed u8, key length u16, key |
 
-use crate::bytes::{read_array, read_bytes};
+use crate::bytes::{read_array, read_bytes, read_u16, read_u32, read_u64};
 
 /// Buckets of each worker's table.
 pub const BUCKETS: u16 = 1024;
@@ -136,18 +136,12 @@ impl<'a> Record<'a> {
 
     /// Takes one record off the beginning; `None` if there is none.
     fn decode(rest: &mut &'a [u8]) -> Option<Self> {
-        fn u64_of(rest: &mut &[u8]) -> Option<u64> {
-            read_array(rest).map(u64::from_le_bytes)
-        }
-        fn u16_of(rest: &mut &[u8]) -> Option<u16> {
-            read_array(rest).map(u16::from_le_bytes)
-        }
         let [tag] = read_array(rest)?;
         Some(match tag {
             0 => {
-                let (id, started_ms, expires) = (u64_of(rest)?, u64_of(rest)?, u64_of(rest)?);
-                let headers_bucket = u16_of(rest)?;
-                let (key, context) = (u16_of(rest)?, u16_of(rest)?);
+                let (id, started_ms, expires) = (read_u64(rest)?, read_u64(rest)?, read_u64(rest)?);
+                let headers_bucket = read_u16(rest)?;
+                let (key, context) = (read_u16(rest)?, read_u16(rest)?);
                 Self::Entry(Entry {
                     id,
                     started_ms,
@@ -158,22 +152,22 @@ impl<'a> Record<'a> {
                 })
             }
             1 => {
-                let id = u64_of(rest)?;
-                let length = u16_of(rest)?;
+                let id = read_u64(rest)?;
+                let length = read_u16(rest)?;
                 let headers = read_bytes(rest, length.into())?;
                 Self::Headers { id, headers }
             }
             2 => Self::Tombstone {
-                id: u64_of(rest)?,
-                key_hash: u64_of(rest)?,
+                id: read_u64(rest)?,
+                key_hash: read_u64(rest)?,
             },
-            3 => Self::TombstoneCount(read_array(rest).map(u32::from_le_bytes)?),
+            3 => Self::TombstoneCount(read_u32(rest)?),
             4 => {
-                let (serial, expires_ms) = (u64_of(rest)?, u64_of(rest)?);
-                let request = (u16_of(rest)?, u64_of(rest)?);
-                let bucket = u16_of(rest)?;
+                let (serial, expires_ms) = (read_u64(rest)?, read_u64(rest)?);
+                let request = (read_u16(rest)?, read_u64(rest)?);
+                let bucket = read_u16(rest)?;
                 let [guessed] = read_array(rest)?;
-                let length = u16_of(rest)?;
+                let length = read_u16(rest)?;
                 Self::Alias(Alias {
                     serial,
                     expires_ms,

@@ -7,7 +7,7 @@
 
 use super::record::BUCKETS;
 use super::shared_data::{ALWAYS, IF_MISSING, SharedData, WORKERS, WORKERS_CHANGED, bucket_name};
-use crate::bytes::read_array;
+use crate::bytes::{read_u16, read_u64};
 
 /// Tries to change the list of workers before giving up. Each failure means
 /// that another worker changed it in between.
@@ -187,9 +187,9 @@ impl Worker {
         std::iter::from_fn(move || {
             let mut one = list.get(..Self::LENGTH)?;
             let read = Self {
-                number: u16::from_le_bytes(read_array(&mut one)?),
-                nonce: u64::from_le_bytes(read_array(&mut one)?),
-                heartbeat_ms: u64::from_le_bytes(read_array(&mut one)?),
+                number: read_u16(&mut one)?,
+                nonce: read_u64(&mut one)?,
+                heartbeat_ms: read_u64(&mut one)?,
             };
             *list = list.get(Self::LENGTH..)?;
             Some(read)
