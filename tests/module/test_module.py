@@ -48,7 +48,7 @@ PLAIN = ROOT / "target/wasm32-wasip1/release/b3relay.wasm"
 
 pytestmark = pytest.mark.timeout(60)
 
-PREFIX = b"b3relay/3/"
+PREFIX = b"b3relay/4/"
 NAMED = WORKERS, CHANGED, SEED = [PREFIX + name for name in (b"workers", b"changed", b"seed")]
 BUCKETS = 1024
 

@@ -22,7 +22,7 @@ pub use insert::{Inserted, KEYS_MOST, Ticket};
 pub(super) use publish::Destination;
 
 use super::record::{BUCKETS, Record, Records};
-use crate::bytes;
+use siphasher::sip::SipHasher13;
 use std::collections::VecDeque;
 
 /// A record that belongs to a request, by its bucket and the request's number.
@@ -109,12 +109,11 @@ impl Table {
         self.seed
     }
 
-    /// The bucket of a key, and the key's hash: FNV-1a over the seed and the key, folded to
-    /// the number of buckets.
+    /// The bucket of a key, and the key's hash: SipHash-1-3 with the seed, which nobody
+    /// outside knows. So a client cannot choose request IDs that all fall into one bucket.
     pub(super) fn bucket_of(&self, key: &[u8]) -> (u16, u64) {
-        let hash = bytes::fnv1a(self.seed, key);
-        let folded = hash ^ (hash >> 32) ^ (hash >> 16);
-        ((folded % u64::from(BUCKETS)) as u16, hash)
+        let hash = SipHasher13::new_with_keys(self.seed, self.seed).hash(key);
+        ((hash % u64::from(BUCKETS)) as u16, hash)
     }
 
     /// The bytes of a bucket.
