@@ -80,18 +80,18 @@ pub(super) struct KeyAt<'a> {
 
 impl Table {
     /// Stores a request: one write for each key.
-    pub(in crate::store) fn insert<D: SharedData>(
+    pub(in crate::store) fn insert<'a, D: SharedData>(
         &mut self,
         to: &Destination<'_, D>,
         limits: Limits,
         now_ms: u64,
-        new: NewRequest<'_>,
+        new: NewRequest<'a>,
     ) -> Inserted {
         let keys = new.keys.iter().take(KEYS_MOST).map(|key| {
             let (bucket, _) = self.bucket_of(key.as_bytes());
             KeyAt { key, bucket }
         });
-        let keys: Vec<KeyAt<'_>> = keys.collect();
+        let keys: Vec<KeyAt<'a>> = keys.collect();
         let ticket = Ticket::new(new.id, &keys);
         let mut inserted = Inserted {
             ticket,
@@ -111,33 +111,25 @@ impl Table {
             [] => None,
             _ => self.headers_bucket(&keys, limits, &headers),
         };
-        let entries = keys.iter().map(|key| {
-            let entry = Entry {
-                id: new.id,
-                started_ms: now_ms,
-                expires_ms: None,
-                headers_bucket,
-                key: key.key.as_bytes(),
-                context: new.context,
-            };
-            (Record::Entry(entry), key.bucket)
-        });
-        let entries: Vec<(Record<'_>, u16)> = entries.collect();
-        let bytes: usize = entries
-            .iter()
-            .map(|(entry, _)| entry.encoded_length())
-            .sum();
-        let mut room = Limits {
-            entries: limits.entries.saturating_sub(entries.len()),
-            bytes: limits.bytes.saturating_sub(bytes),
-            ..limits
+        let entry = |key: &KeyAt<'a>| Entry {
+            id: new.id,
+            started_ms: now_ms,
+            expires_ms: None,
+            headers_bucket,
+            key: key.key.as_bytes(),
+            context: new.context,
         };
-        self.make_room(to, room, true, &mut inserted);
-        let mut headers_fit = true;
-        if headers_bucket.is_some() {
-            room.bytes = room.bytes.saturating_sub(headers.encoded_length());
-            headers_fit = self.make_room(to, room, false, &mut inserted);
-        }
+        let entries = keys
+            .iter()
+            .map(|key| (Record::Entry(entry(key)), key.bucket));
+        let entries: Vec<(Record<'_>, u16)> = entries.collect();
+        let mut headers_fit = self.make_room_for(
+            to,
+            limits,
+            &entries,
+            headers_bucket.and(Some(&headers)),
+            &mut inserted,
+        );
         let mut headers_to_write = headers_bucket.filter(|_| headers_fit);
         let mut written = true;
         for (entry, bucket) in &entries {

@@ -7,9 +7,33 @@ use crate::store::record::Record;
 use crate::store::shared_data::SharedData;
 
 impl Table {
+    /// Evicts until the entries of a new request have room, and then, but no requests in
+    /// flight, until its headers have. False if the headers have no room.
+    pub(super) fn make_room_for<D: SharedData>(
+        &mut self,
+        to: &Destination<'_, D>,
+        limits: Limits,
+        entries: &[(Record<'_>, u16)],
+        headers: Option<&Record<'_>>,
+        inserted: &mut Inserted,
+    ) -> bool {
+        let lengths = entries.iter().map(|(entry, _)| entry.encoded_length());
+        let mut room = Limits {
+            entries: limits.entries.saturating_sub(entries.len()),
+            bytes: limits.bytes.saturating_sub(lengths.sum()),
+            ..limits
+        };
+        self.make_room(to, room, true, inserted);
+        let Some(headers) = headers else {
+            return true;
+        };
+        room.bytes = room.bytes.saturating_sub(headers.encoded_length());
+        self.make_room(to, room, false, inserted)
+    }
+
     /// Evicts until the table is within `room`. Requests in flight are evicted only with
     /// `evict_in_flight`. False if there is not enough room.
-    pub(super) fn make_room<D: SharedData>(
+    fn make_room<D: SharedData>(
         &mut self,
         to: &Destination<'_, D>,
         room: Limits,
