@@ -143,7 +143,7 @@ fn capacity_is_what_the_documentation_says() {
         evicted = evicted.or((done.evicted > 0).then_some(n));
     }
     let (shed, evicted) = (shed.unwrap(), evicted.unwrap());
-    // MatchedBy two keys each, 12,288 entries are those of more than 4096 requests.
+    // Under two keys each, 12,288 entries are those of more than 4096 requests.
     assert_eq!((shed, evicted), (495, 6144));
     // As much again in the worker's memory. Nobody ended: the others are missing.
     let most = 4 * 1024 * 1024 + 150_000;
