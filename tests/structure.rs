@@ -51,8 +51,8 @@ fn used(path: &Path) -> Vec<String> {
         .filter(|line| !line.trim_start().starts_with("//"));
     let parts = code.flat_map(|line| line.split("crate::").skip(1));
     let name = |part: &str| {
-        let end = part.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-        part[..end.unwrap_or(part.len())].to_string()
+        let is_of_it = |c: &char| c.is_ascii_alphanumeric() || *c == '_';
+        part.chars().take_while(is_of_it).collect::<String>()
     };
     parts.map(name).filter(|name| !name.is_empty()).collect()
 }

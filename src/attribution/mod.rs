@@ -1,56 +1,60 @@
-//! To which request does a call belong, if it says nothing of it itself?
+//! To which request does a call belong that carries neither a context nor a key?
 //!
-//! The last rungs of the ladder that [`crate::filter`] climbs for each call: the
+//! The last steps of the look-up that [`crate::filter`] makes for each call: the
 //! only request in flight; an identifier that a call shares with one request in
-//! flight; what requests of each route do, and when; and else nothing.
+//! flight; what requests of each route do, and when; and else none.
 //!
 //! | module | what it knows |
 //! |---|---|
-//! | [`text`] | which route or kind a request is of, and the identifiers in it |
-//! | [`model`] | what has been learned of the application |
-//! | [`tracker`] | what is believed of the requests in flight, and whose a call is |
-//! | `exclusive` | whether a call is of the only request in flight, or of the background |
-//! | [`journal`] | what each worker tells the others |
+//! | [`signature`] | the route of a request, the kind of a call, and the identifiers in both |
+//! | [`tracker`] | the requests in flight, and to which of them a call belongs |
+//! | `exclusive` | whether a call belongs to the only request in flight, or to the background |
+//! | `inferred` | to which of several requests in flight a call belongs; off by default |
+//! | [`journal`] | which requests and calls of each worker have begun and ended |
+//! | `keyed_hosts` | the hosts to which the application forwards keys |
 //!
-//! Each worker that judges calls has a [`Tracker`] of its own, and tells it what is
-//! in the journals of all, in the order of time.
+//! Each worker that judges calls has a [`Tracker`] of its own, which gets the events in the
+//! journals of all workers, in the order of time.
 
-mod belief;
+mod buckets;
 mod exclusive;
+mod in_flight;
+mod inferred;
 pub mod journal;
-pub mod model;
-pub mod text;
+mod keyed_hosts;
+mod names;
+pub mod signature;
+mod sort;
 pub mod tracker;
 
 use crate::store::{Found, RequestOf, SharedData, Store, Ticket, shared_data_name};
 use journal::{Event, Read, Reader, Writer};
-use text::Token;
+use keyed_hosts::KeyedHosts;
+use signature::Token;
 use tracker::{Basis, Tracker, Verdict};
 
 /// For so long after events were lost there may be requests in flight that nothing
-/// is known of.
+/// is known of, in microseconds.
 const BLIND_US: u64 = 10_000_000;
-/// A worker that has judged no call for so long stops following the journals.
-const FOLLOWS_US: u64 = 300_000_000;
-/// For so long after a call that had to be judged, others are written down too.
+/// A worker that has judged no call for so long stops reading the journals.
+const READS_US: u64 = 300_000_000;
+/// For so long after a call that had to be judged, calls with a known request are written
+/// into the journal, too.
 const AWAKE_MS: u64 = 60_000;
-/// Calls to a host are expected to carry a key for so many seconds after one did.
-const NAMED_S: u16 = 600;
-/// Hosts that this is known of.
-const NAMED_MOST: usize = 64;
-/// When, in milliseconds, a call had to be judged in any worker.
+/// The key in shared data of the time when a call had to be judged in any worker:
+/// milliseconds, u64, little-endian.
 const AWAKE: [u8; 15] = shared_data_name(*b"awake");
 
-/// A call, as it is told apart from others.
+/// The signature of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
-    /// [`text::kind`]
+    /// [`signature::kind`]
     pub kind: [u32; 2],
-    /// [`text::tokens`]
+    /// [`signature::tokens`]
     pub tokens: Vec<Token>,
 }
 
-/// What one worker knows of whose calls are whose.
+/// What one worker knows of the requests in flight, and of the calls of the application.
 #[derive(Debug, Default)]
 pub struct Attribution {
     writer: Option<Writer>,
@@ -63,23 +67,22 @@ pub struct Attribution {
     first_us: Option<u64>,
     awake_ms: u64,
     awake: bool,
-    /// [`text::host`] of calls that carried a key, and seconds since.
-    named: Vec<(u32, u16)>,
-    /// When the seconds were last counted.
-    counted_us: u64,
+    keyed_hosts: KeyedHosts,
 }
 
-/// The request or call of a worker, as one number.
+/// One number for a request or call of a worker.
 fn number(worker: u16, id: u64) -> u64 {
     (u64::from(worker) << 48) | (id & 0xffff_ffff_ffff)
 }
 
+/// The inverse, of a request.
 fn request_of(number: u64) -> RequestOf {
     ((number >> 48) as u16, number & 0xffff_ffff_ffff)
 }
 
 impl Attribution {
-    /// A request has begun, which the store has remembered.
+    /// A request has begun that is in the store. `route`, `tokens`: [`signature::route`],
+    /// [`signature::tokens`].
     pub fn begin(
         &mut self,
         store: &mut Store,
@@ -101,7 +104,7 @@ impl Attribution {
         self.write(store, data, now_us, &begun);
     }
 
-    /// It has been answered, or was broken off.
+    /// A request has been answered, or was broken off.
     pub fn end(
         &mut self,
         store: &mut Store,
@@ -114,39 +117,25 @@ impl Attribution {
         self.write(store, data, now_us, &Event::End { request, answered });
     }
 
-    /// There were calls of late that had to be judged. If not, others need not be
-    /// known.
+    /// Calls had to be judged of late. If not, those with a known request need not be
+    /// reported by [`Attribution::called`].
     pub fn is_awake(&self) -> bool {
         self.awake
     }
 
-    /// A call to this host carried the key of a request.
+    /// A call to this host ([`signature::host`]) carried the key of a request.
     pub fn carries_key(&mut self, host: u32) {
-        if let Some(known) = self.named.iter_mut().find(|(known, _)| *known == host) {
-            known.1 = 0;
-            return;
-        }
-        if self.named.len() >= NAMED_MOST {
-            let oldest = self
-                .named
-                .iter()
-                .enumerate()
-                .max_by_key(|(_, known)| known.1);
-            if let Some((at, _)) = oldest {
-                self.named.swap_remove(at);
-            }
-        }
-        self.named.push((host, 0));
+        self.keyed_hosts.add(host);
     }
 
     /// The application forwards keys to this host: a key that is not known, such as a
-    /// request ID, is of a request that has gone.
-    pub fn is_named(&self, host: u32) -> bool {
-        self.named.iter().any(|(known, _)| *known == host)
+    /// request ID, is that of a request that has gone.
+    pub fn is_keyed_host(&self, host: u32) -> bool {
+        self.keyed_hosts.contains(host)
     }
 
-    /// A call of which `owner` is known, or which says itself whose it is. Returns
-    /// its number, for [`Attribution::returned`].
+    /// A call has begun that is known to belong to the request `owner`. Returns its
+    /// number, for [`Attribution::returned`].
     pub fn called(
         &mut self,
         store: &mut Store,
@@ -167,10 +156,10 @@ impl Attribution {
         id
     }
 
-    /// Whose call is it? `wrong`: the part of all calls that may be given to a wrong
-    /// request; 0 if only one that is alone in flight may get any. Returns its number,
-    /// for [`Attribution::returned`], and the request if it is sure, with what was
-    /// remembered of it.
+    /// A call has begun: to which request does it belong? `wrong`: the part of all calls
+    /// that may be given to a wrong request, from 0 to 1; 0 if only the only request in
+    /// flight may get any. Returns its number, for [`Attribution::returned`]; `None` if
+    /// this worker has no journal. And the request if it is sure, with what is in the store.
     pub fn judge(
         &mut self,
         store: &mut Store,
@@ -179,15 +168,15 @@ impl Attribution {
         call: Call,
         wrong: f64,
     ) -> (Option<u64>, Option<(Verdict, Found)>) {
-        self.tracker.plain = wrong <= 0.0;
+        self.tracker.infer(wrong > 0.0);
         self.wake(data, now_us);
         self.judged_us = now_us;
         let Some(worker) = self.writer(store, data, now_us).map(|w| w.worker()) else {
             return (None, None);
         };
         self.first_us.get_or_insert(now_us);
-        self.follow(store, data, now_us);
-        self.called_by_nobody(now_us);
+        self.read_journals(store, data, now_us);
+        self.called_while_idle(now_us);
         let id = self.number_call();
         let Call { kind, tokens } = call;
         let verdict = self
@@ -202,14 +191,14 @@ impl Attribution {
         self.write(store, data, now_us, &event);
         let own = self.readers.iter_mut().find(|r| r.worker().0 == worker);
         if let (Some(own), Some(writer)) = (own, &self.writer) {
-            // The tracker has been told already.
-            own.follow(writer);
+            // The tracker knows of the call already.
+            own.skip_to_end(writer);
         }
         let seeing = now_us >= self.blind_until_us;
         let sure = verdict.filter(|verdict| seeing || verdict.basis == Basis::Token);
         let found = sure.and_then(|verdict| {
-            let place = self.tracker.bucket(verdict.request)?;
-            let found = store.fetch(data, request_of(verdict.request), place)?;
+            let bucket = self.tracker.bucket(verdict.request)?;
+            let found = store.fetch(data, request_of(verdict.request), bucket)?;
             Some((verdict, found))
         });
         (Some(id), found)
@@ -222,14 +211,7 @@ impl Attribution {
 
     /// To be called every second or so.
     pub fn tick(&mut self, store: &mut Store, data: &impl SharedData, now_us: u64) {
-        // Envoy ticks for each configuration of the module, each second.
-        if now_us.abs_diff(self.counted_us) > 900_000 {
-            self.counted_us = now_us;
-            self.named.retain_mut(|(_, seconds)| {
-                *seconds += 1;
-                *seconds < NAMED_S
-            });
-        }
+        self.keyed_hosts.tick(now_us);
         if self.writer.is_none() && self.readers.is_empty() {
             return;
         }
@@ -238,19 +220,20 @@ impl Attribution {
             self.awake_ms = self.awake_ms.max(when);
         }
         self.awake = (now_us / 1000).saturating_sub(self.awake_ms) <= AWAKE_MS;
-        if self.judged_us > 0 && now_us.saturating_sub(self.judged_us) < FOLLOWS_US {
-            self.follow(store, data, now_us);
+        if self.judged_us > 0 && now_us.saturating_sub(self.judged_us) < READS_US {
+            self.read_journals(store, data, now_us);
         } else if !self.readers.is_empty() {
-            // Begins anew with the next call that is to be judged.
+            // The next call that is to be judged begins anew.
             self.readers.clear();
             self.tracker.forget();
         }
     }
 
-    /// A call, while nothing is in flight. Soon after the first one that had to be
-    /// judged it may be of a request that was in flight when this Envoy, or this module,
-    /// took over: where there is one, there are more, in whichever worker.
-    fn called_by_nobody(&mut self, at_us: u64) {
+    /// A call has begun that has no known request. If nothing is in flight, soon after the
+    /// first call that had to be judged, it may belong to a request that was in flight when
+    /// this Envoy, or this module, took over: where there is one, there are more, in
+    /// whichever worker.
+    fn called_while_idle(&mut self, at_us: u64) {
         let soon = self
             .first_us
             .is_some_and(|first| at_us < first.saturating_add(BLIND_US));
@@ -259,7 +242,7 @@ impl Attribution {
         }
     }
 
-    /// Requests in flight that it knows of.
+    /// Requests in flight that are known, of all workers.
     pub fn in_flight(&self) -> usize {
         self.tracker.in_flight()
     }
@@ -270,7 +253,7 @@ impl Attribution {
         id
     }
 
-    /// Lets all workers know that there are calls which say nothing of themselves.
+    /// Lets all workers know that there are calls to be judged.
     fn wake(&mut self, data: &impl SharedData, now_us: u64) {
         let now_ms = now_us / 1000;
         self.awake = true;
@@ -300,8 +283,8 @@ impl Attribution {
         }
     }
 
-    /// Tells the tracker what has happened since.
-    fn follow(&mut self, store: &mut Store, data: &impl SharedData, now_us: u64) {
+    /// Gives the tracker all events since the last time.
+    fn read_journals(&mut self, store: &mut Store, data: &impl SharedData, now_us: u64) {
         let workers = store.workers(data, now_us / 1000);
         let mut gone: Vec<u16> = Vec::new();
         self.readers.retain(|reader| {
@@ -333,11 +316,12 @@ impl Attribution {
         // The earliest first.
         events.sort_by_cached_key(|(at_us, _, _)| *at_us);
         for (at_us, worker, event) in events {
-            self.tell(at_us, worker, event);
+            self.apply(at_us, worker, event);
         }
     }
 
-    fn tell(&mut self, at_us: u64, worker: u16, event: Event) {
+    /// Gives the tracker one event.
+    fn apply(&mut self, at_us: u64, worker: u16, event: Event) {
         match event {
             Event::Begin {
                 request,
@@ -362,7 +346,7 @@ impl Attribution {
                 owner,
             } => {
                 if owner.is_none() {
-                    self.called_by_nobody(at_us);
+                    self.called_while_idle(at_us);
                 }
                 let owner = owner.map(|(worker, request)| number(worker, request));
                 let call = number(worker, call);

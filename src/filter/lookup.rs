@@ -13,7 +13,7 @@ use super::Filter;
 use super::request::Request;
 use super::worker::WorkerState;
 use crate::attribution::tracker::Basis;
-use crate::attribution::{Call, text};
+use crate::attribution::{Call, signature};
 use crate::config::{AttributionMode, KeyOf, Mode, RestoreRequestId};
 use crate::headers::TraceHeaders;
 use crate::host::Host;
@@ -118,7 +118,7 @@ impl Filter {
                 if before.is_ok()
                     && self.attributes()
                     && names_nothing
-                    && !worker.attribution.is_named(host_of(&request.headers)) =>
+                    && !worker.attribution.is_keyed_host(host_of(&request.headers)) =>
             {
                 (looked_up.owner, looked_up.number) = self.attribute(worker, host, request, guess);
             }
@@ -342,11 +342,15 @@ impl Filter {
     }
 
     /// The identifiers in a request, if they are asked for.
-    pub(super) fn tokens(&self, store: &Store, headers: &TraceHeaders<'_>) -> Vec<text::Token> {
+    pub(super) fn tokens(
+        &self,
+        store: &Store,
+        headers: &TraceHeaders<'_>,
+    ) -> Vec<signature::Token> {
         let path = headers.path.value().unwrap_or_default();
         match self.config.attribution {
             AttributionMode::Inferred => {
-                text::tokens(store.seed(), path, headers.tokens.iter().copied())
+                signature::tokens(store.seed(), path, headers.tokens.iter().copied())
             }
             AttributionMode::Exclusive | AttributionMode::Off => Vec::new(),
         }
@@ -379,16 +383,16 @@ fn foreign_trace(request: &Request<'_>, one: &StoredContext) -> Option<Key> {
 
 /// Where a call goes, for attribution.
 fn host_of(headers: &TraceHeaders<'_>) -> u32 {
-    text::host(headers.authority.value().unwrap_or_default())
+    signature::host(headers.authority.value().unwrap_or_default())
 }
 
 /// What kind of call it is, for attribution.
-fn describe(headers: &TraceHeaders<'_>, tokens: Vec<text::Token>) -> Call {
+fn describe(headers: &TraceHeaders<'_>, tokens: Vec<signature::Token>) -> Call {
     let [method, authority, path] = [headers.method, headers.authority, headers.path];
     let [method, authority, path] =
         [method, authority, path].map(|field| field.value().unwrap_or_default());
     Call {
-        kind: text::kind(method, authority, path),
+        kind: signature::kind(method, authority, path),
         tokens,
     }
 }

@@ -4,7 +4,7 @@ use super::Filter;
 use super::request::Request;
 use super::worker::WorkerState;
 use super::write::Written;
-use crate::attribution::text;
+use crate::attribution::signature;
 use crate::config::Direction;
 use crate::headers::{self, Edit};
 use crate::host::Host;
@@ -79,7 +79,7 @@ impl Filter {
             let headers = &request.headers;
             let method = headers.method.value().unwrap_or_default();
             let path = headers.path.value().unwrap_or_default();
-            let route = text::route(method, path);
+            let route = signature::route(method, path);
             let tokens = self.tokens(store, headers);
             attribution.begin(store, host, now_us, &inserted.ticket, route, tokens);
         }

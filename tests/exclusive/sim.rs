@@ -263,8 +263,6 @@ impl<'a> Sim<'a> {
         jobs: f64,
         seed: u64,
     ) -> Self {
-        let mut tracker = Tracker::default();
-        tracker.plain = true;
         let mut sim = Sim {
             app,
             background,
@@ -275,7 +273,7 @@ impl<'a> Sim<'a> {
             queue: BinaryHeap::new(),
             order: 0,
             now: 1_000_000,
-            tracker,
+            tracker: Tracker::default(),
             found: Found::default(),
             live: HashMap::new(),
             inner: HashMap::new(),

@@ -1,6 +1,6 @@
 //! Cells of the time, and how much likelier a call is in one than at any time.
 
-use super::super::model::{BUCKETS, begin_ms, bucket, ms};
+use super::super::buckets::BUCKETS;
 
 /// The part of a request's calls that come anywhere, since the machine was busy; and as
 /// many come where others do.
@@ -56,22 +56,4 @@ pub(super) fn lift(part: f32, busy: f32, calls: [f32; 2], own: [f32; 2]) -> f32 
     let any = any.max(part * SPARSE / (all * part + SPARSE));
     let own = (own + OWN * any) / (all_own + OWN);
     ANYWHERE * (1.0 + any / part) + (1.0 - 2.0 * ANYWHERE) * own / part
-}
-
-/// The buckets from one time to another, with the milliseconds in each.
-pub(super) fn spans(from_us: u64, to_us: u64) -> impl Iterator<Item = (usize, f32)> {
-    let (first, last) = (bucket(from_us), bucket(to_us));
-    (first..=last).map(move |at| {
-        let begin = if at == first {
-            ms(from_us)
-        } else {
-            begin_ms(at)
-        };
-        let end = if at == last {
-            ms(to_us)
-        } else {
-            begin_ms(at + 1)
-        };
-        (at, (end - begin).max(0.0))
-    })
 }

@@ -1,12 +1,13 @@
 //! Whether a call is of the only request in flight, and how sure that is.
 
-use super::super::model::{BUCKETS, Name, bucket, ms};
+use super::super::buckets::{BUCKETS, bucket, ms};
+use super::super::names::Name;
 use super::Exclusive;
 use super::cells::{ANYWHERE, IDLE, MIXED_CELLS, SPARSE_OWN, around, count, get, lift, of};
 use super::kind::{Begun, Kind};
 use super::route::Pair;
 use super::solo::Solo;
-use crate::attribution::belief::sort_key;
+use crate::attribution::sort::sort_key;
 
 /// Odds from which on a kind is known to be made by requests. A background passes them
 /// with a probability of one to this number.

@@ -1,7 +1,8 @@
 //! What is known of a kind of call.
 
-use super::super::model::{BUCKETS, Name, bucket, ms};
-use super::cells::{add, get, spans};
+use super::super::buckets::{BUCKETS, bucket, ms, spans};
+use super::super::names::Name;
+use super::cells::{add, get};
 use super::judge::FEW;
 
 /// A clock is never likelier than so, against none.

@@ -27,8 +27,9 @@ mod kind;
 mod route;
 mod solo;
 
-use super::model::{BUCKETS, Name, begin_ms, bucket, ms};
-use cells::{ANYWHERE, CELLS, IDLE, add, get, spans};
+use super::buckets::{BUCKETS, begin_ms, bucket, ms, spans};
+use super::names::{NAMES, Name};
+use cells::{ANYWHERE, CELLS, IDLE, add, get};
 use judge::{BUDGET, Judged, REFUTED, WEIGHS};
 use kind::Kind;
 use route::Route;
@@ -80,8 +81,6 @@ pub(super) struct Exclusive {
     /// Calls that were not to be expected and may be given to a request.
     odd: f32,
 }
-
-const NAMES: usize = Name::MAX as usize + 1;
 
 impl Default for Exclusive {
     fn default() -> Self {

@@ -1,6 +1,6 @@
 //! Which calls requests of a route make, and how often.
 
-use super::super::model::Name;
+use super::super::names::Name;
 use super::cells::{add, get};
 
 /// Kinds that are known of one route, at most; and calls outstanding of one request.

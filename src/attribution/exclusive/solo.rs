@@ -1,6 +1,7 @@
 //! The only request in flight, and those that were broken off.
 
-use super::super::model::{BUCKETS, Name};
+use super::super::buckets::BUCKETS;
+use super::super::names::Name;
 use super::Exclusive;
 use super::judge::KNOWN;
 

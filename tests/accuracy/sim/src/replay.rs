@@ -1,6 +1,6 @@
 //! Events that were recorded around a real service, through the tracker.
 
-use b3relay::attribution::text;
+use b3relay::attribution::signature;
 use b3relay::attribution::tracker::Tracker;
 use serde::Deserialize;
 use std::collections::HashMap;
@@ -49,6 +49,7 @@ pub fn replay(
     }
     events.sort();
     let mut tracker = Tracker::default();
+    tracker.infer(true);
     let mut requests: HashMap<u64, u64> = HashMap::new();
     let mut seen = 0;
     // Right, left alone, wrong.
@@ -57,18 +58,18 @@ pub fn replay(
     for (us, ended, n) in events {
         let (row, id) = (&rows[n], n as u64);
         let inbound = row.side == "inbound";
-        let tokens = || text::tokens(1, row.path.as_bytes(), []);
+        let tokens = || signature::tokens(1, row.path.as_bytes(), []);
         match (inbound, ended) {
             (true, true) => tracker.end(us, id),
             (false, true) => tracker.call_end(us, id),
             (true, false) => {
                 seen += 1;
                 requests.extend(row.request.map(|request| (request, id)));
-                let route = text::route(b"POST", row.path.as_bytes());
+                let route = signature::route(b"POST", row.path.as_bytes());
                 tracker.begin(us, id, 0, route, tokens());
             }
             (false, false) => {
-                let kind = text::kind(b"POST", row.host.as_bytes(), row.path.as_bytes());
+                let kind = signature::kind(b"POST", row.host.as_bytes(), row.path.as_bytes());
                 let verdict = tracker.call(us, id, kind, &tokens(), None, wrong);
                 let truth = row.request.and_then(|request| requests.get(&request));
                 let mut before = 0;

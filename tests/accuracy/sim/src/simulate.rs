@@ -1,6 +1,6 @@
 //! Simulated applications behind a simulated sidecar: the events go through the
 //! tracker of the core, and its answers are held against the truth.
-use b3relay::attribution::text::Token;
+use b3relay::attribution::signature::Token;
 use b3relay::attribution::tracker::{Basis, Tracker};
 use rand::prelude::*;
 use rand::rngs::SmallRng;
@@ -514,8 +514,8 @@ impl Tally {
 
 fn measure(app: &App, concurrency: usize, size: Size, seed: u64, wrong: f64) -> Tally {
     let (events, counts_from) = run(app, concurrency, size.requests, size.quiet, seed);
-    let (mut tracker, mut plain) = (Tracker::default(), Tracker::default());
-    plain.plain = true;
+    let (mut tracker, mut exclusive) = (Tracker::default(), Tracker::default());
+    tracker.infer(true);
     let mut tally = Tally::default();
     let mut in_flight: Vec<u64> = Vec::new();
     let tokens = |token: u32| match token {
@@ -527,20 +527,20 @@ fn measure(app: &App, concurrency: usize, size: Size, seed: u64, wrong: f64) -> 
             Seen::Begin(id, route, token) => {
                 in_flight.push(id);
                 tracker.begin(us, id, 0, route, tokens(token));
-                plain.begin(us, id, 0, route, vec![]);
+                exclusive.begin(us, id, 0, route, vec![]);
             }
             Seen::End(id) => {
                 in_flight.retain(|known| *known != id);
                 tracker.end(us, id);
-                plain.end(us, id);
+                exclusive.end(us, id);
             }
             Seen::CallEnd(id) => {
                 tracker.call_end(us, id);
-                plain.call_end(us, id);
+                exclusive.call_end(us, id);
             }
             Seen::Call(id, kind, token, owner) => {
                 let sure = tracker.call(us, id, [kind, 99], &tokens(token), None, wrong);
-                let alone = plain.call(us, id, [kind, 99], &[], None, 0.0);
+                let alone = exclusive.call(us, id, [kind, 99], &[], None, 0.0);
                 if us < counts_from {
                     continue;
                 }

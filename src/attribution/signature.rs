@@ -1,9 +1,9 @@
-//! What is read off the text of a request: which route or kind of call it is, and
-//! the identifiers in it. Nothing of the text is kept, only hashes.
+//! The signature of a request or a call: its route or kind, and the identifiers in it.
+//! All are hashes: the text itself is not stored.
 
 use crate::bytes::fnv1a;
 
-/// Identifiers of one request that are kept.
+/// Identifiers of one request at most.
 const TOKENS_MOST: usize = 16;
 /// Bytes of a path, of a query and of all headers together that are looked at, parts of
 /// each, and bytes of one part: no request costs much more than a common one, whatever
@@ -14,9 +14,9 @@ const LOOKED_AT_PART: usize = 512;
 /// Bytes of a method and of an authority.
 const METHOD: usize = 32;
 const AUTHORITY: usize = 256;
-/// Parts of a path that tell a kind; what follows does not.
+/// Parts of a path that belong to the kind, at most.
 const PARTS: usize = 8;
-/// Of a shorter text nobody can say that it is of one request.
+/// A shorter text identifies nothing.
 const SHORTEST: usize = 3;
 
 /// An identifier in a request: a hash, and how unlikely it is by its form that
@@ -25,8 +25,7 @@ const SHORTEST: usize = 3;
 pub struct Token(u32);
 
 impl Token {
-    /// Of a text, hashed with a seed that nobody outside knows. `None` if it is
-    /// too short.
+    /// Of a text, hashed with a seed that is secret. `None` if it is shorter than 3 bytes.
     pub fn of(seed: u64, text: &[u8]) -> Option<Self> {
         if text.len() < SHORTEST {
             return None;
@@ -93,8 +92,9 @@ fn is_identifier(part: &[u8]) -> bool {
     part.len() > 48 || !part.iter().all(is_name)
 }
 
-/// What calls of one kind have in common: method, host, and the path without its
-/// identifiers; and for when there are too many of those, without the path.
+/// The kind of a call: a hash of the method, the host, and the path without its
+/// identifiers; and one of a class of kinds, for when there are too many: of the method, the
+/// host, and the number of parts of the path.
 pub fn kind(method: &[u8], authority: &[u8], path: &[u8]) -> [u32; 2] {
     let method = first(method, METHOD);
     let host = first(authority, AUTHORITY).to_ascii_lowercase();
@@ -109,18 +109,17 @@ pub fn kind(method: &[u8], authority: &[u8], path: &[u8]) -> [u32; 2] {
     ]
 }
 
-/// The host of a call.
+/// A hash of the host of a call.
 pub fn host(authority: &[u8]) -> u32 {
     hash(2, [first(authority, AUTHORITY)])
 }
 
-/// What requests of one route have in common: the method, and the path without its
-/// identifiers.
+/// The route of a request: a hash of the method, and the path without its identifiers.
 pub fn route(method: &[u8], path: &[u8]) -> u32 {
     kind(method, b"", path)[0]
 }
 
-/// The most telling identifiers of a request, the first ones first.
+/// The rarest identifiers of a request, the first ones first.
 #[derive(Default)]
 struct Tokens(Vec<Token>);
 
@@ -146,8 +145,8 @@ impl Tokens {
 }
 
 /// The identifiers of a request: the parts of its path, the values of its query,
-/// and values of headers, of which a cookie has several. Of long ones, those near the
-/// beginning.
+/// and values of headers, of which a cookie has several. Of a long text, those near the
+/// beginning. 16 at most.
 pub fn tokens<'a>(
     seed: u64,
     path: &[u8],
@@ -229,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rare_ones_are_kept() {
+    fn rare_ones_replace_others() {
         let path = "/abc".repeat(3) + &(0..40).map(|n| format!("/w{n}x")).collect::<String>();
         let path = path + "/0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
         let found = tokens(0, path.as_bytes(), []);
@@ -262,7 +261,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_is_too_odd(a: Vec<u8>, b: Vec<u8>, c: Vec<u8>) {
+        fn any_text_has_a_signature(a: Vec<u8>, b: Vec<u8>, c: Vec<u8>) {
             kind(&a, &b, &c);
             prop_assert!(tokens(1, &a, [b.as_slice(), &c]).len() <= TOKENS_MOST);
         }

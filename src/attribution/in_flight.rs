@@ -1,0 +1,126 @@
+//! The requests in flight, as this worker knows them from the journals of all.
+
+use super::names::Name;
+use std::collections::BTreeSet;
+
+/// Requests that are tracked, at most.
+const TRACKED: usize = 128;
+/// Others of which only the number is known, at most.
+const UNTRACKED: usize = 16_384;
+/// A request of which nothing was heard for so long is not active: a stream that stays
+/// open, say.
+const INACTIVE_US: u64 = 10_000_000;
+
+/// A request in flight that is tracked.
+#[derive(Clone, Debug)]
+pub(super) struct Request {
+    pub(super) number: u64,
+    /// The bucket of the store that has it.
+    pub(super) bucket: u16,
+    pub(super) route: Name,
+    /// When it began, in microseconds.
+    pub(super) began_us: u64,
+    /// When it last may have begun a call, or one has returned.
+    pub(super) heard_us: u64,
+}
+
+impl Request {
+    /// It was heard of not long ago.
+    pub(super) fn is_active(&self, now_us: u64) -> bool {
+        now_us.saturating_sub(self.heard_us) < INACTIVE_US
+    }
+
+    /// It was heard of now.
+    pub(super) fn hear(&mut self, now_us: u64) {
+        self.heard_us = self.heard_us.max(now_us);
+    }
+}
+
+/// The requests in flight.
+#[derive(Debug, Default)]
+pub(super) struct InFlight {
+    tracked: Vec<Request>,
+    /// Numbers of the others.
+    untracked: BTreeSet<u64>,
+}
+
+impl InFlight {
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.tracked.len() + self.untracked.len()
+    }
+
+    /// How many there are, without those of which nothing was heard for long.
+    pub(super) fn active(&self, now_us: u64) -> usize {
+        let active = |request: &&Request| request.is_active(now_us);
+        self.tracked.iter().filter(active).count() + self.untracked.len()
+    }
+
+    /// No request is tracked any more.
+    pub(super) fn is_full(&self) -> bool {
+        self.tracked.len() >= TRACKED
+    }
+
+    /// All are tracked.
+    pub(super) fn all_tracked(&self) -> bool {
+        self.untracked.is_empty()
+    }
+
+    /// Those that are tracked.
+    pub(super) fn tracked(&self) -> &[Request] {
+        &self.tracked
+    }
+
+    /// The same, to be changed.
+    pub(super) fn tracked_mut(&mut self) -> &mut [Request] {
+        &mut self.tracked
+    }
+
+    /// The one with this number, if it is tracked.
+    pub(super) fn get(&self, number: u64) -> Option<&Request> {
+        self.tracked.iter().find(|known| known.number == number)
+    }
+
+    /// The same, to be changed.
+    pub(super) fn get_mut(&mut self, number: u64) -> Option<&mut Request> {
+        self.tracked.iter_mut().find(|known| known.number == number)
+    }
+
+    /// Adds one that is tracked.
+    pub(super) fn add(&mut self, request: Request) {
+        self.tracked.push(request);
+    }
+
+    /// Adds one that is not. The earliest goes if there are too many.
+    pub(super) fn add_untracked(&mut self, number: u64) {
+        self.untracked.insert(number);
+        if self.untracked.len() > UNTRACKED {
+            self.untracked.pop_first();
+        }
+    }
+
+    /// Removes one, and returns it if it was tracked.
+    pub(super) fn remove(&mut self, number: u64) -> Option<Request> {
+        let at = self.tracked.iter().position(|known| known.number == number);
+        if at.is_none() {
+            self.untracked.remove(&number);
+        }
+        Some(self.tracked.swap_remove(at?))
+    }
+
+    /// Removes several. Returns the numbers of those that were tracked.
+    pub(super) fn remove_all(&mut self, gone: impl Fn(u64) -> bool) -> Vec<u64> {
+        let mut numbers = Vec::new();
+        while let Some(at) = self.tracked.iter().position(|known| gone(known.number)) {
+            numbers.push(self.tracked.swap_remove(at).number);
+        }
+        self.untracked.retain(|number| !gone(*number));
+        numbers
+    }
+
+    /// Removes all.
+    pub(super) fn clear(&mut self) {
+        self.tracked.clear();
+        self.untracked.clear();
+    }
+}

@@ -1,0 +1,171 @@
+//! To which request a call belongs, and whether that is sure enough.
+
+use super::belief::Cluster;
+use super::candidates::Candidate;
+use super::{Inferred, NewCall};
+use crate::attribution::in_flight::InFlight;
+use crate::attribution::names::Name;
+use crate::attribution::signature::Token;
+use crate::attribution::sort::sort_key;
+use crate::attribution::tracker::{Basis, Verdict};
+
+/// Candidates of one call at most.
+const CANDIDATES: usize = 12;
+/// Candidates that are less likely than this do not count.
+const NEGLIGIBLE: f64 = 1e-3;
+/// A kind of which so many calls were seen is known.
+const KNOWN_CALLS: f32 = 3.0;
+/// How much likelier a token must make its request, to decide by itself.
+const TOKEN: f64 = 50.0;
+
+impl Inferred {
+    /// A call has begun: the request that it belongs to, if that is sure. `exclusive`: the
+    /// only request in flight, if it belongs to that one by the rules of
+    /// [`crate::attribution::exclusive`]. `wrong`: the part of all calls that may be given
+    /// to a wrong request, from 0 to 1.
+    pub(in crate::attribution) fn judge(
+        &mut self,
+        now_us: u64,
+        call: NewCall<'_>,
+        in_flight: &mut InFlight,
+        exclusive: Option<Verdict>,
+        wrong: f64,
+    ) -> Option<Verdict> {
+        let kind = call.kind;
+        let active = in_flight.active(now_us);
+        let (mut candidates, background) = self.candidates(now_us, kind, call.tokens, in_flight);
+        candidates.sort_by_cached_key(|candidate| !sort_key(candidate.weight()));
+        let total: f64 = candidates.iter().map(Candidate::weight).sum::<f64>() + background;
+        let certainty = self.certainty(&candidates, total);
+        let foreign = self.foreign_tokens(call.tokens);
+        candidates.retain(|candidate| candidate.weight() / total > NEGLIGIBLE);
+        candidates.truncate(CANDIDATES);
+        if candidates.is_empty() {
+            self.model.learn_call(kind, &foreign, 1.0, active);
+            return exclusive;
+        }
+        let background = match background / total > NEGLIGIBLE {
+            true => background,
+            false => 0.0,
+        };
+        let shares = self.branch(now_us, (call.number, kind), &candidates, background);
+        let background = shares.last().copied().unwrap_or(1.0);
+        let shares = shares.into_iter().map(|share| share * certainty);
+        let mut weighed: Vec<(Candidate, f64)> = candidates.into_iter().zip(shares).collect();
+        weighed.sort_by_cached_key(|(_, share)| !sort_key(*share));
+        for (candidate, share) in &weighed {
+            self.note_share(candidate.request, *share);
+            let request = in_flight.get_mut(candidate.request);
+            if let Some(request) = request.filter(|_| *share > 0.1) {
+                request.hear(now_us);
+            }
+        }
+        self.model
+            .learn_call(kind, &foreign, background as f32, active);
+        let (best, share) = *weighed.first()?;
+        if share > 0.9 {
+            self.model.tokens.learn_match(kind, best.tokens > TOKEN);
+        }
+        self.decide(&best, share as f32, background, kind, exclusive, wrong)
+    }
+
+    /// The probability that the belief is not wrong about the candidates, of which the
+    /// likeliest comes first, with this sum of weights.
+    fn certainty(&self, candidates: &[Candidate], total: f64) -> f64 {
+        let others = candidates.iter().skip(1);
+        let doubt: f64 = others
+            .map(|other| (other.usual - other.rate).max(0.0))
+            .sum();
+        // The call belongs to a misplaced request as likely as others make such calls.
+        let usual: f64 = candidates.iter().map(Candidate::usual_weight).sum();
+        let best = candidates.first().map_or(0.0, Candidate::usual_weight);
+        let misplaced = self.surprises.misplaced() * (1.0 - best / usual);
+        total / (total + doubt) * (1.0 - misplaced)
+    }
+
+    /// Tokens that no request in flight has.
+    fn foreign_tokens(&self, tokens: &[Token]) -> Vec<Token> {
+        let is_foreign = |token: &Token| {
+            let mut requests = self.requests.iter();
+            !requests.any(|request| request.tokens.contains(token))
+        };
+        tokens.iter().copied().filter(is_foreign).collect()
+    }
+
+    /// A call belongs to a request with this probability.
+    fn note_share(&mut self, request: u64, share: f64) {
+        let mut requests = self.requests.iter_mut();
+        if let Some(request) = requests.find(|known| known.number == request) {
+            // Where there is nothing else but the background, less will do.
+            let doubtful = match request.exclusive {
+                true => 0.2..0.8,
+                false => 0.01..0.99,
+            };
+            request.certain &= !doubtful.contains(&share);
+        }
+    }
+
+    /// Whether the best candidate is sure enough. `background`: the probability that it is
+    /// none.
+    fn decide(
+        &mut self,
+        best: &Candidate,
+        share: f32,
+        background: f64,
+        kind: Name,
+        exclusive: Option<Verdict>,
+        wrong: f64,
+    ) -> Option<Verdict> {
+        let verdict = |basis| Verdict {
+            request: best.request,
+            share,
+            basis,
+        };
+        if best.tokens > TOKEN && f64::from(share) > 1.0 - 0.25 * wrong {
+            return Some(verdict(Basis::Token));
+        }
+        let route = self.request(best.request)?.route;
+        let is_known =
+            self.is_known_route(route) && self.model.background.calls(kind) >= KNOWN_CALLS;
+        if exclusive.is_some() && (share > 0.9 || !is_known) {
+            return exclusive;
+        }
+        if !is_known || self.surprises.are_many() {
+            return None;
+        }
+        self.acceptance.add(share, background);
+        let trust = self.surprises.trust();
+        let accepted = self.acceptance.accept(share, trust, wrong);
+        accepted.then(|| verdict(Basis::Evidence))
+    }
+
+    /// Continues the belief with each of the candidates, and with the background at this
+    /// rate per millisecond. Returns the probability of each, the background's last.
+    pub(super) fn branch(
+        &mut self,
+        now_us: u64,
+        call: (u64, Name),
+        candidates: &[Candidate],
+        background: f64,
+    ) -> Vec<f64> {
+        let mut merged: Option<Cluster> = None;
+        let mut others = Vec::with_capacity(self.clusters.len());
+        for (at, cluster) in std::mem::take(&mut self.clusters).into_iter().enumerate() {
+            if !candidates.iter().any(|candidate| candidate.cluster == at) {
+                others.push(cluster);
+                continue;
+            }
+            merged = Some(match merged {
+                Some(merged) => merged.merge(cluster),
+                None => cluster,
+            });
+        }
+        self.clusters = others;
+        let Some(mut cluster) = merged else {
+            return Vec::new();
+        };
+        let shares = cluster.branch(&mut self.model, now_us, call, candidates, background);
+        self.add_cluster(cluster);
+        shares
+    }
+}

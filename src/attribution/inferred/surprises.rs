@@ -1,0 +1,75 @@
+//! How often the belief turned out to be wrong.
+//!
+//! A request that ends where requests of its route do not end was taken for another one.
+//! Where that happens often, as in a pod without CPU time to spare, the belief is worth
+//! nothing.
+
+/// An end that is less likely than this is a surprise.
+const SURPRISE: f64 = 0.05;
+/// Surprises beyond this part of all ends: the belief is wrong too often.
+const MISLED: f64 = 0.06;
+/// Surprises below this part of all ends: a request of which every step was likely is
+/// certain.
+const RELIABLE: f64 = 0.02;
+/// The part of the belief about a request that is taken for wrong at any time,
+/// and how much more for each surprise.
+const DOUBT: (f64, f64) = (0.02, 3.0);
+/// Requests that are not where they are believed to be, for each surprise: of two
+/// that were taken for each other, the one that ends last often surprises nobody.
+const MISPLACED: f64 = 1.5;
+
+/// How often ends were surprises: moving averages.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Surprises {
+    /// Of all requests.
+    all: f64,
+    /// Of requests that were the only one in flight, where there is nothing to be wrong
+    /// about but what the route does.
+    exclusive: f64,
+    /// Of the last few.
+    recent: f64,
+}
+
+impl Surprises {
+    /// A request has ended, which had this probability.
+    pub(super) fn add(&mut self, expected: f64, exclusive: bool) {
+        let surprise = f64::from(u8::from(expected < SURPRISE));
+        self.all += (surprise - self.all) / 128.0;
+        self.recent += (surprise - self.recent) / 32.0;
+        if exclusive {
+            self.exclusive += (surprise - self.exclusive) / 128.0;
+        }
+    }
+
+    fn excess(self) -> f64 {
+        (self.all - 2.0 * self.exclusive).max(0.0)
+    }
+
+    /// The belief is wrong too often for anything.
+    pub(super) fn are_many(self) -> bool {
+        self.excess() > MISLED
+    }
+
+    /// The belief is hardly ever wrong.
+    pub(super) fn are_few(self) -> bool {
+        self.excess() < RELIABLE
+    }
+
+    /// What the belief's own estimates are worth, from 0 to 1: the less, the more often it
+    /// is wrong.
+    pub(super) fn trust(self) -> f64 {
+        1.0 - self.excess() / MISLED
+    }
+
+    /// The part of the belief about a request that is taken for wrong, from 0 to 1.
+    pub(super) fn doubt(self) -> f64 {
+        (DOUBT.0 + DOUBT.1 * self.excess()).min(1.0)
+    }
+
+    /// The probability that a request is not where it is believed to be, although
+    /// nothing speaks against it: two that have been taken for each other go on
+    /// doing what is expected, until they end.
+    pub(super) fn misplaced(self) -> f64 {
+        (MISPLACED * (self.recent - 2.0 * self.exclusive)).clamp(0.0, 1.0)
+    }
+}

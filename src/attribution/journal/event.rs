@@ -1,0 +1,143 @@
+//! What is written in a journal.
+
+use crate::attribution::signature::Token;
+use crate::bytes::read_array;
+use crate::store::RequestOf;
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A request has begun.
+    Begin {
+        /// Its number in the store.
+        request: u64,
+        /// The bucket of the store that has it.
+        bucket: u16,
+        /// [`crate::attribution::signature::route`]
+        route: u32,
+        /// [`crate::attribution::signature::tokens`]
+        tokens: Vec<Token>,
+    },
+    /// It has been answered, or was broken off.
+    End {
+        /// Its number in the store.
+        request: u64,
+        /// The response had begun.
+        answered: bool,
+    },
+    /// A call has begun.
+    Call {
+        /// Its number in the worker.
+        call: u64,
+        /// [`crate::attribution::signature::kind`]
+        kind: [u32; 2],
+        /// [`crate::attribution::signature::tokens`]
+        tokens: Vec<Token>,
+        /// The request that it is known to belong to.
+        owner: Option<RequestOf>,
+    },
+    /// It has returned, or was broken off.
+    CallEnd {
+        /// Its number in the worker.
+        call: u64,
+    },
+}
+
+impl Event {
+    /// Appends it with its time, in microseconds.
+    pub(super) fn encode(&self, at_us: u64, out: &mut Vec<u8>) {
+        out.extend_from_slice(&at_us.to_le_bytes());
+        let encode_tokens = |tokens: &[Token], out: &mut Vec<u8>| {
+            let count = u8::try_from(tokens.len()).unwrap_or(u8::MAX);
+            out.push(count);
+            for token in tokens.iter().take(count.into()) {
+                out.extend_from_slice(&token.to_u32().to_le_bytes());
+            }
+        };
+        match self {
+            Self::Begin {
+                request,
+                bucket,
+                route,
+                tokens,
+            } => {
+                out.push(0);
+                out.extend_from_slice(&request.to_le_bytes());
+                out.extend_from_slice(&bucket.to_le_bytes());
+                out.extend_from_slice(&route.to_le_bytes());
+                encode_tokens(tokens, out);
+            }
+            Self::End { request, answered } => {
+                out.push(if *answered { 1 } else { 5 });
+                out.extend_from_slice(&request.to_le_bytes());
+            }
+            Self::Call {
+                call,
+                kind: [fine, coarse],
+                tokens,
+                owner,
+            } => {
+                out.push(if owner.is_some() { 3 } else { 2 });
+                out.extend_from_slice(&call.to_le_bytes());
+                out.extend_from_slice(&fine.to_le_bytes());
+                out.extend_from_slice(&coarse.to_le_bytes());
+                if let Some((worker, request)) = owner {
+                    out.extend_from_slice(&worker.to_le_bytes());
+                    out.extend_from_slice(&request.to_le_bytes());
+                }
+                encode_tokens(tokens, out);
+            }
+            Self::CallEnd { call } => {
+                out.push(4);
+                out.extend_from_slice(&call.to_le_bytes());
+            }
+        }
+    }
+
+    /// The inverse of [`Event::encode`], off the beginning of `rest`. `None` if that is no
+    /// event.
+    pub(super) fn decode(rest: &mut &[u8]) -> Option<(u64, Self)> {
+        let at_us = u64::from_le_bytes(read_array(rest)?);
+        let [tag] = read_array(rest)?;
+        let number = u64::from_le_bytes(read_array(rest)?);
+        let decode_tokens = |rest: &mut &[u8]| -> Option<Vec<Token>> {
+            let [count] = read_array(rest)?;
+            let numbers = (0..count).map(|_| Some(u32::from_le_bytes(read_array(rest)?)));
+            numbers.map(|n| n.map(Token::from_u32)).collect()
+        };
+        let event = match tag {
+            0 => Self::Begin {
+                request: number,
+                bucket: u16::from_le_bytes(read_array(rest)?),
+                route: u32::from_le_bytes(read_array(rest)?),
+                tokens: decode_tokens(rest)?,
+            },
+            1 | 5 => Self::End {
+                request: number,
+                answered: tag == 1,
+            },
+            2 | 3 => {
+                let kind = [
+                    u32::from_le_bytes(read_array(rest)?),
+                    u32::from_le_bytes(read_array(rest)?),
+                ];
+                let owner = match tag {
+                    2 => None,
+                    _ => Some((
+                        u16::from_le_bytes(read_array(rest)?),
+                        u64::from_le_bytes(read_array(rest)?),
+                    )),
+                };
+                Self::Call {
+                    call: number,
+                    kind,
+                    owner,
+                    tokens: decode_tokens(rest)?,
+                }
+            }
+            4 => Self::CallEnd { call: number },
+            _ => return None,
+        };
+        Some((at_us, event))
+    }
+}

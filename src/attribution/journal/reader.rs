@@ -1,0 +1,102 @@
+//! Reading a journal.
+
+use super::writer::Writer;
+use super::{Event, HEAD, SEGMENT, SEGMENTS, key};
+use crate::bytes::read_array;
+use crate::store::{SharedData, WorkerOf};
+
+/// How far the journal of a worker has been read.
+#[derive(Debug)]
+pub struct Reader {
+    worker: WorkerOf,
+    /// The number of the next segment to be read, and the bytes of it that were read.
+    number: u32,
+    offset: usize,
+}
+
+/// Whether all events were read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Read {
+    /// Everything since the last time.
+    All,
+    /// Some events were overwritten before they were read.
+    Lost,
+}
+
+impl Reader {
+    /// Begins with the oldest segment that is there.
+    pub fn new(worker: WorkerOf) -> Self {
+        Self {
+            worker,
+            number: 0,
+            offset: HEAD,
+        }
+    }
+
+    /// The worker that is read.
+    pub fn worker(&self) -> WorkerOf {
+        self.worker
+    }
+
+    /// The segment under the key of this one: its number, and the whole of it. `None` if
+    /// it was written by a worker that had this one's number earlier.
+    fn segment(&self, data: &impl SharedData, number: u32) -> Option<(u32, Vec<u8>)> {
+        let (worker, nonce) = self.worker;
+        let (bytes, _) = data.get(&key(worker, number))?;
+        let mut rest = bytes.as_slice();
+        let writer = u64::from_le_bytes(read_array(&mut rest)?);
+        let number = u32::from_le_bytes(read_array(&mut rest)?);
+        (writer == nonce).then_some((number, bytes))
+    }
+
+    /// Appends every event since the last time, with its time in microseconds and the
+    /// number of its worker.
+    pub fn read(&mut self, data: &impl SharedData, events: &mut Vec<(u64, u16, Event)>) -> Read {
+        let mut found = Read::All;
+        // The clock may be set back; the order stays.
+        let mut latest_us = 0;
+        // No more than there are, even if the writer is faster.
+        for _ in 0..2 * SEGMENTS {
+            let Some((number, bytes)) = self.segment(data, self.number) else {
+                break;
+            };
+            if number != self.number {
+                // Of the last round: this one is not yet written.
+                if number.wrapping_add(SEGMENTS) == self.number {
+                    break;
+                }
+                found = Read::Lost;
+                self.rewind(data);
+                continue;
+            }
+            let mut rest = bytes.get(self.offset..).unwrap_or_default();
+            while !rest.is_empty() {
+                let Some((at_us, event)) = Event::decode(&mut rest) else {
+                    break;
+                };
+                latest_us = at_us.max(latest_us);
+                events.push((latest_us, self.worker.0, event));
+            }
+            self.offset = bytes.len();
+            if bytes.len() < SEGMENT {
+                break;
+            }
+            self.number = self.number.wrapping_add(1);
+            self.offset = HEAD;
+        }
+        found
+    }
+
+    /// Goes to the oldest segment.
+    fn rewind(&mut self, data: &impl SharedData) {
+        let segments = (0..SEGMENTS).filter_map(|number| self.segment(data, number));
+        self.number = segments.map(|(number, _)| number).min().unwrap_or(0);
+        self.offset = HEAD;
+    }
+
+    /// Goes to the end of this worker's own journal: those events are known already.
+    pub fn skip_to_end(&mut self, writer: &Writer) {
+        self.number = writer.number;
+        self.offset = writer.segment.len();
+    }
+}

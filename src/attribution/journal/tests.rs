@@ -1,0 +1,145 @@
+use super::*;
+use crate::attribution::signature::Token;
+use crate::store::{InMemory, RequestOf, SharedData};
+use proptest::prelude::*;
+
+fn end(request: u64) -> Event {
+    Event::End {
+        request,
+        answered: !request.is_multiple_of(3),
+    }
+}
+
+fn read(reader: &mut Reader, data: &InMemory) -> (Read, Vec<Event>) {
+    let mut events = Vec::new();
+    let found = reader.read(data, &mut events);
+    (
+        found,
+        events.into_iter().map(|(_, _, event)| event).collect(),
+    )
+}
+
+#[test]
+fn every_event_is_read_once_and_in_order() {
+    let data = InMemory::default();
+    let mut writer = Writer::new(3, 77);
+    let mut reader = Reader::new((3, 77));
+    assert_eq!(read(&mut reader, &data), (Read::All, vec![]));
+    let mut next = 0;
+    for batch in [1, 5, 200, 0, 500, 3] {
+        let expected: Vec<Event> = (next..next + batch).map(end).collect();
+        for event in &expected {
+            writer.write(&data, next, event);
+        }
+        next += batch;
+        assert_eq!(read(&mut reader, &data), (Read::All, expected));
+    }
+}
+
+#[test]
+fn a_late_reader_begins_with_the_oldest() {
+    let data = InMemory::default();
+    let mut writer = Writer::new(3, 77);
+    for n in 0..1000 {
+        writer.write(&data, n, &end(n));
+    }
+    let (found, events) = read(&mut Reader::new((3, 77)), &data);
+    assert_eq!((found, events.len()), (Read::All, 1000));
+    for n in 1000..20_000 {
+        writer.write(&data, n, &end(n));
+    }
+    let (found, events) = read(&mut Reader::new((3, 77)), &data);
+    assert_eq!(found, Read::Lost);
+    assert_eq!(events.last(), Some(&end(19_999)));
+    let expected: Vec<Event> = (20_000 - events.len() as u64..20_000).map(end).collect();
+    assert_eq!(events, expected);
+    assert!(events.len() > 3000);
+}
+
+#[test]
+fn a_slow_reader_knows_that_events_are_lost() {
+    let data = InMemory::default();
+    let mut writer = Writer::new(3, 77);
+    let mut reader = Reader::new((3, 77));
+    writer.write(&data, 0, &end(0));
+    read(&mut reader, &data);
+    for n in 1..20_000 {
+        writer.write(&data, n, &end(n));
+    }
+    let (found, events) = read(&mut reader, &data);
+    assert_eq!((found, events.last()), (Read::Lost, Some(&end(19_999))));
+    writer.write(&data, 0, &end(5));
+    assert_eq!(read(&mut reader, &data), (Read::All, vec![end(5)]));
+}
+
+#[test]
+fn an_earlier_worker_with_the_same_number_is_not_read() {
+    let data = InMemory::default();
+    let mut earlier = Writer::new(3, 77);
+    for n in 0..8000 {
+        earlier.write(&data, n, &end(n));
+    }
+    let mut reader = Reader::new((3, 78));
+    assert_eq!(read(&mut reader, &data), (Read::All, vec![]));
+    let mut writer = Writer::new(3, 78);
+    for n in 0..8000 {
+        writer.write(&data, n, &end(n));
+        assert_eq!(read(&mut reader, &data), (Read::All, vec![end(n)]));
+    }
+    assert_eq!(read(&mut Reader::new((3, 77)), &data).1, vec![]);
+}
+
+fn events() -> impl Strategy<Value = Event> {
+    let tokens = || proptest::collection::vec(any::<u32>().prop_map(Token::from_u32), 0..20);
+    prop_oneof![
+        (any::<u64>(), any::<u16>(), any::<u32>(), tokens()).prop_map(
+            |(request, bucket, route, tokens)| Event::Begin {
+                request,
+                bucket,
+                route,
+                tokens
+            }
+        ),
+        any::<u64>().prop_map(end),
+        (
+            any::<u64>(),
+            any::<[u32; 2]>(),
+            tokens(),
+            any::<Option<RequestOf>>()
+        )
+            .prop_map(|(call, kind, tokens, owner)| Event::Call {
+                call,
+                kind,
+                tokens,
+                owner
+            }),
+        any::<u64>().prop_map(|call| Event::CallEnd { call }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn events_are_read_as_they_were_written(written in proptest::collection::vec(events(), 0..300)) {
+        let data = InMemory::default();
+        let mut writer = Writer::new(1, 2);
+        for event in &written {
+            writer.write(&data, 9, event);
+        }
+        prop_assert_eq!(read(&mut Reader::new((1, 2)), &data), (Read::All, written));
+    }
+
+    #[test]
+    fn any_bytes_in_shared_data_are_survived(bytes: Vec<u8>, at in 0u32..4) {
+        let data = InMemory::default();
+        let mut writer = Writer::new(1, 2);
+        for n in 0..200 {
+            writer.write(&data, n, &end(n));
+        }
+        let mut reader = Reader::new((1, 2));
+        let _ = data.set(&key(1, at), &bytes, 0);
+        read(&mut reader, &data);
+        let _ = data.set(&key(1, at), &bytes, 0);
+        writer.write(&data, 0, &end(0));
+        read(&mut reader, &data);
+    }
+}

@@ -1,0 +1,82 @@
+//! Small numbers for routes and for kinds of calls, so that what is known of each is
+//! found by an index, and is bounded.
+
+/// Names at most.
+const NAMES_MOST: usize = 255;
+/// An array with one item for each name, 0 included, has this length.
+pub(super) const NAMES: usize = NAMES_MOST + 1;
+/// Names of one class at most, the class's own among them.
+const NAMES_OF_CLASS: usize = 24;
+/// A hash that came so often is not forgotten for one that has come for the first time.
+const USED_OFTEN: u8 = 8;
+
+/// A small number for a route or a kind of call. 0 stands for all of them together.
+pub type Name = u8;
+
+/// A hash that has a name.
+#[derive(Clone, Copy, Debug)]
+struct Named {
+    hash: u32,
+    /// A coarser hash, of several names.
+    class: u32,
+    /// How often it came, up to `USED_OFTEN`, and when it last did.
+    uses: u8,
+    used: u64,
+}
+
+/// Gives small numbers to hashes. When there are no more, the one goes that has not been
+/// used for longest; of those that came a few times first, as long as there are many.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    names: Vec<Named>,
+    clock: u64,
+}
+
+impl Names {
+    /// The name of a hash, and whether it was taken from another hash.
+    pub(super) fn of(&mut self, hash: u32, class: u32) -> (Name, bool) {
+        self.clock += 1;
+        let used = self.clock;
+        let name = |at: usize| u8::try_from(at + 1).unwrap_or(0);
+        if let Some(at) = self.names.iter().position(|known| known.hash == hash) {
+            if let Some(known) = self.names.get_mut(at) {
+                known.used = used;
+                known.uses = known.uses.saturating_add(1).min(USED_OFTEN);
+            }
+            return (name(at), false);
+        }
+        let new = Named {
+            hash,
+            class,
+            uses: 1,
+            used,
+        };
+        if self.names.len() < NAMES_MOST {
+            self.names.push(new);
+            return (name(self.names.len() - 1), false);
+        }
+        let rarely = |known: &Named| known.uses < USED_OFTEN;
+        let all = self.names.iter().filter(|known| rarely(known)).count() < NAMES_MOST / 4;
+        let names = self.names.iter_mut().enumerate();
+        let oldest = names
+            .filter(|(_, known)| all || rarely(known))
+            .min_by_key(|(_, known)| known.used);
+        let Some((at, known)) = oldest else {
+            return (0, false);
+        };
+        *known = new;
+        (name(at), true)
+    }
+
+    /// The name of the first hash; or of the second, its class, if that has many names
+    /// already: of each one then little would be seen.
+    pub(super) fn of_class(&mut self, [hash, class]: [u32; 2]) -> (Name, bool) {
+        let known = self.names.iter().any(|known| known.hash == hash);
+        let others = self.names.iter().filter(|known| known.class == class);
+        if known || others.count() < NAMES_OF_CLASS {
+            self.of(hash, class)
+        } else {
+            self.of(class, class)
+        }
+    }
+}
