@@ -6,7 +6,7 @@ use super::worker::WorkerState;
 use super::write::Written;
 use crate::attribution::text;
 use crate::config::Direction;
-use crate::headers::{self, Edit};
+use crate::headers;
 use crate::host::Host;
 use crate::metrics::Counter;
 use crate::relay::{StoredContext, W3cState};
@@ -34,7 +34,7 @@ impl Filter {
             return None;
         }
         let id = request_id::generate(host.random());
-        let edit = Edit::set(headers::REQUEST_ID, id.as_slice());
+        let edit = request.headers.edit(headers::REQUEST_ID, id.as_slice());
         written.edits.push(edit);
         if !request.headers.has_room(&written.edits) {
             written.edits.pop();

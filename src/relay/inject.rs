@@ -61,7 +61,7 @@ pub fn rewrite(headers: &TraceHeaders<'_>, injection: &Injection, unchanged: For
         }
         match value {
             Some(value) if field.repeated() || field.value() != Some(value.as_slice()) => {
-                edits.push(Edit::set(name, value));
+                edits.push(headers.edit(name, value));
             }
             None if field.value().is_some() => edits.push(Edit::remove(name)),
             _ => {}
@@ -77,7 +77,7 @@ pub fn rewrite(headers: &TraceHeaders<'_>, injection: &Injection, unchanged: For
         let given = headers.traceparent;
         let is_right = given.value() == Some(&value) && !given.repeated();
         if given.value().is_none() || (injection.replaces_traceparent && !is_right) {
-            edits.push(Edit::set(headers::TRACEPARENT, value));
+            edits.push(headers.edit(headers::TRACEPARENT, value));
         }
     }
     edits

@@ -1662,7 +1662,7 @@ _SEES = {"proxy_get_header_map_pairs": 1, "proxy_increment_metric": 2}
 _LOOKS_UP = {**_SEES, "proxy_get_shared_data": 1}
 _STORES = {"proxy_get_current_time_nanoseconds": 1, "proxy_set_shared_data": 2}
 _STORES_ONE = {**_STORES, "proxy_set_shared_data": 1}
-_HIT = {**_LOOKS_UP, "proxy_increment_metric": 3, "proxy_replace_header_map_value": 4}
+_HIT = {**_LOOKS_UP, "proxy_increment_metric": 3, "proxy_add_header_map_value": 4}
 BUDGET: dict[str, dict[str, int]] = {
     "inbound with context": {**_SEES, **_STORES},
     "inbound, end of stream": _STORES,
