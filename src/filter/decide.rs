@@ -38,7 +38,7 @@ pub(super) struct Decided {
 
 /// What was done with a call.
 pub(super) struct Done {
-    pub counters: Vec<Counter>,
+    pub counters: [Option<Counter>; 3],
     /// What the call was given that got its request's context.
     pub expected: Option<Expected>,
 }
@@ -253,18 +253,19 @@ impl Decided {
     /// nothing for lack of room is counted by its decision alone.
     pub fn done(self, written: &mut Written) -> Done {
         let mut decision = self.decision;
-        let mut counters = Vec::with_capacity(3);
         let is_whole = written.is_whole;
-        if self.writes && !is_whole {
+        let is_too_large = self.writes && !is_whole;
+        if is_too_large {
             decision = Decision::TooLarge;
             written.is_whole = true;
-        } else if self.restores_request_id {
-            counters.push(Counter::Restored);
         }
-        counters.push(Counter::Calls(decision));
-        if let (Decision::Token | Decision::Inferred, Some(doubt)) = (decision, self.doubt) {
-            counters.push(Counter::Doubt(doubt));
-        }
+        let restored = self.restores_request_id && !is_too_large;
+        let is_doubtful = matches!(decision, Decision::Token | Decision::Inferred);
+        let counters = [
+            restored.then_some(Counter::Restored),
+            Some(Counter::Calls(decision)),
+            self.doubt.filter(|_| is_doubtful).map(Counter::Doubt),
+        ];
         let injection = self.injection.filter(|_| is_whole);
         Done {
             counters,

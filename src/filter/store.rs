@@ -14,6 +14,7 @@ use crate::request_id;
 use crate::rules::Formats;
 use crate::store::Ticket;
 use crate::store::key::{self, Key};
+use std::borrow::Cow;
 
 /// What became of an inbound request.
 #[derive(Default)]
@@ -40,7 +41,7 @@ impl Filter {
             written.edits.pop();
             return Some(Counter::NoRoom(Some(Direction::Inbound)));
         }
-        request.request_id = id.to_vec();
+        request.request_id = Cow::Owned(id.to_vec());
         Some(Counter::RequestIds)
     }
 
@@ -114,8 +115,9 @@ impl Filter {
             ..written.formats
         };
         // Whole, or not at all.
-        let id = Some(&request.request_id).filter(|id| id.len() <= key::LONGEST);
-        stored.request_id = id.cloned().unwrap_or_default();
+        if request.request_id.len() <= key::LONGEST {
+            stored.request_id = request.request_id.to_vec();
+        }
         stored.has_clients_b3 = stored.w3c_state == W3cState::Current && !written.agree;
         stored.is_callers = host.is_before_router();
         let has_b3 = extracted.b3.ids.is_some();
