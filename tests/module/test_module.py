@@ -1357,7 +1357,7 @@ def life(worker: Host, phase: str, fault: Fault, attribution: str = "off") -> No
     enforcing = worker.plugin({"mode": "enforce", "report_header": "response"}, INBOUND)
 
     during("request")
-    broken = headers("x-b3-traceid: ABC", "x-b3-parentspanid: 1")
+    broken = headers("x-b3-traceid: ABC", "x-b3-parentspanid: 1", "x-b3-sampled: true")
     requests = [
         (both.inbound, headers(ID, *CONTEXT, "baggage: a")),
         (both.outbound, headers(ID)),
