@@ -99,14 +99,17 @@ pub fn kind(method: &[u8], authority: &[u8], path: &[u8]) -> [u32; 2] {
     let method = first(method, METHOD);
     let host = first(authority, AUTHORITY).to_ascii_lowercase();
     let depth = [parts(path).count().min(PARTS) as u8];
+    [
+        fine(method, &host, path),
+        hash(1, [method, host.as_slice(), depth.as_slice()]),
+    ]
+}
+
+fn fine(method: &[u8], host: &[u8], path: &[u8]) -> u32 {
     let template = parts(path)
         .take(PARTS)
         .map(|part| if is_identifier(part) { b"*" } else { part });
-    let fine = [method, host.as_slice()].into_iter().chain(template);
-    [
-        hash(0, fine),
-        hash(1, [method, host.as_slice(), depth.as_slice()]),
-    ]
+    hash(0, [method, host].into_iter().chain(template))
 }
 
 /// A hash of the host of a call.
@@ -116,7 +119,7 @@ pub fn host(authority: &[u8]) -> u32 {
 
 /// The route of a request: a hash of the method, and the path without its identifiers.
 pub fn route(method: &[u8], path: &[u8]) -> u32 {
-    kind(method, b"", path)[0]
+    fine(first(method, METHOD), b"", path)
 }
 
 /// The rarest identifiers of a request, the first ones first.

@@ -13,7 +13,7 @@
 //! trace-id = 16hex / 32hex        span-id = 16hex
 //! ```
 
-mod hex;
+pub(crate) mod hex;
 mod id;
 mod single;
 

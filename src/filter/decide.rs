@@ -38,7 +38,7 @@ pub(super) struct Decided {
 
 /// What was done with a call.
 pub(super) struct Done {
-    pub counters: Vec<Counter>,
+    pub counters: [Option<Counter>; 3],
     /// What the call was given that got its request's context.
     pub expected: Option<Expected>,
 }
@@ -75,13 +75,18 @@ impl Filter {
             plan.request_id = request.first_request_id().map(<[u8]>::to_vec);
         }
         plan.injection = plan.repair;
-        // Before the router a request has not got the span yet that it is served in: what
-        // was added here would name an older one, and the tracer might read that instead.
+        // Before the router a request has not got the span yet that it is served in. Of two
+        // formats of B3 the tracer that follows would renew just one.
+        let has_b3 = extracted.formats.multi || extracted.formats.single;
         let is_early = direction == Some(Direction::Inbound) && host.is_before_router();
-        let emit = self
-            .config
-            .emit
-            .filter(|_| direction.is_some() && !is_early);
+        let emit = self.config.emit.filter(|_| direction.is_some());
+        let emit = emit.map(|emit| match is_early && has_b3 {
+            true => Formats {
+                w3c: emit.w3c,
+                ..extracted.formats
+            },
+            false => emit,
+        });
         let Some(emit) = emit else { return plan };
         let b3 = match extracted.w3c {
             Some(w3c) if extracted.b3.is_empty() && extracted.fragments.is_none() => w3c.b3(),
@@ -253,18 +258,19 @@ impl Decided {
     /// nothing for lack of room is counted by its decision alone.
     pub fn done(self, written: &mut Written) -> Done {
         let mut decision = self.decision;
-        let mut counters = Vec::with_capacity(3);
         let is_whole = written.is_whole;
-        if self.writes && !is_whole {
+        let is_too_large = self.writes && !is_whole;
+        if is_too_large {
             decision = Decision::TooLarge;
             written.is_whole = true;
-        } else if self.restores_request_id {
-            counters.push(Counter::Restored);
         }
-        counters.push(Counter::Calls(decision));
-        if let (Decision::Token | Decision::Inferred, Some(doubt)) = (decision, self.doubt) {
-            counters.push(Counter::Doubt(doubt));
-        }
+        let restored = self.restores_request_id && !is_too_large;
+        let is_doubtful = matches!(decision, Decision::Token | Decision::Inferred);
+        let counters = [
+            restored.then_some(Counter::Restored),
+            Some(Counter::Calls(decision)),
+            self.doubt.filter(|_| is_doubtful).map(Counter::Doubt),
+        ];
         let injection = self.injection.filter(|_| is_whole);
         Done {
             counters,

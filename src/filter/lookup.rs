@@ -91,7 +91,6 @@ impl Filter {
         }
         // For the rules alone it need not be the latest.
         let all = before.is_ok() || gets_headers;
-        let names_nothing = names_nothing(request, worker);
         let mut looked_up = LookedUp {
             before,
             owner: Err(Decision::Off),
@@ -117,7 +116,7 @@ impl Filter {
             ByKeys::Nobody(Decision::Unknown | Decision::NoKey, guess)
                 if before.is_ok()
                     && self.attributes()
-                    && names_nothing
+                    && names_nothing(request, worker)
                     && !worker.attribution.is_keyed_host(host_of(&request.headers)) =>
             {
                 (looked_up.owner, looked_up.number) = self.attribute(worker, host, request, guess);

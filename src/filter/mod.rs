@@ -130,7 +130,7 @@ impl Filter {
             let plan = std::mem::take(&mut decided.plan);
             let mut written = self.write(&request, plan);
             let done = decided.done(&mut written);
-            outcome.counters.extend(done.counters);
+            outcome.counters.extend(done.counters.into_iter().flatten());
             outcome.counters.extend(written.counters(direction));
             outcome.expected = done.expected;
             outcome.edits = written.edits;

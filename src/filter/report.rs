@@ -5,7 +5,6 @@ use super::request::Request;
 use super::write::Written;
 use super::{Filter, Outcome};
 use crate::config::{Direction, ReportHeader};
-use crate::headers::Edit;
 use crate::metrics::{Counter, direction_label};
 
 /// The header in which b3relay says what it found and did, if it is told to.
@@ -32,7 +31,7 @@ impl Filter {
             ReportHeader::Off => {}
             ReportHeader::Request => {
                 let report = summary(direction, outcome);
-                outcome.edits.push(Edit::set(REPORT, report));
+                outcome.edits.push(request.headers.edit(REPORT, report));
                 if !request.headers.has_room(&outcome.edits) {
                     outcome.edits.pop();
                 }

@@ -9,6 +9,7 @@ use crate::relay::{self, Tracer, W3cState};
 use crate::request_id;
 use crate::rules::{Extracted, Finding, Formats, Severity, check};
 use crate::store::key::Key;
+use std::borrow::Cow;
 
 /// A request, read and checked.
 pub(super) struct Request<'a> {
@@ -18,7 +19,7 @@ pub(super) struct Request<'a> {
     /// The rules that it breaks by itself.
     pub findings: Vec<Finding<'a>>,
     /// As the application or the callee will see it.
-    pub request_id: Vec<u8>,
+    pub request_id: Cow<'a, [u8]>,
     /// Of an inbound request: its context, and what its `traceparent` is beside it.
     pub context: (B3, W3cState),
     /// Its context breaks rules that implementations read differently.
@@ -53,12 +54,13 @@ impl<'a> Request<'a> {
         let mut headers = TraceHeaders::read(pairs, &config.wanted);
         let mut extracted = check(&headers);
         let findings = std::mem::take(&mut extracted.findings);
-        let mut request_id =
-            request_id::one(headers.request_id.value().unwrap_or_default()).to_vec();
+        let mut request_id = Cow::Borrowed(request_id::one(
+            headers.request_id.value().unwrap_or_default(),
+        ));
         if config.mode == Mode::Repair
             && let Some(first) = first_of(headers.request_id)
         {
-            request_id = first.to_vec();
+            request_id = Cow::Borrowed(first);
         }
         let mut distrust = Vec::new();
         let untrusted = distrusted.first().map(|_| match incoming {
@@ -73,7 +75,7 @@ impl<'a> Request<'a> {
                 // The ID says, too, whether Envoy is to trace.
                 if let Some(id) = request_id::undecided(&request_id) {
                     distrust.push(Edit::set(headers::REQUEST_ID, id.as_slice()));
-                    request_id = id;
+                    request_id = Cow::Owned(id);
                 }
             }
         }
@@ -110,7 +112,7 @@ impl<'a> Request<'a> {
 
     /// The one of several request IDs that mode `repair` keeps; `None` if there is one.
     pub fn first_request_id(&self) -> Option<&[u8]> {
-        first_of(self.headers.request_id).map(|_| self.request_id.as_slice())
+        first_of(self.headers.request_id).map(|_| &*self.request_id)
     }
 
     /// The keys that the request can be looked up by, best first. `emitted`: the

@@ -6,7 +6,7 @@ use super::worker::WorkerState;
 use super::write::Written;
 use crate::attribution::signature;
 use crate::config::Direction;
-use crate::headers::{self, Edit};
+use crate::headers;
 use crate::host::Host;
 use crate::metrics::Counter;
 use crate::relay::{StoredContext, W3cState};
@@ -14,6 +14,7 @@ use crate::request_id;
 use crate::rules::Formats;
 use crate::store::Ticket;
 use crate::store::key::{self, Key};
+use std::borrow::Cow;
 
 /// What became of an inbound request.
 #[derive(Default)]
@@ -34,13 +35,13 @@ impl Filter {
             return None;
         }
         let id = request_id::generate(host.random());
-        let edit = Edit::set(headers::REQUEST_ID, id.as_slice());
+        let edit = request.headers.edit(headers::REQUEST_ID, id.as_slice());
         written.edits.push(edit);
         if !request.headers.has_room(&written.edits) {
             written.edits.pop();
             return Some(Counter::NoRoom(Some(Direction::Inbound)));
         }
-        request.request_id = id.to_vec();
+        request.request_id = Cow::Owned(id.to_vec());
         Some(Counter::RequestIds)
     }
 
@@ -114,8 +115,9 @@ impl Filter {
             ..written.formats
         };
         // Whole, or not at all.
-        let id = Some(&request.request_id).filter(|id| id.len() <= key::LONGEST);
-        stored.request_id = id.cloned().unwrap_or_default();
+        if request.request_id.len() <= key::LONGEST {
+            stored.request_id = request.request_id.to_vec();
+        }
         stored.has_clients_b3 = stored.w3c_state == W3cState::Current && !written.agree;
         stored.is_callers = host.is_before_router();
         let has_b3 = extracted.b3.ids.is_some();

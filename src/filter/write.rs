@@ -76,8 +76,8 @@ impl Filter {
         let with_id = edits.len();
         let repairing = rewritten(repair, Formats::default());
         let is_repaired = repair.is_some() && (!repairing.is_empty() || with_id > always);
-        edits.extend(rewritten(injection, plan.unchanged));
-        edits.extend(plan.edits);
+        append(&mut edits, rewritten(injection, plan.unchanged));
+        append(&mut edits, plan.edits);
         if headers.has_room(&edits) {
             return Written {
                 edits,
@@ -106,6 +106,14 @@ impl Filter {
             formats: formats(None),
             agree: agree(None),
         }
+    }
+}
+
+/// Moves edits behind others; into an empty list without a copy.
+fn append(edits: &mut Vec<Edit>, mut more: Vec<Edit>) {
+    match edits.is_empty() {
+        true => *edits = more,
+        false => edits.append(&mut more),
     }
 }
 

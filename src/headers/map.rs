@@ -53,6 +53,10 @@ impl<'a> Iterator for Pairs<'a> {
         self.lengths = lengths;
         Some((self.take([*a, *b, *c, *d])?, self.take([*e, *f, *g, *h])?))
     }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (0, Some(self.lengths.len() / 8))
+    }
 }
 
 /// The inverse of [`Pairs`], for tests and for hosts other than Envoy.

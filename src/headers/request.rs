@@ -25,6 +25,12 @@ impl<'a> Field<'a> {
         self.first
     }
 
+    /// The first value is this one.
+    pub fn is(&self, value: &[u8]) -> bool {
+        self.first
+            .is_some_and(|first| alike(first, value, value.len()))
+    }
+
     /// The header came more than once.
     pub fn repeated(&self) -> bool {
         self.repeated
@@ -123,6 +129,10 @@ impl<'a> TraceHeaders<'a> {
         I: IntoIterator<Item = (&'a [u8], &'a [u8])>,
     {
         let mut headers = Self::default();
+        let pairs = pairs.into_iter();
+        // More than Envoy takes by default are rare.
+        let most = pairs.size_hint().1.unwrap_or_default();
+        headers.all.reserve(most.min(100));
         for (name, value) in pairs {
             headers.all.push((name, value));
             for (index, key) in wanted.keys.iter().enumerate() {

@@ -47,5 +47,5 @@ pub(super) fn restored(
         RestoreRequestId::AnyUuid => given.is_empty() || request_id::is_envoys(given),
         RestoreRequestId::Never => false,
     };
-    (other && gives_way).then(|| Edit::set(headers::REQUEST_ID, known.as_slice()))
+    (other && gives_way).then(|| headers.edit(headers::REQUEST_ID, known.as_slice()))
 }

@@ -29,43 +29,28 @@ pub fn rewrite(headers: &TraceHeaders<'_>, injection: &Injection, unchanged: For
     if debug.is_some() {
         single.sampling = Sampling::Accept;
     }
-    let wanted: [(&'static str, Field<'_>, Option<Vec<u8>>); 6] = [
-        (
-            headers::TRACE_ID,
-            headers.trace_id,
-            ids.map(|ids| hex(&|to| ids.trace.write(to))),
-        ),
-        (
-            headers::SPAN_ID,
-            headers.span_id,
-            ids.map(|ids| hex(&|to| ids.span.write(to))),
-        ),
-        (
-            headers::PARENT_SPAN_ID,
-            headers.parent_span_id,
-            ids.and_then(|ids| ids.parent)
-                .map(|id| hex(&|to| id.write(to))),
-        ),
-        (headers::SAMPLED, headers.sampled, sampled),
-        (headers::FLAGS, headers.flags, debug),
-        (
-            headers::B3,
-            headers.b3,
-            formats.single.then(|| single.single()).flatten(),
-        ),
-    ];
     let mut edits = Vec::with_capacity(5);
-    for (name, field, value) in wanted {
-        if (name == headers::B3 && unchanged.single) || (name != headers::B3 && unchanged.multi) {
-            continue;
+    let mut write = |name: &'static str, field: Field<'_>, value: Option<Vec<u8>>| match value {
+        Some(value) if field.repeated() || !field.is(&value) => {
+            edits.push(headers.edit(name, value));
         }
-        match value {
-            Some(value) if field.repeated() || field.value() != Some(value.as_slice()) => {
-                edits.push(Edit::set(name, value));
-            }
-            None if field.value().is_some() => edits.push(Edit::remove(name)),
-            _ => {}
-        }
+        None if field.value().is_some() => edits.push(Edit::remove(name)),
+        _ => {}
+    };
+    if !unchanged.multi {
+        let trace = ids.map(|ids| hex(&|to| ids.trace.write(to)));
+        let span = ids.map(|ids| hex(&|to| ids.span.write(to)));
+        let parent = ids.and_then(|ids| ids.parent);
+        let parent = parent.map(|id| hex(&|to| id.write(to)));
+        write(headers::TRACE_ID, headers.trace_id, trace);
+        write(headers::SPAN_ID, headers.span_id, span);
+        write(headers::PARENT_SPAN_ID, headers.parent_span_id, parent);
+        write(headers::SAMPLED, headers.sampled, sampled);
+        write(headers::FLAGS, headers.flags, debug);
+    }
+    if !unchanged.single {
+        let single = formats.single.then(|| single.single()).flatten();
+        write(headers::B3, headers.b3, single);
     }
     let sampled = w3c::sampled(b3.sampling, injection.deferred);
     let w3c = b3
@@ -77,7 +62,7 @@ pub fn rewrite(headers: &TraceHeaders<'_>, injection: &Injection, unchanged: For
         let given = headers.traceparent;
         let is_right = given.value() == Some(&value) && !given.repeated();
         if given.value().is_none() || (injection.replaces_traceparent && !is_right) {
-            edits.push(Edit::set(headers::TRACEPARENT, value));
+            edits.push(headers.edit(headers::TRACEPARENT, value));
         }
     }
     edits

@@ -4,7 +4,9 @@ use super::formats::is_older;
 use super::single::SingleFormat;
 use super::{Extracted, Finding, Formats, Rule};
 use crate::b3::{B3, IdError, Ids, Lenient};
+use crate::bytes::contains;
 use crate::headers::{self, Field, TraceHeaders};
+use crate::request_id;
 use crate::w3c::TraceParent;
 
 /// Longer than any encoding of `x-ot-span-context` seen in use, in bytes.
@@ -107,11 +109,14 @@ impl<'a> Checker<'a> {
         let name = headers::REQUEST_ID;
         let value = field.value().unwrap_or_default();
         // Envoy joins repeated request IDs before a filter sees them.
-        if field.repeated() || beginning(value).contains(&b',') {
+        if field.repeated() || contains(beginning(value), b',') {
             self.found(Rule::R06, name, value);
         }
         if value.is_empty() {
             self.found(Rule::R01, name, value);
+            return;
+        }
+        if request_id::is_uuid(value) {
             return;
         }
         let hex8 = value
@@ -120,7 +125,7 @@ impl<'a> Checker<'a> {
         if !hex8 {
             self.found(Rule::R02, name, value);
         }
-        if value.len() == crate::request_id::LENGTH && !crate::request_id::is_uuid(value) {
+        if value.len() == request_id::LENGTH {
             self.found(Rule::R03, name, value);
         }
     }
@@ -159,7 +164,7 @@ impl<'a> Checker<'a> {
             self.found(rule, name, value);
             return Ok(None);
         }
-        let joined = beginning(value).contains(&b',');
+        let joined = contains(beginning(value), b',');
         if joined {
             self.found(Rule::L12, name, value);
         }

@@ -5,6 +5,7 @@ use super::multi::MultiFormat;
 use super::single::SingleFormat;
 use super::{Formats, Fragments, Rule};
 use crate::b3::{B3, Ids, Sampling, TraceId};
+use crate::bytes::contains;
 use crate::headers::{self, Field, TraceHeaders};
 use crate::w3c::TraceParent;
 
@@ -18,7 +19,7 @@ impl<'a> Checker<'a> {
         let value = field.value()?;
         let name = headers::TRACEPARENT;
         // As the specification has it: none of them is taken.
-        if field.repeated() || beginning(value).contains(&b',') {
+        if field.repeated() || contains(beginning(value), b',') {
             self.found(Rule::W06, name, value);
             return None;
         }

@@ -21,7 +21,7 @@ impl Key {
     pub fn request_id(value: &[u8]) -> Option<Self> {
         let value = request_id::one(value);
         let mut key = Self::of(b'r', &[value])?;
-        if request_id::is_uuid(value) {
+        if request_id::upper_case_of_uuid(value) == Some(true) {
             key.0.make_ascii_lowercase();
         }
         if value.len() == LENGTH {

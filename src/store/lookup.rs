@@ -8,6 +8,7 @@ use super::key::Key;
 use super::record::{Alias, Entry, Record, Records};
 use super::shared_data::{SharedData, bucket_name};
 use super::{RequestOf, Store};
+use crate::bytes::alike;
 
 /// Requests that the aliases of one key are resolved to, at most.
 const ALIASED_MOST: usize = 4;
@@ -120,7 +121,9 @@ impl<N: Fn() -> u64> LookUp<'_, N> {
         for record in records.by_ref() {
             match record {
                 Record::Entry(entry) => {
-                    if entry.key == self.key && !entry.expires_ms.is_some_and(is_expired) {
+                    if alike(entry.key, self.key, self.key.len())
+                        && !entry.expires_ms.is_some_and(is_expired)
+                    {
                         found.push(Found::new(worker, self.bucket, &entry, MatchedBy::Own));
                     }
                 }
