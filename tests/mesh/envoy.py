@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -35,11 +34,6 @@ _TYPE = "type.googleapis.com/"
 _HTTP = _TYPE + "envoy.extensions.filters.http."
 # The cluster that spans go to.
 _COLLECTOR = "collector"
-
-# b3relay raises a counter so often at once between two ticks, and then with the tick.
-COUNTED_AT_ONCE = 16
-# Seconds after which every worker has ticked.
-TICK = 1.3
 # How Istio's bootstrap turns parts of a metric's name into labels.
 _STATS_TAGS = {
     "cache": r"(cache\.(.+?)\.)",
@@ -596,22 +590,7 @@ class Envoy:
 
         By their own names (``wasmcustom.x``) as well as by those that
         Prometheus sees (``x{label="value"}``).
-
-        b3relay raises a counter that is raised often only with its next tick: there
-        these are read until they stay the same.
         """
-        found = self._stats_now(prefix)
-        for _ in range(5):
-            counted = [value for name, value in found.items() if "b3relay_" in name]
-            if max(counted, default=0) <= COUNTED_AT_ONCE:
-                break
-            time.sleep(TICK)
-            before, found = found, self._stats_now(prefix)
-            if found == before:
-                break
-        return found
-
-    def _stats_now(self, prefix: str) -> dict[str, float]:
         native = json.loads(
             self.admin(f"/stats?format=json&filter={quote('^' + re.escape(prefix))}")
         )
