@@ -16,6 +16,9 @@ PYTHON := $(TOOLS)/venv/bin/python
 TARGET := wasm32-wasip1
 WASM := dist/b3relay.wasm
 BUILT := target/$(TARGET)/release/b3relay.wasm
+# For the tests: a bad neighbour, and the module with another version of what it stores.
+NEIGHBOUR := target/$(TARGET)/release/b3relay_neighbour.wasm
+OTHER := target/other-version/$(TARGET)/release/b3relay.wasm
 SOURCES := $(shell find src -name '*.rs') Cargo.toml Cargo.lock
 BINARYEN := 132.0.0
 MYPY := 2.4.1
@@ -316,12 +319,10 @@ $(EMPTY): $(wildcard tests/bench/empty/Cargo.* tests/bench/empty/src/*.rs) | car
 
 # A bad neighbour in Envoy's shared data, and the module with another version of what it
 # stores there: both quickly built, and for tests alone.
-NEIGHBOUR := target/$(TARGET)/release/b3relay_neighbour.wasm
 $(NEIGHBOUR): $(wildcard tests/neighbour/Cargo.* tests/neighbour/src/*.rs) | cargo
 	cargo build --release --target $(TARGET) --target-dir target --locked --manifest-path tests/neighbour/Cargo.toml
 	@touch '$@'
 
-OTHER := target/other-version/$(TARGET)/release/b3relay.wasm
 $(OTHER): $(SOURCES) | cargo
 	@rm -rf target/other-version/crate && mkdir -p target/other-version/crate
 	@cp -r src Cargo.toml Cargo.lock target/other-version/crate/
@@ -349,7 +350,7 @@ $(ACTIONLINT):
 # Tools written in Rust, `.cargo-NAME-VERSION` for each. Compiled without optimisation:
 # they run for seconds.
 $(TOOLS)/cargo/.%: | cargo
-	$(call say,tools: $* from crates.io$(comma) a minute or two)
+	$(call say,tools: $* from source$(comma) a minute or two)
 	@name='$*'; cargo install --quiet --debug --locked $(if $(filter cargo-about-%,$*),--features cli) \
 	  --root '$(TOOLS)/cargo' "$${name%-*}@$${name##*-}"
 	@touch '$@'
@@ -405,7 +406,7 @@ fuzz-shrink: cargo $(FUZZ)
 	done
 
 $(FUZZ):
-	$(call say,tools: cargo-fuzz from crates.io$(comma) about a minute)
+	$(call say,tools: cargo-fuzz from source$(comma) about a minute)
 	cargo install --quiet --locked --root '$(TOOLS)/cargo' cargo-fuzz@0.13.2
 
 .PHONY: clean
