@@ -1,8 +1,8 @@
 //! What happens to the requests in flight, and to which of them a call belongs.
 //!
 //! Requests and calls begin and end; each is reported once, in the order of time. For
-//! each call [`Exclusive`] says whether it belongs to the only request in flight, and
-//! [`Inferred`], if it is wanted, to which of several.
+//! each call `Exclusive` says whether it belongs to the only request in flight, and
+//! `Inferred`, if it is wanted, to which of several.
 
 use super::exclusive::Exclusive;
 use super::in_flight::{InFlight, Request};

@@ -42,7 +42,7 @@ pub struct StoredContext {
 }
 
 impl StoredContext {
-    /// From an inbound request with this context ([`newest`]). Also returns how many
+    /// From an inbound request with this context ([`crate::relay::newest`]). Also returns how many
     /// headers had no room ([`COPIED_MOST`]).
     ///
     /// A `traceparent` of the same trace is made anew for each call, with the

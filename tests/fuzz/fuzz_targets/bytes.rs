@@ -5,8 +5,8 @@
 use b3relay::b3::{Single, SpanId, TraceId};
 use b3relay::config::Config;
 use b3relay::headers::Pairs;
-use b3relay::store::key::Key;
 use b3relay::relay::StoredContext;
+use b3relay::store::key::Key;
 use b3relay::store::{InMemory, Limits, SharedData, Store};
 use b3relay::w3c::TraceParent;
 use libfuzzer_sys::fuzz_target;

@@ -5,10 +5,10 @@
 #[path = "../../support/mod.rs"]
 mod support;
 
-use b3relay::rules::check;
 use b3relay::config::Direction;
 use b3relay::headers::{Pairs, TraceHeaders, Wanted};
 use b3relay::relay::{Decision, StoredContext, newest};
+use b3relay::rules::check;
 use libfuzzer_sys::fuzz_target;
 use support::{Headers, Sidecar, map};
 
