@@ -63,7 +63,13 @@ def test_the_summary_names_what_is_not_run(
     monkeypatch.setenv("CI", ci)
     called = machine(monkeypatch, without="mvn", unrun="test-docker")
     assert parts.main([]) == code
-    assert called == ["test-docker", "test-envoys", "test-manifests"]
+    assert called == [
+        "test-docker",
+        "test-envoys",
+        "bench-instructions",
+        "test-manifests",
+        "test-release",
+    ]
     summary = capsys.readouterr().out.split("All parts:\n")[1].splitlines()
     maven = "mvn is missing: install Maven (Debian: maven)"
     assert summary[:3] == [
@@ -71,9 +77,9 @@ def test_the_summary_names_what_is_not_run(
         f"  not run: backends: {maven}",
         "  not run: docker: no mirror",
     ]
-    assert summary[3].startswith("  passed: envoys (")
-    assert summary[4].startswith("  passed: manifests (")
-    assert summary[5:] == [f"  not run: sdks: {maven}", f"  not run: sidecars: {maven}"]
+    for line, name in zip(summary[3:7], ("envoys", "instructions", "manifests", "release")):
+        assert line.startswith(f"  passed: {name} (")
+    assert summary[7:] == [f"  not run: sdks: {maven}", f"  not run: sidecars: {maven}"]
 
 
 def test_a_part_that_fails_lets_the_others_run(
