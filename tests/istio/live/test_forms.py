@@ -202,7 +202,7 @@ def misconfigured(form: str) -> list[Document]:
 
 
 REFUSED = "rejected: Unable to create Wasm plugin"
-UNKNOWN_KEY = "configuration key `modus` is not known"
+UNKNOWN_KEY = "configuration key `modus`: not known"
 NO_IMAGE = "MANIFEST_UNKNOWN"
 NO_FILE = "Invalid path"
 NOT_WASM = "Failed to load Wasm code"
