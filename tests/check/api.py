@@ -1,12 +1,12 @@
 """As much of an API server as `kubectl get` needs, over the objects of a cluster."""
 
 import json
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
+from check.listening import listening
 from mesh.ports import HOST
 
 # By group and version: kind, and whether it belongs to a namespace.
@@ -93,12 +93,5 @@ def serving(objects: Sequence[dict[str, Any]]) -> Iterator[str]:
         def log_message(self, *_arguments: object) -> None:
             pass
 
-    server = ThreadingHTTPServer((HOST, 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://{HOST}:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with listening(Handler) as port:
+        yield f"http://{HOST}:{port}"

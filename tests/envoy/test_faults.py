@@ -157,12 +157,6 @@ def test_a_clock_that_jumps() -> None:
         processes.wait_ready({running.process: running.ready})
         joined = []
 
-        async def all_are_joined() -> bool:
-            before = pod.load.calls.copy()
-            await asyncio.sleep(1)
-            after = pod.load.calls
-            return after["missed"] == before["missed"] and after["right"] > before["right"]
-
         async def scenario() -> None:
             async with pod.load.running():
                 await asyncio.sleep(1)
@@ -170,7 +164,7 @@ def test_a_clock_that_jumps() -> None:
                     clock.move(seconds)
                     await asyncio.sleep(1)
                     assert abs(await asyncio.to_thread(ahead, running) - seconds) < 30
-                    joined.append(any([await all_are_joined() for _ in range(2)]))
+                    joined.append(any([await pod.load.all_are_joined() for _ in range(2)]))
 
         asyncio.run(scenario())
         counted = decisions(running)

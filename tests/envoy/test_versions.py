@@ -87,19 +87,13 @@ def test_an_upgrade_and_back() -> None:
         processes.wait_ready({running.process: running.ready})
         joined = []
 
-        async def all_are_joined() -> bool:
-            before = pod.load.calls.copy()
-            await asyncio.sleep(1)
-            after = pod.load.calls
-            return after["missed"] == before["missed"] and after["right"] > before["right"]
-
         async def scenario() -> None:
             async with pod.load.running():
                 await asyncio.sleep(0.5)
                 for module in (wasm_path(), other(), wasm_path()):
                     await pushes.push(running, pod.bootstrap({}, module=module))
                     # Connections of before stay with the filters of before until they end.
-                    joined.append(any([await all_are_joined() for _ in range(4)]))
+                    joined.append(any([await pod.load.all_are_joined() for _ in range(4)]))
 
         asyncio.run(scenario())
         log = running.log()

@@ -42,6 +42,13 @@ class Load:
     failed: list[str] = field(default_factory=list)
     _arrived: Counter[str] = field(default_factory=Counter)
 
+    async def all_are_joined(self) -> bool:
+        """Of the calls of the next second none is missed, and there are some."""
+        before = self.calls.copy()
+        await asyncio.sleep(1)
+        after = self.calls
+        return after["missed"] == before["missed"] and after["right"] > before["right"]
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Constant load while inside."""

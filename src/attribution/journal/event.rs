@@ -1,7 +1,7 @@
 //! What is written in a journal.
 
 use crate::attribution::signature::Token;
-use crate::bytes::read_array;
+use crate::bytes::{read_array, read_u16, read_u32, read_u64};
 use crate::store::RequestOf;
 
 /// Something that happened.
@@ -97,19 +97,19 @@ impl Event {
     /// The inverse of [`Event::encode`], off the beginning of `rest`. `None` if that is no
     /// event.
     pub(super) fn decode(rest: &mut &[u8]) -> Option<(u64, Self)> {
-        let at_us = u64::from_le_bytes(read_array(rest)?);
+        let at_us = read_u64(rest)?;
         let [tag] = read_array(rest)?;
-        let number = u64::from_le_bytes(read_array(rest)?);
+        let number = read_u64(rest)?;
         let decode_tokens = |rest: &mut &[u8]| -> Option<Vec<Token>> {
             let [count] = read_array(rest)?;
-            let numbers = (0..count).map(|_| Some(u32::from_le_bytes(read_array(rest)?)));
+            let numbers = (0..count).map(|_| read_u32(rest));
             numbers.map(|n| n.map(Token::from_u32)).collect()
         };
         let event = match tag {
             0 => Self::Begin {
                 request: number,
-                bucket: u16::from_le_bytes(read_array(rest)?),
-                route: u32::from_le_bytes(read_array(rest)?),
+                bucket: read_u16(rest)?,
+                route: read_u32(rest)?,
                 tokens: decode_tokens(rest)?,
             },
             1 | 5 => Self::End {
@@ -117,16 +117,10 @@ impl Event {
                 answered: tag == 1,
             },
             2 | 3 => {
-                let kind = [
-                    u32::from_le_bytes(read_array(rest)?),
-                    u32::from_le_bytes(read_array(rest)?),
-                ];
+                let kind = [read_u32(rest)?, read_u32(rest)?];
                 let owner = match tag {
                     2 => None,
-                    _ => Some((
-                        u16::from_le_bytes(read_array(rest)?),
-                        u64::from_le_bytes(read_array(rest)?),
-                    )),
+                    _ => Some((read_u16(rest)?, read_u64(rest)?)),
                 };
                 Self::Call {
                     call: number,

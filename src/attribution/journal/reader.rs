@@ -2,7 +2,7 @@
 
 use super::writer::Writer;
 use super::{Event, HEAD, SEGMENT, SEGMENTS, key};
-use crate::bytes::read_array;
+use crate::bytes::{read_u32, read_u64};
 use crate::store::{SharedData, WorkerOf};
 
 /// How far the journal of a worker has been read.
@@ -44,8 +44,8 @@ impl Reader {
         let (worker, nonce) = self.worker;
         let (bytes, _) = data.get(&key(worker, number))?;
         let mut rest = bytes.as_slice();
-        let writer = u64::from_le_bytes(read_array(&mut rest)?);
-        let number = u32::from_le_bytes(read_array(&mut rest)?);
+        let writer = read_u64(&mut rest)?;
+        let number = read_u32(&mut rest)?;
         (writer == nonce).then_some((number, bytes))
     }
 
