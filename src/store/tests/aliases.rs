@@ -138,13 +138,7 @@ fn a_key_with_too_many_aliases_is_not_complete() {
 #[test]
 fn an_alias_of_a_dead_worker_is_not_of_the_next_one_with_its_number() {
     let data = InMemory::default();
-    let mut gone = Worker::new(&data, 1, MANY);
-    let mut here = Worker::new(&data, 2, MANY);
-    gone.insert(0, "a", b"old");
-    here.insert(0, "b", b"ctx");
-    for now in (0..60_000).step_by(1000) {
-        here.tick(now);
-    }
+    let (_gone, mut here) = one_is_gone(&data);
     let found = here.find(59_000, "a").remove(0);
     alias(&mut here, 59_000, "made-up", &found, false);
     assert_eq!(here.contexts(59_000, "made-up"), [b"old"]);

@@ -108,3 +108,16 @@ impl Counting {
         (self.reads.take(), self.writes.take())
     }
 }
+
+/// Two workers with a request each, "a" and "b": of the first nothing is heard from then
+/// on, the second ticks for almost a minute.
+fn one_is_gone(data: &InMemory) -> (Worker<'_>, Worker<'_>) {
+    let mut gone = Worker::new(data, 1, MANY);
+    let mut here = Worker::new(data, 2, MANY);
+    gone.insert(0, "a", b"old");
+    here.insert(0, "b", b"ctx");
+    for now in (0..60_000).step_by(1000) {
+        here.tick(now);
+    }
+    (gone, here)
+}

@@ -84,13 +84,7 @@ fn new_workers_and_the_time_are_asked_for_where_it_matters() {
 #[test]
 fn a_worker_that_is_gone_leaves_nothing() {
     let data = InMemory::default();
-    let mut gone = Worker::new(&data, 1, MANY);
-    let mut here = Worker::new(&data, 2, MANY);
-    gone.insert(0, "a", b"old");
-    here.insert(0, "b", b"ctx");
-    for now in (0..60_000).step_by(1000) {
-        here.tick(now);
-    }
+    let (mut gone, mut here) = one_is_gone(&data);
     assert_eq!(here.contexts(59_000, "a"), [b"old"]);
     here.tick(60_000);
     assert_eq!(here.contexts(60_000, "a"), [b""; 0]);
