@@ -53,7 +53,7 @@ demo: $(WASM) $(TOOLS)/venv/.done ## One click as a trace, without the filter an
 	$(PYTHON) -m mesh.demo
 
 .PHONY: test
-test: test-core test-wasm test-check test-worlds ## Every test that needs no root: core, compiled module, real Envoy (under 5 min)
+test: test-core test-wasm test-worlds ## Every test that needs no root: core, compiled module, real Envoy (under 5 min, the first time about 10)
 
 ##@ More
 .PHONY: demo-ui
@@ -95,9 +95,9 @@ docs: cargo ## Write docs/config.schema.json and the tables in docs anew, from t
 	UPDATE_DOCS=1 cargo test --quiet --locked --test docs
 
 .PHONY: test-wasm
-test-wasm: $(WASM) $(NEIGHBOUR) $(OTHER) $(TOOLS)/venv/.done ## The compiled module, in a small proxy-wasm host and in real Envoys
-	$(call say,module: alone and in real Envoys: vectors$(comma) trees$(comma) bad input$(comma) load; about 2 minutes)
-	$(PYTHON) -m pytest -q -n 3 --dist worksteal tests/module tests/envoy
+test-wasm: $(WASM) $(NEIGHBOUR) $(OTHER) $(TOOLS)/venv/.done ## The compiled module, in a small proxy-wasm host and in real Envoys; and check.sh on what goes wrong for users
+	$(call say,module: alone and in real Envoys: vectors$(comma) trees$(comma) bad input$(comma) load$(comma) check.sh; about 3 and a half minutes)
+	$(PYTHON) -m pytest -q -n 4 --dist worksteal tests/module tests/envoy tests/check
 
 .PHONY: test-module
 test-module: $(WASM) $(TOOLS)/venv/.done ## The first half of it
@@ -110,7 +110,7 @@ test-envoy: $(WASM) $(NEIGHBOUR) $(OTHER) $(TOOLS)/venv/.done ## The second half
 	$(PYTHON) -m pytest -q tests/envoy
 
 .PHONY: test-check
-test-check: $(WASM) $(TOOLS)/venv/.done ## envoyfilter/check.sh on what goes wrong for users
+test-check: $(WASM) $(TOOLS)/venv/.done ## The part of it that is about check.sh
 	$(call say,check: real sidecars that are set up wrong; half a minute)
 	$(PYTHON) -m pytest -q tests/check
 
