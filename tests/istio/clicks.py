@@ -40,6 +40,7 @@ def apply(mesh: SidecarMesh, shipped: list[Document]) -> None:
     mesh.apply_and_push("b3relay", shipped)
     # Of two connections, one may still be with the listener of before.
     mesh.wait_until("the filter works", lambda: all(joined(mesh) for _ in range(3)))
+    mesh.wait_drained()
 
 
 def judged(mesh: SidecarMesh, tree: Node) -> Score:

@@ -153,8 +153,9 @@ class RunningPod:
         python_path = {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
         self.app = self._inside(f"app-{self.name}", command, python_path)
 
-    def start_agent(self, environment: Mapping[str, str] | None = None) -> None:
-        """The istio-proxy container."""
+    def start_agent(self, environment: Mapping[str, str], drain_seconds: int) -> None:
+        """The istio-proxy container. Envoy closes the connections of a listener that was
+        replaced after that many seconds, those in use too."""
         log = self._processes.directory / f"agent-{self.name}.log"
         log.touch()
         # Envoy opens it again, through /dev/stdout.
@@ -179,13 +180,12 @@ class RunningPod:
                     "binaryPath": str(self._processes.directory / "bin" / "envoy"),
                     "concurrency": 1,
                     "terminationDrainDuration": "0.1s",
-                    # Listeners that are gone keep what was refused until they are drained.
-                    "drainDuration": "2s",
+                    "drainDuration": f"{drain_seconds}s",
                     # Istio leaves out most statistics.
                     "proxyStatsMatcher": {"inclusionSuffixes": ["ssl.handshake"]},
                 }
             ),
-            **(environment or {}),
+            **environment,
         }
         kind = "router" if self.pod.gateway else "sidecar"
         user = f"--reuid={_PROXY_UID} --regid={_PROXY_UID} --clear-groups"
@@ -253,6 +253,11 @@ class RunningPod:
         told = json.loads(self.admin("/stats?format=json"))
         found = [one["value"] for one in told["stats"] if name in one.get("name", "")]
         return sum(found)
+
+    def is_draining(self) -> bool:
+        """Whether Envoy still has connections to listeners that were replaced."""
+        names = ("total_filter_chains_draining", "total_listeners_draining")
+        return any(self.stat(f"listener_manager.{name}") > 0 for name in names)
 
     def app_ready(self) -> bool:
         return self._answers(cluster.PORT, "/ready")

@@ -37,6 +37,9 @@ class SidecarMesh:
     certificates  by pod, for STRICT
     environment   further variables of the agents
     collect       whether to take the traces; else something else is to
+    drain_seconds how long Envoy keeps a listener that was replaced, and what it was
+                  refused; Istio's default is 45
+    work_ms       how long each app works before it makes its calls
     """
 
     def __init__(
@@ -48,6 +51,8 @@ class SidecarMesh:
         certificates: Callable[[Path, cluster.Pod], Path] | None = None,
         environment: Mapping[str, str] | None = None,
         collect: bool = True,
+        drain_seconds: int = 2,
+        work_ms: float = 2,
     ) -> None:
         self._istio = program or istio()
         self._forward = forward
@@ -56,6 +61,8 @@ class SidecarMesh:
         self._certificates = certificates
         self._environment = dict(environment or {})
         self._collect = collect
+        self._drain_seconds = drain_seconds
+        self._work_ms = work_ms
         self._numbers = itertools.count(1)
         self.applied: set[str] = set()
         self.pods: dict[str, RunningPod] = {}
@@ -113,12 +120,12 @@ class SidecarMesh:
             if self._mounted:
                 shutil.copy(wasm_path(), running.volume / "plugin.wasm")
             if not pod.gateway:
-                running.start_app(self._forward)
+                running.start_app(self._forward, work_ms=self._work_ms)
             self.start_agent(running)
         self.wait_ready()
 
     def start_agent(self, pod: RunningPod) -> None:
-        pod.start_agent(self._environment)
+        pod.start_agent(self._environment, self._drain_seconds)
 
     def wait_ready(self, timeout: float = 60.0) -> None:
         """Until all apps and proxies are."""
@@ -181,6 +188,16 @@ class SidecarMesh:
             if time.monotonic() > deadline:
                 raise MeshError(f"not within {timeout:.0f} s: {what}\n{self.processes.tails()}")
             time.sleep(0.1)
+
+    def wait_drained(self) -> None:
+        """Until no connection leads to a listener that was replaced. Envoy closes those
+        connections at the end, the ones in use too: a rare click that meets that moment
+        is lost (503, UC), whatever was changed in the listener."""
+        self.wait_until(
+            "listeners are drained",
+            lambda: not any(pod.is_draining() for pod in self.pods.values()),
+            timeout=self._drain_seconds + 30.0,
+        )
 
     # Traffic.
 

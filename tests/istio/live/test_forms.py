@@ -5,42 +5,27 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from istio.clicks import CLICKS, FLAT, TREE, apply, joined, whole
-from istio.cluster import NAMESPACE, NODE, PODS, ROOT_NAMESPACE
-from istio.manifests import IMAGE, Document, documents, in_namespace, load, text_of
+from istio.cluster import PODS, ROOT_NAMESPACE
+from istio.images import INSECURE, MISSING, REGISTRY, changed, misconfigured, ours, push, serve
+from istio.manifests import Document, load
 from istio.sidecar_mesh import SidecarMesh
 from istio.tools import istio
 from mesh.apps import PATHS
 from mesh.mesh import wasm_path
 from mesh.tree import score
 
-REGISTRY = f"{NODE}:5000"
-HERE = f"oci://{REGISTRY}/b3relay:0.1.0"
-MISSING = f"oci://{REGISTRY}/b3relay:missing"
 FORMS_OF_IMAGE = ("docker", "oci", "artifact")
-
-
-def ours(name: str, image: str = HERE, namespace: str = NAMESPACE) -> list[Document]:
-    """A shipped form, with the image that is here."""
-    return documents(text_of(in_namespace(namespace, load(name))).replace(IMAGE, image))
-
-
-def changed(shipped: list[Document], old: str, new: str) -> list[Document]:
-    text = text_of(shipped)
-    assert old in text
-    return documents(text.replace(old, new))
 
 
 @pytest.fixture(scope="module")
 def mesh() -> Iterator[SidecarMesh]:
     """Sidecars that have the module as a file, and reach a registry with its image."""
-    with SidecarMesh(environment={"WASM_INSECURE_REGISTRIES": REGISTRY}) as mesh:
-        registry = mesh.processes.start("registry", [istio().binary("registry"), "serve", REGISTRY])
-        mesh.processes.wait_ready({registry: lambda: push("oci", "0.1.0") is not None})
+    with SidecarMesh(environment=INSECURE) as mesh:
+        serve(mesh)
         yield mesh
 
 
@@ -53,13 +38,7 @@ def nothing_applied(mesh: SidecarMesh) -> Iterator[None]:
         mesh.wait_until(
             "the filter is gone", lambda: all(joined(mesh) is False for _ in range(5))
         )
-        time.sleep(3)  # until the listeners are drained
-
-
-def push(form: str, tag: str) -> str | None:
-    """The digest; None while there is no registry."""
-    done = istio().run("registry", "push", form, wasm_path(), f"{REGISTRY}/b3relay:{tag}")
-    return done.out.strip() if done.exit_code == 0 else None
+        mesh.wait_drained()
 
 
 def test_without_it_a_click_is_in_pieces(mesh: SidecarMesh) -> None:
@@ -138,45 +117,6 @@ def test_the_check_at_a_gateway(mesh: SidecarMesh) -> None:
     assert mesh.click()[1].status == 200
 
 
-def test_changes_under_traffic_cost_no_request(mesh: SidecarMesh) -> None:
-    """Put on, configured, refused, taken off: every click is answered, and none is put
-    into the trace of another."""
-    file = ours("sidecars")
-    stages = [
-        file,
-        changed(file, '"outbound"', '"outbound", "mode": "repair"'),
-        changed(file, '"outbound"', '"outbound", "modus": "repair"'),
-        ours("sidecars-image"),
-        ours("sidecars-image", MISSING),
-        file,
-    ]
-    running = True
-
-    def user() -> list[tuple[int, int]]:
-        answers = []
-        while running:
-            number, reply = mesh.click()
-            answers.append((number, reply.status))
-        return answers
-
-    with ThreadPoolExecutor(3) as pool:
-        users = [pool.submit(user) for _ in range(3)]
-        try:
-            for stage in stages:
-                mesh.apply("b3relay", stage)
-                time.sleep(2)
-            mesh.delete_all()
-            time.sleep(2)
-        finally:
-            running = False
-        answers = [answer for user_ in users for answer in user_.result()]
-    assert len(answers) > 100
-    assert [answer for answer in answers if answer[1] != 200] == []
-    clicks = [number for number, _ in answers]
-    found = score(mesh.spans_of(clicks, len(clicks) * TREE.size), TREE, clicks)
-    assert found.wrong_trace == 0
-
-
 def stays_joined(mesh: SidecarMesh) -> None:
     assert [joined(mesh) for _ in range(10)] == [True] * 10
 
@@ -192,15 +132,10 @@ def apply_and_wait(mesh: SidecarMesh, shipped: list[Document], told: str) -> Non
     mesh.apply("b3relay", shipped)
     mesh.wait_until(f"it says {told!r}", lambda: log.log().count(told) > before)
     time.sleep(1)
+    mesh.wait_drained()
 
 
-# What goes wrong, and what the sidecar's log says of it.
-def misconfigured(form: str) -> list[Document]:
-    if form in ("sidecars", "sidecars-image"):
-        return changed(ours(form), '"direction"', '"modus": "repair", "direction"')
-    return changed(ours(form), "mode: observe", "modus: repair")
-
-
+# What the sidecar's log says of what goes wrong.
 REFUSED = "rejected: Unable to create Wasm plugin"
 UNKNOWN_KEY = "configuration key `modus`: not known"
 NO_IMAGE = "MANIFEST_UNKNOWN"

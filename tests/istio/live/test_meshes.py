@@ -3,17 +3,20 @@ Zipkin has it."""
 
 import http.client
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from istio import certificates, cluster
 from istio.clicks import FLAT, TREE, apply, joined, whole
 from istio.cluster import NAMESPACE, PODS
-from istio.manifests import IMAGE, documents, in_namespace, load, text_of
+from istio.images import INSECURE, misconfigured, ours, repairing, serve
+from istio.manifests import Document, documents, in_namespace, load, text_of
 from istio.sidecar_mesh import SidecarMesh
 from istio.tools import VERSIONS, istio
 from mesh.backends import Zipkin, fetch_zipkin, wait_for_trace
-from mesh.mesh import ROOT, request, wasm_path
+from mesh.mesh import ROOT, request
 from mesh.tree import normal_forms, traces
 
 
@@ -56,20 +59,15 @@ def test_an_application_that_forwards_nothing() -> None:
 @pytest.mark.parametrize("version", VERSIONS[1:])
 def test_an_older_istio(version: str) -> None:
     """Control plane and agents of that version."""
-    registry = f"{cluster.NODE}:5000"
-    environment = {"WASM_INSECURE_REGISTRIES": registry}
-    with SidecarMesh(program=istio(version), environment=environment) as mesh:
-        serving = mesh.processes.start("registry", [istio().binary("registry"), "serve", registry])
-        push = ("push", "oci", str(wasm_path()), f"{registry}/b3relay:0.1.0")
-        mesh.processes.wait_ready({serving: lambda: istio().run("registry", *push).exit_code == 0})
+    with SidecarMesh(program=istio(version), environment=INSECURE) as mesh:
+        serve(mesh)
         for form, tree in (
             ("sidecars", TREE),
             ("sidecars-image", TREE),
             ("wasmplugin", FLAT),
             ("trafficextension", FLAT),
         ):
-            text = text_of(in_namespace(NAMESPACE, load(form)))
-            apply(mesh, documents(text.replace(IMAGE, f"oci://{registry}/b3relay:0.1.0")))
+            apply(mesh, ours(form))
             assert whole(mesh, tree), form
 
 
@@ -105,3 +103,39 @@ def test_zipkin_shows_the_tree() -> None:
         (trace,) = traces(zipkin.trace(trace_id)).values()
         # Zipkin has the names of services in lower case, as ours are.
         assert normal_forms(trace) == (TREE,)
+
+
+def another() -> list[Document]:
+    """Someone else's filter."""
+    filters = ours("sidecars")[:1]
+    name = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation"
+    outbound = filters[0]["spec"]["configPatches"][0]
+    outbound["patch"]["value"] = {
+        "name": "another",
+        "typed_config": {"@type": f"type.googleapis.com/{name}"},
+    }
+    inbound = {**outbound, "match": {**outbound["match"], "context": "SIDECAR_INBOUND"}}
+    filters[0]["metadata"]["name"] = "another"
+    filters[0]["spec"]["configPatches"] = [outbound, inbound]
+    return filters
+
+
+def test_what_envoy_cuts_when_it_drains() -> None:
+    """A click that lasts longer than the drain, six seconds against two: putting the
+    filter on replaces the listeners, so Envoy cuts it (as for a change of anything in
+    them); a change of the configuration, or a refused one, replaces none."""
+    with SidecarMesh(drain_seconds=2, work_ms=1500) as mesh, ThreadPoolExecutor(1) as pool:
+
+        def long_click(documents: list[Document]) -> int:
+            clicked = pool.submit(mesh.click)
+            time.sleep(1)
+            mesh.apply("b3relay", documents)
+            return clicked.result()[1].status
+
+        assert long_click(another()) == 503
+        mesh.wait_drained()
+        assert long_click(ours("sidecars")) == 503
+        mesh.wait_until("the filter works", lambda: joined(mesh) is True)
+        mesh.wait_drained()
+        assert long_click(repairing("sidecars")) == 200
+        assert long_click(misconfigured("sidecars")) == 200
