@@ -226,8 +226,10 @@ class SidecarMesh:
         """The traces of these clicks, once that many spans of them have come (or the
         time is over). What others left is on its way for seconds."""
 
+        wanted = frozenset(clicks)
+
         def chosen(spans: list[Span]) -> list[Span]:
-            traces = {span["traceId"] for span in spans if click_of(span) in clicks}
+            traces = {span["traceId"] for span in spans if click_of(span) in wanted}
             return [span for span in spans if span["traceId"] in traces]
 
         self.collector.wait_for(lambda spans: len(chosen(spans)) >= expected, _FLUSH_SECONDS)

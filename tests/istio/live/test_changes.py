@@ -86,6 +86,7 @@ def at_work(mesh: SidecarMesh) -> None:
     mesh.wait_until("the filter is at work", lambda: reviews.stat("requests_total") > before)
 
 
+@pytest.mark.timeout(180 + CLICKS)
 @pytest.mark.parametrize(
     ("form", "namespace"),
     [
