@@ -1,23 +1,28 @@
 //! Cells of the time, and how much likelier a call is in one than at any time.
+//!
+//! The time is divided into cells by what the only request is doing. A lift is a ratio of
+//! probabilities: that a call comes in a cell, against the share of the time that the cell
+//! has. Requests make their calls in few cells; a background fills them as the time does.
 
 use super::super::buckets::BUCKETS;
 
-/// The part of a request's calls that come anywhere, since the machine was busy; and as
-/// many come where others do.
-pub(super) const ANYWHERE: f32 = 0.05;
-/// Calls of any kind, and of one, that are taken for seen where the time is, and where
-/// calls of any kind are.
-pub(super) const ANY: f32 = 6.0;
-pub(super) const OWN: f32 = 2.5;
-/// None seen says little where so many or fewer were to be expected: for all kinds, and
-/// for one.
+/// The share of a request's calls that come at any time (the machine was busy), and as large
+/// a share that comes where calls of other kinds do.
+pub(super) const ANY_TIME: f32 = 0.05;
+/// The weight of the prior, in calls: of all kinds, which are taken to come as the time is
+/// spent; and of one kind, which are taken to come where calls of all kinds do.
+pub(super) const PRIOR_ALL: f32 = 6.0;
+pub(super) const PRIOR_KIND: f32 = 2.5;
+/// That no call was seen in a cell says little where so few were to be expected: of all
+/// kinds, and of one.
 pub(super) const SPARSE: f32 = 0.5;
-pub(super) const SPARSE_OWN: f32 = 0.1;
-/// A cell for the time in which nothing is in flight; by the time since the last event,
-/// for requests of which not all was seen; and for others by calls made and outstanding.
+pub(super) const SPARSE_KIND: f32 = 0.1;
+/// A cell for the time in which nothing is in flight; then, for requests that overlapped
+/// others, cells by the time since the last event; then, for the rest, by the calls that
+/// were made and whether one is outstanding, too.
 pub(super) const IDLE: usize = 0;
 pub(super) const CELLS: usize = 1 + BUCKETS * 7;
-pub(super) const MIXED_CELLS: std::ops::Range<usize> = 1..1 + BUCKETS;
+pub(super) const OVERLAPPED_CELLS: std::ops::Range<usize> = 1..1 + BUCKETS;
 
 pub(super) fn get(values: &[f32], at: usize) -> f32 {
     values.get(at).copied().unwrap_or(0.0)
@@ -29,31 +34,36 @@ pub(super) fn add(values: &mut [f32], at: usize, value: f32) {
     }
 }
 
-pub(super) fn of(list: &[(u8, f32)], at: usize) -> f32 {
-    let found = list.iter().find(|(known, _)| usize::from(*known) == at);
+/// Counts by cell, of which most are 0 and not listed.
+pub(super) type Counts = Vec<(u8, f32)>;
+
+pub(super) fn count_at(counts: &[(u8, f32)], at: usize) -> f32 {
+    let found = counts.iter().find(|(cell, _)| usize::from(*cell) == at);
     found.map_or(0.0, |(_, count)| *count)
 }
 
-/// With a share of the neighbours', which are the next earlier and later times but for the
-/// first and the last.
-pub(super) fn around(list: &[(u8, f32)], at: usize) -> f32 {
-    0.5 * of(list, at) + 0.25 * (of(list, at.wrapping_sub(1)) + of(list, at + 1))
+/// The count of a cell, smoothed with those beside it: of the same state and the next earlier
+/// and later times, but for the first and the last.
+pub(super) fn smoothed(counts: &[(u8, f32)], at: usize) -> f32 {
+    let beside = count_at(counts, at.wrapping_sub(1)) + count_at(counts, at + 1);
+    0.5 * count_at(counts, at) + 0.25 * beside
 }
 
-pub(super) fn count(list: &mut Vec<(u8, f32)>, at: usize) {
-    match list.iter_mut().find(|(known, _)| usize::from(*known) == at) {
+pub(super) fn increment(counts: &mut Counts, at: usize) {
+    match counts.iter_mut().find(|(cell, _)| usize::from(*cell) == at) {
         Some((_, count)) => *count += 1.0,
-        None => list.push((at as u8, 1.0)),
+        None => counts.push((at as u8, 1.0)),
     }
 }
 
-/// How much likelier a call is in a cell, with this part of the time, than at any time:
-/// `calls` and `own`, of a kind, are those in the cell and all of them.
-pub(super) fn lift(part: f32, busy: f32, calls: [f32; 2], own: [f32; 2]) -> f32 {
-    let ([here, all], [own, all_own]) = (calls, own);
-    let before = part / busy.max(part);
-    let any = (here + ANY * before) / (all + ANY);
-    let any = any.max(part * SPARSE / (all * part + SPARSE));
-    let own = (own + OWN * any) / (all_own + OWN);
-    ANYWHERE * (1.0 + any / part) + (1.0 - 2.0 * ANYWHERE) * own / part
+/// The lift of a cell. `share`: of the time. `busy`: the share of the time in which there are
+/// requests. `all` and `of_kind`: calls in the cell, and in all cells, of all kinds and of
+/// one.
+pub(super) fn lift(share: f32, busy: f32, all: [f32; 2], of_kind: [f32; 2]) -> f32 {
+    let ([here, sum], [here_of_kind, sum_of_kind]) = (all, of_kind);
+    let prior = share / busy.max(share);
+    let any_kind = (here + PRIOR_ALL * prior) / (sum + PRIOR_ALL);
+    let any_kind = any_kind.max(share * SPARSE / (sum * share + SPARSE));
+    let kind = (here_of_kind + PRIOR_KIND * any_kind) / (sum_of_kind + PRIOR_KIND);
+    ANY_TIME * (1.0 + any_kind / share) + (1.0 - 2.0 * ANY_TIME) * kind / share
 }

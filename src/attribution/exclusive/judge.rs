@@ -1,303 +1,235 @@
 //! Whether a call is of the only request in flight, and how sure that is.
 
-use super::super::buckets::{BUCKETS, bucket, ms};
+use super::super::buckets::{begin_ms, bucket, ms};
 use super::super::names::Name;
 use super::Exclusive;
-use super::cells::{ANYWHERE, IDLE, MIXED_CELLS, SPARSE_OWN, around, count, get, lift, of};
-use super::kind::{Begun, Kind};
-use super::route::Pair;
-use super::solo::Solo;
-use crate::attribution::sort::sort_key;
+use super::cells::{ANY_TIME, get};
+use super::lifts::{PRIOR_BACKGROUND, Timing};
+use super::only_request::OnlyRequest;
+use super::route::CallsPerRequest;
 
-/// Odds from which on a kind is known to be made by requests. A background passes them
-/// with a probability of one to this number.
+/// Odds from which on requests are known to make a kind. A background passes them with a
+/// probability of one to this number.
 const PROVEN: f32 = 400.0;
-/// Calls of a kind that may be given to a request before the odds are good; and odds that
-/// will do from then on. A background passes these with a probability of one to this number.
-const UNPROVEN: u8 = 9;
+/// So many calls of a kind may be given to requests before the odds are good; from then on
+/// these odds will do. A background passes these with a probability of one to this number.
+const EARLY_CALLS: u8 = 9;
 const LIKELY: f32 = 20.0;
 /// The doubt that may be spent at once, in calls.
 pub(super) const BUDGET: f32 = 3.0;
-/// A doubt is an estimate, and costs so much more.
-const SAFE: f32 = 5.0;
-/// What the first call of a kind costs of which nothing is known, and each further one
-/// before the odds are good.
-const FIRST: f32 = 0.3;
-const EARLY: f32 = 0.1;
+/// A doubt is an estimate: of the budget it costs so much more.
+const DOUBT_COST: f32 = 5.0;
+/// What the first call of a kind costs of which nothing is known, and each further one until
+/// the odds are good.
+const FIRST_COST: f32 = 0.3;
+const EARLY_COST: f32 = 0.1;
 /// No call is given to a request that is the background's with a greater probability.
 const DOUBT: f32 = 0.1;
-/// Half-octaves by which a call after an answer may be later than others were.
-const LATER: usize = 6;
-/// Calls of the background that are taken for seen before any was, and for how long.
-const BEFORE: (f32, f32) = (0.1, 50.0);
-/// A route of which so many requests were seen, alone from beginning to end, is known.
+/// The same, of an unexpected call, soon after others of its kind.
+const DOUBT_UNEXPECTED: f32 = 0.008;
+/// So many calls of a background, and a request that overlapped others gets none.
+const OVERLAPPED_BACKGROUND: f32 = 1.0;
+/// A route is known after so many requests that were the only one from beginning to end.
 pub(super) const KNOWN: f32 = 5.0;
-/// Odds never become better or worse than so: a change is noticed.
-const ODDS: std::ops::RangeInclusive<f32> = 1e-3..=1e5;
+/// Odds stay in this range, so that a change is noticed.
+pub(super) const ODDS: std::ops::RangeInclusive<f32> = 1e-3..=1e5;
 /// One call changes the odds by no more than these.
-pub(super) const WEIGHS: std::ops::RangeInclusive<f32> = 0.05..=200.0;
+pub(super) const WEIGHTS: std::ops::RangeInclusive<f32> = 0.05..=200.0;
 /// Odds below which requests are known not to make a kind.
 pub(super) const REFUTED: f32 = 0.04;
 /// Of fewer calls of a kind only the odds count.
 pub(super) const FEW: f32 = 4.0;
+/// Requests after which it is known that each makes just one call of a kind.
+const ALWAYS: f32 = 30.0;
 
-/// What is known of a call, if requests make calls of its kind.
+/// What is known of a call that came while one request was in flight.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Evidence {
+    /// The cell that it came in, with calls of its kind counted, and without.
+    pub(super) cells: [usize; 2],
+    /// The lift of these cells.
+    pub(super) lift: f32,
+    /// The likelihood ratio of a timer.
+    pub(super) timer: f32,
+    /// The likelihood ratio of this call, of requests against the background.
+    pub(super) weight: f32,
+    /// The odds with it.
+    pub(super) odds: f32,
+    pub(super) judgement: Judgement,
+}
+
+/// What is known of a call, given that requests make calls of its kind.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Judged {
-    /// The probability that it is of the background.
+pub(super) struct Judgement {
+    /// The probability that it is the background's.
     pub(super) doubt: f32,
     /// Little is known so far.
     pub(super) young: bool,
     /// Each request of the route makes just one such call.
     pub(super) always: bool,
-    /// See [`Kind::odd`].
-    pub(super) odd: [f32; 2],
+    /// Requests do not often make such a call, or not then: 1 if so; and the share of the
+    /// requests that do.
+    pub(super) unexpected: [f32; 2],
+}
+
+impl Judgement {
+    fn is_unexpected(&self) -> bool {
+        self.unexpected[0] > 0.0
+    }
 }
 
 impl Exclusive {
-    pub(super) fn known_mut(&mut self, kind: Name) -> Option<&mut Kind> {
-        self.kinds.get_mut(usize::from(kind))?.as_deref_mut()
-    }
-
-    pub(super) fn known(&self, kind: Name) -> Option<&Kind> {
-        self.kinds.get(usize::from(kind))?.as_deref()
-    }
-
-    pub(super) fn odds(&self, kind: Name) -> f32 {
-        self.known(kind).map_or(1.0, |kind| kind.odds)
-    }
-
-    /// A call of this kind has come. Returns how much likelier a clock of its own makes
-    /// it now than at another time, and the time since the last one.
-    pub(super) fn meet(&mut self, kind: Name, coarse: Name) -> (f32, u64) {
-        let siblings = self.known(coarse).filter(|coarse| coarse.calls >= 8.0);
-        let odds = siblings.map_or(1.0, |coarse| coarse.odds.clamp(1.2 * REFUTED, 20.0));
+    pub(super) fn evidence(&self, only: &OnlyRequest, kind: Name, timing: Timing) -> Evidence {
         let now_us = self.now_us;
-        let route = self.solo.as_ref().map_or(0, |solo| solo.route);
-        let of_route = self.routes.get(usize::from(route));
-        let begun = Begun {
-            all: self.begun,
-            route,
-            of_route: of_route.map_or(0, |route| route.begun),
+        let Timing { timer, since_us } = timing;
+        // One call after the other, each when the one before has returned: the calls of a
+        // kind are no events of their own then. If not, what the request did apart from them
+        // counts as well.
+        let (returned, at_us) = only.returned;
+        let follows = returned == kind && now_us.saturating_sub(at_us) < since_us / 4;
+        let event_us = now_us.saturating_sub(only.last_event_us);
+        let cell = only.first_cell(None) + bucket(event_us);
+        let (other_cell, timer) = if follows {
+            (cell, 1.0)
+        } else {
+            let us = now_us.saturating_sub(only.last_event_without(kind));
+            (only.first_cell(Some(kind)) + bucket(us), timer)
         };
-        let mut found = (1.0, 0);
-        for name in [coarse, kind] {
-            if let Some(place) = self.kinds.get_mut(usize::from(name)) {
-                let kind = place.get_or_insert_with(|| Box::new(Kind::new(odds)));
-                let since_us = now_us.saturating_sub(kind.last_us);
-                found = (kind.came(now_us, begun), since_us);
-            }
-        }
-        found
-    }
-
-    pub(super) fn called_by_nobody(&mut self, kind: Name, weight: f32) {
-        let (now_us, ended_us) = (self.now_us, self.ended_us);
-        if let Some(kind) = self.known_mut(kind) {
-            kind.learn_background(now_us, 1.0);
-            count(&mut kind.after, bucket(now_us.saturating_sub(ended_us)));
-        }
-        self.weigh(kind, 0, [IDLE; 2], weight);
-    }
-
-    /// How much likelier a call of a request is in a cell than it would be if it came at
-    /// any time.
-    pub(super) fn lift(&self, kind: Name, cell: usize, apart: usize) -> f32 {
-        let kind = self.known(kind);
-        let calls = kind.map_or(0.0, |kind| kind.calls);
-        let here = kind.map_or(0.0, |kind| around(&kind.cells, cell));
-        let lift = self.lift_of(here, calls, cell);
-        if apart == cell {
-            return lift;
-        }
-        let here = kind.map_or(0.0, |kind| around(&kind.apart, apart));
-        lift.min(self.lift_of(here, calls, apart))
-    }
-
-    /// The same, of so many calls of all of a kind.
-    pub(super) fn lift_of(&self, here: f32, all: f32, cell: usize) -> f32 {
-        let [time, calls] = self.sums;
-        // While nothing is in flight requests make none.
-        let busy = 1.0 - get(&self.time, IDLE) / time.max(0.05);
-        let part = self.part(cell);
-        lift(part, busy, [get(&self.calls, cell), calls], [here, all])
-    }
-
-    /// The same, among requests that were not alone all the time. How many of the calls
-    /// come during those, and how much of the time is theirs, tells of the load alone.
-    pub(super) fn mixed_lift(&self, kind: Name, cell: usize) -> f32 {
-        let sum = |values: &[f32]| {
-            values
-                .iter()
-                .skip(MIXED_CELLS.start)
-                .take(BUCKETS)
-                .sum::<f32>()
+        let cells = [cell, other_cell];
+        let lift = self.lift(kind, cells);
+        let judgement = self.judge(only, kind, lift.max(self.sparse_lift(kind, cells)));
+        let in_cell_us = event_us.saturating_sub((1000.0 * begin_ms(bucket(event_us))) as u64);
+        let silence = self.silence(kind, lift, in_cell_us.min(since_us));
+        let learned_lift = match only.overlapped {
+            true => lift.min(self.overlapped_lift(kind, cell)),
+            false => lift,
         };
-        let part = get(&self.time, cell).max(0.05) / sum(&self.time).max(0.05);
-        let cells = self.known(kind).map_or(&[][..], |kind| &kind.cells);
-        let mixed = cells
-            .iter()
-            .filter(|(at, _)| MIXED_CELLS.contains(&usize::from(*at)));
-        let all = mixed.map(|(_, count)| count).sum::<f32>();
-        let calls = [get(&self.calls, cell), sum(&self.calls)];
-        lift(
-            part.clamp(1e-4, 1.0),
-            1.0,
-            calls,
-            [around(cells, cell), all],
-        )
-    }
-
-    /// The part of the time that was spent in a cell.
-    pub(super) fn part(&self, cell: usize) -> f32 {
-        let all = get(&self.sums, 0).max(0.05);
-        (get(&self.time, cell).max(0.05) / all).clamp(1e-4, 1.0)
-    }
-
-    /// A lift that nothing speaks against: in so little time there were none to be expected.
-    pub(super) fn sparse(&self, kind: Name, cells: [usize; 2]) -> f32 {
-        let calls = self.known(kind).map_or(0.0, |kind| kind.calls);
-        let lift = |cell: usize| SPARSE_OWN / (calls * self.part(cell) + SPARSE_OWN);
-        cells.into_iter().map(lift).fold(1.0, f32::min)
-    }
-
-    /// Learns that a call came in this cell. Nothing if it is of the kind `but`.
-    pub(super) fn weigh(&mut self, kind: Name, but: Name, [cell, apart]: [usize; 2], weight: f32) {
-        if kind == but {
-            return;
-        }
-        if let Some(kind) = self.known_mut(kind) {
-            let odds = kind.odds * weight.clamp(*WEIGHS.start(), *WEIGHS.end());
-            kind.odds = odds.clamp(*ODDS.start(), *ODDS.end());
-            kind.calls += 1.0;
-            count(&mut kind.cells, cell);
-            count(&mut kind.apart, apart);
+        let weight = (learned_lift * silence / timer).clamp(*WEIGHTS.start(), *WEIGHTS.end());
+        Evidence {
+            cells,
+            lift,
+            timer,
+            weight,
+            odds: weight * self.odds(kind),
+            judgement,
         }
     }
 
-    /// Calls of the background of this kind, per millisecond: no fewer are to be expected.
-    pub(super) fn background(&self, kind: &Kind) -> f32 {
-        let now_us = self.now_us;
-        let upper = |calls: f32| calls + calls.sqrt() + BEFORE.0;
-        let mut most = upper(kind.background) / (get(&self.sums, 0) + BEFORE.1);
-        let (calls, time) = self.quiet(kind);
-        most = most.max(upper(calls) / (time + BEFORE.1));
-        most = most.max(kind.late_rate(now_us));
-        let after = bucket(now_us.saturating_sub(self.ended_us));
-        // Calls that were seen so soon after an answer may come a little later, too.
-        for at in after.saturating_sub(LATER)..=after {
-            most = most.max(of(&kind.after, at) / (get(&self.after, at) + 1.0));
-        }
-        most
-    }
-
-    /// Calls of this kind, and milliseconds, in the half of the time in which there were the
-    /// fewest of them. The background takes no notice of where requests are.
-    pub(super) fn quiet(&self, kind: &Kind) -> (f32, f32) {
-        let half = 0.5 * get(&self.sums, 0);
-        let cells = kind.cells.iter().map(|(cell, calls)| {
-            let time = get(&self.time, usize::from(*cell)).max(0.05);
-            (*calls, time)
-        });
-        let mut cells: Vec<(f32, f32)> = cells.collect();
-        let known: f32 = cells.iter().map(|(_, time)| time).sum();
-        let mut quiet = (0.0, (get(&self.sums, 0) - known).max(0.0));
-        // The lowest rate first.
-        cells.sort_by_cached_key(|(calls, time)| sort_key(f64::from(calls / time)));
-        for (calls, time) in cells {
-            if quiet.1 >= half {
-                break;
-            }
-            quiet = (quiet.0 + calls, quiet.1 + time);
-        }
-        quiet
-    }
-
-    /// What speaks for it that a call is of the background, if requests make calls of its
-    /// kind.
-    pub(super) fn doubt(&self, solo: &Solo, kind: Name, lift: f32) -> Judged {
+    fn judge(&self, only: &OnlyRequest, kind: Name, lift: f32) -> Judgement {
         let Some(known) = self.known(kind) else {
-            return Judged::default();
+            return Judgement::default();
         };
-        let own = self.routes.get(usize::from(solo.route));
+        let own = self.routes.get(usize::from(only.route));
         let route = own.filter(|route| route.requests >= KNOWN);
         let route = route.or(self.routes.first());
-        let none = Pair::new(kind, route.map_or(0.0, |route| route.requests));
-        let pair = route.and_then(|route| route.pair(kind)).unwrap_or(&none);
-        let (made, before_us) = match solo.mixed {
-            true => (0, solo.last_us),
-            false => solo.made(kind),
+        let none = CallsPerRequest::new(kind, route.map_or(0.0, |route| route.requests));
+        let calls = route
+            .and_then(|route| route.calls_of(kind))
+            .unwrap_or(&none);
+        let (made, before_us) = match only.overlapped {
+            true => (0, only.last_event_us),
+            false => only.made(kind),
         };
-        let more = pair.one_more(made);
+        let one_more = calls.probability_of_one_more(made);
         let waited = ms(self.now_us.saturating_sub(before_us));
-        let mean = more / pair.wait(made, waited).max(0.05);
-        let rate = lift * (known.calls + 2.0 * BEFORE.0) / (get(&self.sums, 0) + 1.0);
-        let rate = if made == 0 { rate } else { rate * more };
-        // One that is due may be late.
-        let late = more >= 0.5 && waited >= 0.8 * pair.wait(made, waited);
-        let rate = rate.max(if late { mean } else { mean * lift.min(1.0) });
-        let background = self.background(known);
+        let mean_wait = calls.mean_wait_ms(made, waited);
+        // The rate at which the request makes such calls now: by the time of the calls of all
+        // requests, and by the calls per request.
+        let rate = lift * (known.calls + 2.0 * PRIOR_BACKGROUND.0) / (get(&self.sums, 0) + 1.0);
+        let rate = if made == 0 { rate } else { rate * one_more };
+        let mean_rate = one_more / mean_wait.max(0.05);
+        // A call that is due may be late.
+        let late = one_more >= 0.5 && waited >= 0.8 * mean_wait;
+        let rate = rate.max(if late {
+            mean_rate
+        } else {
+            mean_rate * lift.min(1.0)
+        });
+        let background = self.background_rate(known);
         let doubt = background / (background + rate);
-        let young = known.calls < FEW || get(&pair.reached, made.min(1)) < FEW - 1.0;
-        let always = get(&pair.reached, 0) >= 30.0
-            && get(&pair.went_on, 0) > 0.98 * get(&pair.reached, 0)
-            && get(&pair.went_on, 1) < 0.02 * get(&pair.reached, 0);
-        // One more than to be expected, or out of time; and how many such there are to be.
-        let again = made > 0 && more < 0.5;
-        let off = !late && lift < 0.5;
-        let next = pair.one_more(made + 1);
+        let young = known.calls < FEW || get(&calls.reached, made.min(1)) < FEW - 1.0;
+        let always = get(&calls.reached, 0) >= ALWAYS
+            && get(&calls.went_on, 0) > 0.98 * get(&calls.reached, 0)
+            && get(&calls.went_on, 1) < 0.02 * get(&calls.reached, 0);
+        let one_too_many = made > 0 && one_more < 0.5;
+        let at_odd_time = !late && lift < 0.5;
+        let next = calls.probability_of_one_more(made + 1);
         let next = if next < 0.5 { next } else { 0.0 };
-        let usual = 0.2 * ANYWHERE;
-        let odd = [f32::from(u8::from(again || off)), next + usual];
-        let doubt = if young { doubt.min(0.02) } else { doubt };
-        Judged {
-            doubt,
+        let usual = next + 0.2 * ANY_TIME;
+        Judgement {
+            doubt: if young { doubt.min(0.02) } else { doubt },
             young,
             always,
-            odd,
+            unexpected: [f32::from(u8::from(one_too_many || at_odd_time)), usual],
         }
     }
 
-    /// Whether to believe it, and with how much doubt.
+    /// Whether to give the call to the request. Returns the probability that this is wrong.
     pub(super) fn decide(
         &mut self,
-        kind: Name,
-        coarse: Name,
-        odds: f32,
-        doubt: f32,
-        always: bool,
+        only: &OnlyRequest,
+        [kind, class]: [Name; 2],
+        evidence: &Evidence,
     ) -> Option<f32> {
-        let unknown = self
-            .known(coarse)
-            .is_none_or(|coarse| coarse.calls < 1.0 || coarse.odds < REFUTED);
+        let judgement = &evidence.judgement;
+        let known = self.known(kind);
+        let recent = known.is_some_and(|kind| kind.recent_rate(self.now_us) > 0.0);
+        let background = known.map_or(0.0, |kind| kind.background);
+        let is_unexpected = recent
+            && !judgement.young
+            && judgement.is_unexpected()
+            && judgement.doubt > DOUBT_UNEXPECTED;
+        // What a request has made that overlapped others is not known.
+        if is_unexpected || (only.overlapped && background > OVERLAPPED_BACKGROUND) {
+            return None;
+        }
+        let doubt = self.spend(kind, class, evidence)?;
+        let settled = judgement.young || judgement.always;
+        if judgement.is_unexpected() && evidence.lift < 1.0 && !settled {
+            if self.unexpected < 1.0 {
+                return None;
+            }
+            self.unexpected -= 1.0;
+        }
+        Some(doubt)
+    }
+
+    /// Spends the doubt, if the odds are good or there are few calls so far.
+    fn spend(&mut self, kind: Name, class: Name, evidence: &Evidence) -> Option<f32> {
+        let Evidence {
+            odds, judgement, ..
+        } = *evidence;
+        let class = self.known(class);
+        let unknown_class = class.is_none_or(|class| class.calls < 1.0 || class.odds < REFUTED);
         let budget = self.budget;
         let room = budget / BUDGET;
         let known = self.known_mut(kind)?;
-        if odds < REFUTED || doubt > DOUBT {
+        if odds < REFUTED || judgement.doubt > DOUBT {
             return None;
         }
-        let good = if known.given < UNPROVEN {
-            PROVEN
-        } else {
-            LIKELY
+        let good = match known.given_early < EARLY_CALLS {
+            true => PROVEN,
+            false => LIKELY,
         };
-        if odds >= good || always {
-            // It was right.
-            let back = std::mem::take(&mut known.charged);
-            let doubt = doubt + if always { 0.0 } else { 1.0 / odds };
+        if odds >= good || judgement.always {
+            // What was given early was right.
+            let back = std::mem::take(&mut known.charged_early);
+            let doubt = judgement.doubt + if judgement.always { 0.0 } else { 1.0 / odds };
             let sure = doubt <= DOUBT * room * room;
-            let spent = if sure { SAFE * doubt } else { 0.0 };
+            let spent = if sure { DOUBT_COST * doubt } else { 0.0 };
             self.budget = (budget + back - spent).min(BUDGET);
             return sure.then_some(doubt);
         }
-        let first = known.calls < 1.0 && unknown;
-        let costs = if first { FIRST } else { EARLY };
-        if known.given >= UNPROVEN || costs > budget {
+        let cost = match known.calls < 1.0 && unknown_class {
+            true => FIRST_COST,
+            false => EARLY_COST,
+        };
+        if known.given_early >= EARLY_CALLS || cost > budget {
             return None;
         }
-        known.given += 1;
-        known.charged += costs;
-        self.budget -= costs;
-        Some(costs.min(doubt + 1.0 / (1.0 + odds)))
+        known.given_early += 1;
+        known.charged_early += cost;
+        self.budget -= cost;
+        Some(cost.min(judgement.doubt + 1.0 / (1.0 + odds)))
     }
 }

@@ -1,5 +1,5 @@
 //! A call comes while one request is in flight, and no other. Is it that request's, or
-//! of the background?
+//! the background's?
 //!
 //! What speaks against the request is evidence of a background, and nothing else. Calls
 //! of the background come at any time: while nothing is in flight, while the request
@@ -9,61 +9,66 @@
 //! learned of each kind of call:
 //!
 //! - **The odds that requests make it at all**, rather than a background that takes no
-//!   notice of them: a likelihood ratio, call by call. Time is divided into cells: nothing
-//!   in flight, or the request by the calls that it has made, whether it waits, and the
-//!   time since its last event. Of a background each cell gets as many calls as it has of the
-//!   time, or as a clock of its own says; of requests, as many as it had so far.
-//! - **How many calls a request of a route makes**, and after how long.
+//!   notice of them: a likelihood ratio, call by call (`kind.rs`, `lifts.rs`). The time is
+//!   divided into cells: nothing in flight, or the request by the calls that it has made,
+//!   whether it waits, and the time since its last event (`cells.rs`). A background makes as
+//!   many calls in a cell as the cell has of the time, or as a timer does; requests make as
+//!   many as were seen there so far.
+//! - **How many calls a request of a route makes**, and after how long (`route.rs`).
 //! - **How many came at odds with that**, or while nothing was in flight: the background's
 //!   rate, with an upper confidence limit.
 //!
-//! A kind whose odds are not good yet may be given away a few times (`UNPROVEN`). All
-//! doubts together are kept within a budget: what it is believed to cost is taken off,
-//! and little is added with each call.
+//! Of a kind whose odds are not good yet, a few calls may be given to requests
+//! (`EARLY_CALLS` in `judge.rs`). All doubts together are kept within a budget: each call
+//! that is given costs its doubt, and each call that comes adds a little.
+//!
+//! A kind of call has two names: one by host, method and path, and one of its class, which
+//! is coarser (they may be the same). Names are small numbers; 0 stands for any.
 
 mod cells;
 mod judge;
 mod kind;
+mod lifts;
+mod only_request;
 mod route;
-mod solo;
 
-use super::buckets::{BUCKETS, begin_ms, bucket, ms, spans};
+use super::buckets::{BUCKETS, ms, spans};
 use super::names::{NAMES, Name};
-use cells::{ANYWHERE, CELLS, IDLE, add, get};
-use judge::{BUDGET, Judged, REFUTED, WEIGHS};
+use cells::{ANY_TIME, CELLS, IDLE, add, get};
+use judge::{BUDGET, Evidence, REFUTED};
 use kind::Kind;
+use only_request::{AbortedRequest, OUTSTANDING, OnlyRequest, OutstandingCall};
 use route::Route;
-use solo::{OUTSTANDING, Out, Solo, Stray};
 
 /// What each call adds to the budget of doubts.
 const INCOME: f32 = 0.001;
-/// Calls that were not to be expected and may be given to a request at once, all the same;
-/// and what each call adds. A background that has just begun has no rate yet: this bounds
-/// what it gets until then.
-const ODD: f32 = 4.0;
-const ODD_INCOME: f32 = 0.001;
-/// So many calls of a background, and a request that was not alone all the time gets none.
-const MIXED: f32 = 1.0;
+/// Unexpected calls that may be given to requests all the same, at once; and what each call
+/// adds. A background that has just begun has no rate yet: this limits what it gets until
+/// then.
+const UNEXPECTED: f32 = 4.0;
+const UNEXPECTED_INCOME: f32 = 0.001;
 /// Odds from which on a call is an event of its request, by which others are judged.
-const EVENT: f32 = 0.5;
-/// The same, of one that is not to be expected, soon after others of its kind.
-const DOUBT_ODD: f32 = 0.008;
+const EVENT_ODDS: f32 = 0.5;
+/// A doubt from which on a call teaches that there is a background, and one from which on it
+/// counts as a whole call.
+const TAUGHT: f32 = 0.05;
+const TAUGHT_WHOLE: f32 = 0.25;
 /// Milliseconds after which half is forgotten.
 const HALVED_MS: f32 = 300_000.0;
-/// A request of which nothing was heard for so long is not taken for one that is
-/// about to make a call.
+/// A request without an event for so long is not taken for one that is about to make a call.
 const SILENT_US: u64 = 10_000_000;
 
-/// What has been learned, and what is known of the request that is alone.
+/// What has been learned, and what is known of the only request in flight.
 #[derive(Debug)]
 pub(super) struct Exclusive {
     now_us: u64,
     /// Nothing is learned until then: there may be requests that are not known.
     blind_until_us: u64,
-    /// In flight: none, one, or more.
+    /// Nothing is in flight.
     idle: bool,
-    solo: Option<Solo>,
-    strays: Vec<Stray>,
+    /// The only request in flight, if there is just one.
+    only: Option<OnlyRequest>,
+    aborted: Vec<AbortedRequest>,
     /// Requests that have begun.
     begun: u64,
     /// When the last request ended.
@@ -73,13 +78,14 @@ pub(super) struct Exclusive {
     calls: Vec<f32>,
     sums: [f32; 2],
     /// Milliseconds in which nothing was in flight, by the time since the last answer.
-    after: [f32; BUCKETS],
+    after_answer: [f32; BUCKETS],
     /// By name.
     kinds: Vec<Option<Box<Kind>>>,
     routes: Vec<Route>,
+    /// The doubt that may be spent, in calls.
     budget: f32,
-    /// Calls that were not to be expected and may be given to a request.
-    odd: f32,
+    /// Unexpected calls that may be given to requests.
+    unexpected: f32,
 }
 
 impl Default for Exclusive {
@@ -88,18 +94,18 @@ impl Default for Exclusive {
             now_us: 0,
             blind_until_us: 0,
             idle: true,
-            solo: None,
-            strays: Vec::new(),
+            only: None,
+            aborted: Vec::new(),
             begun: 0,
             ended_us: 0,
             time: vec![0.0; CELLS],
             calls: vec![0.0; CELLS],
             sums: [0.0; 2],
-            after: [0.0; BUCKETS],
+            after_answer: [0.0; BUCKETS],
             kinds: vec![None; NAMES],
             routes: vec![Route::default(); NAMES],
             budget: BUDGET,
-            odd: ODD,
+            unexpected: UNEXPECTED,
         }
     }
 }
@@ -112,27 +118,24 @@ impl Exclusive {
         if from_us == 0 || now_us <= from_us || from_us < self.blind_until_us {
             return;
         }
-        self.strays.retain(|stray| now_us < stray.until_us);
-        match &self.solo {
-            Some(solo) => {
-                let cells = solo.cells(None);
-                let us = |at: u64| at.saturating_sub(solo.last_us);
+        self.aborted.retain(|aborted| now_us < aborted.until_us);
+        match &self.only {
+            Some(only) => {
+                let first_cell = only.first_cell(None);
+                let us = |at: u64| at.saturating_sub(only.last_event_us);
                 let (from, to) = (us(from_us), us(now_us));
-                let heard = to.min(SILENT_US);
-                for (at, span) in spans(from.min(heard), heard) {
-                    add(&mut self.time, cells + at, span);
+                let silent = to.min(SILENT_US);
+                for (at, span) in spans(from.min(silent), silent) {
+                    add(&mut self.time, first_cell + at, span);
                 }
-                add(
-                    &mut self.time,
-                    IDLE,
-                    ms(to.saturating_sub(from.max(SILENT_US))),
-                );
+                let idle = ms(to.saturating_sub(from.max(SILENT_US)));
+                add(&mut self.time, IDLE, idle);
                 add(&mut self.sums, 0, ms(now_us - from_us));
             }
             None if self.idle => {
                 let us = |at: u64| at.saturating_sub(self.ended_us);
                 for (at, span) in spans(us(from_us), us(now_us)) {
-                    add(&mut self.after, at, span);
+                    add(&mut self.after_answer, at, span);
                 }
                 add(&mut self.time, IDLE, ms(now_us - from_us));
                 add(&mut self.sums, 0, ms(now_us - from_us));
@@ -151,7 +154,7 @@ impl Exclusive {
             }
         }
         self.sums = self.sums.map(|value| 0.5 * value);
-        self.after = self.after.map(|value| 0.5 * value);
+        self.after_answer = self.after_answer.map(|value| 0.5 * value);
         for kind in self.kinds.iter_mut().flatten() {
             kind.halve();
         }
@@ -177,208 +180,196 @@ impl Exclusive {
         // It has just begun.
         let first = std::mem::replace(&mut self.idle, requests == 0);
         let Some((number, route)) = only else {
-            self.solo = None;
+            self.only = None;
             return;
         };
-        if self.solo.as_ref().is_some_and(|solo| solo.number == number) {
+        if self.only.as_ref().is_some_and(|only| only.number == number) {
             return;
         }
-        self.solo = Some(Solo {
+        self.only = Some(OnlyRequest {
             number,
             route,
             began_us: self.now_us,
-            mixed: !first,
-            last_us: self.now_us,
-            heard: [(0, self.now_us); 2],
+            overlapped: !first,
+            last_event_us: self.now_us,
+            last_events: [(0, self.now_us); 2],
             made: 0,
-            out: Vec::new(),
+            outstanding: Vec::new(),
             returned: (0, 0),
-            kinds: Vec::new(),
+            calls: Vec::new(),
         });
     }
 
     /// Forgets what is in flight. What has happened since the last event is not known.
     pub(super) fn forget(&mut self) {
         self.in_flight(0, None);
-        self.strays.clear();
+        self.aborted.clear();
         self.now_us = 0;
     }
 
-    /// A request has ended: to be told before [`Exclusive::in_flight`].
+    /// A request has ended, which comes before [`Exclusive::in_flight`].
     pub(super) fn end(&mut self, request: u64, route: Name, began_us: u64, answered: bool) {
         let now_us = self.now_us;
         self.ended_us = now_us;
-        let solo = self.solo.take_if(|solo| solo.number == request);
+        let only = self.only.take_if(|only| only.number == request);
         if !answered {
-            self.stray(route, began_us, solo);
+            self.abort(route, began_us, only);
             return;
         }
-        let Some(solo) = solo.filter(|solo| !solo.mixed && now_us >= self.blind_until_us) else {
+        let Some(only) = only.filter(|only| !only.overlapped && now_us >= self.blind_until_us)
+        else {
             return;
         };
-        let lasted = ms(now_us.saturating_sub(solo.began_us));
-        for route in [solo.route, 0] {
+        let lasted = ms(now_us.saturating_sub(only.began_us));
+        for route in [only.route, 0] {
             let Some(route) = self.routes.get_mut(usize::from(route)) else {
                 continue;
             };
             route.longest = lasted.max(0.97 * route.longest);
             route.requests = (route.requests + 1.0).min(400.0);
-            for pair in &mut route.pairs {
-                let (made, _) = solo.made(pair.kind);
-                pair.learn(made);
+            for calls in &mut route.calls {
+                let (made, _) = only.made(calls.kind);
+                calls.learn(made);
             }
         }
     }
 
     /// A call has returned.
     pub(super) fn returned(&mut self, call: u64) {
-        let Some(solo) = &mut self.solo else { return };
-        if let Some(at) = solo.out.iter().position(|out| out.call == call) {
-            let out = solo.out.swap_remove(at);
-            solo.returned = (out.kind, self.now_us);
+        let Some(only) = &mut self.only else { return };
+        let outstanding = &mut only.outstanding;
+        if let Some(at) = outstanding.iter().position(|out| out.call == call) {
+            let out = outstanding.swap_remove(at);
+            only.returned = (out.kind, self.now_us);
             if out.own {
-                solo.hears(out.kind, self.now_us);
+                only.record_event(out.kind, self.now_us);
             }
         }
     }
 
-    /// A call has come. `kind`, and a coarser one, which may be the same. `known`: it is
-    /// known to be of a request in flight. Returns the probability that it is not of the only
-    /// request in flight, if that is small enough; and whether it may well be.
+    /// A call has come, of this kind and class. `keyed`: a key has named its request, which is
+    /// in flight. Returns the probability that the call is not of the only request in flight,
+    /// if that is small enough to give it to the request; and whether it may well be.
     pub(super) fn call(
         &mut self,
         call: u64,
-        [kind, coarse]: [Name; 2],
-        known: bool,
+        [kind, class]: [Name; 2],
+        keyed: bool,
     ) -> (Option<f32>, bool) {
         let now_us = self.now_us;
         self.budget = (self.budget + INCOME).min(BUDGET);
-        self.odd = (self.odd + ODD_INCOME).min(ODD);
-        let (regular, since_us) = self.meet(kind, coarse);
-        if now_us < self.blind_until_us || (self.solo.is_none() && !self.idle) {
-            return (None, self.solo.is_some());
+        self.unexpected = (self.unexpected + UNEXPECTED_INCOME).min(UNEXPECTED);
+        let timing = self.observe(kind, class);
+        if now_us < self.blind_until_us || (self.only.is_none() && !self.idle) {
+            return (None, self.only.is_some());
         }
-        if !known && self.is_astray(kind) {
-            if let Some(solo) = &mut self.solo {
-                solo.mixed = true;
+        if !keyed && self.may_be_of_aborted(kind) {
+            if let Some(only) = &mut self.only {
+                only.overlapped = true;
             }
             return (None, false);
         }
-        let heard = |solo: &Solo| now_us.saturating_sub(solo.last_us) < SILENT_US;
-        let Some(solo) = self.solo.clone().filter(heard) else {
-            self.called_by_nobody(kind, ANYWHERE / regular);
-            self.weigh(coarse, kind, [IDLE; 2], ANYWHERE / regular);
+        let is_active = |only: &OnlyRequest| now_us.saturating_sub(only.last_event_us) < SILENT_US;
+        let Some(only) = self.only.clone().filter(is_active) else {
+            let weight = ANY_TIME / timing.timer;
+            self.learn_background_call(kind, weight);
+            if class != kind {
+                self.learn_odds(class, [IDLE; 2], weight);
+            }
             return (None, false);
         };
-        // One after the other, each when the one before has returned; if not, it is held
-        // against what is not of its kind.
-        let (returned, at_us) = solo.returned;
-        let follows = returned == kind && now_us.saturating_sub(at_us) < since_us / 4;
-        let heard_us = now_us.saturating_sub(solo.last_us);
-        let cell = solo.cells(None) + bucket(heard_us);
-        let apart = solo.cells(Some(kind)) + bucket(now_us.saturating_sub(solo.heard_but(kind)));
-        let apart = if follows { cell } else { apart };
-        let regular = if follows { 1.0 } else { regular };
-        let lift = self.lift(kind, cell, apart);
-        let Judged {
-            doubt,
-            young,
-            always,
-            odd,
-        } = self.doubt(&solo, kind, lift.max(self.sparse(kind, [cell, apart])));
-        // And none came in this cell before, this time, although that was as likely.
-        let here = heard_us.saturating_sub((1000.0 * begin_ms(bucket(heard_us))) as u64);
-        let rate = self.known(kind).map_or(0.0, |kind| kind.calls) / (get(&self.sums, 0) + 1.0);
-        let silence = (-(lift - 1.0).max(0.0) * rate * ms(here.min(since_us))).exp();
-        let told = match solo.mixed {
-            true => lift.min(self.mixed_lift(kind, cell)),
-            false => lift,
-        };
-        let weight = (told * silence / regular).clamp(*WEIGHS.start(), *WEIGHS.end());
-        let odds = weight * self.odds(kind);
-        let late = self
-            .known(kind)
-            .is_some_and(|kind| kind.late_rate(now_us) > 0.0);
-        let mut unexpected = late && !young && odd[0] > 0.0 && doubt > DOUBT_ODD;
-        // What a request has made is not known that was not alone all the time.
-        let calls = self.known(kind).map_or(0.0, |kind| kind.background);
-        unexpected |= solo.mixed && calls > MIXED;
-        let mut sure = match known || unexpected {
+        let evidence = self.evidence(&only, kind, timing);
+        let given = match keyed {
             true => None,
-            false => self.decide(kind, coarse, odds, doubt, always),
+            false => self.decide(&only, [kind, class], &evidence),
         };
-        if sure.is_some() && odd[0] > 0.0 && lift < 1.0 && !young && !always {
-            if self.odd >= 1.0 {
-                self.odd -= 1.0;
-            } else {
-                sure = None;
+        let likely = self.learn(&only, [kind, class], keyed, &evidence);
+        let own = likely && (keyed || evidence.odds >= EVENT_ODDS);
+        self.record_call(call, kind, own);
+        (given, likely)
+    }
+
+    /// Learns from a call that came while one request was in flight. Returns whether it may
+    /// well be that request's.
+    fn learn(
+        &mut self,
+        only: &OnlyRequest,
+        [kind, class]: [Name; 2],
+        keyed: bool,
+        evidence: &Evidence,
+    ) -> bool {
+        let now_us = self.now_us;
+        let judgement = evidence.judgement;
+        let likely = keyed || (evidence.odds >= REFUTED && judgement.doubt <= 0.5);
+        // A request that overlapped others may be about to do what requests do, unknown to
+        // us: what is unexpected of it shows no background.
+        let is_background =
+            !keyed && !judgement.young && !only.overlapped && judgement.doubt > TAUGHT;
+        if let Some(kind) = self.known_mut(kind) {
+            if is_background {
+                let whole = judgement.doubt > TAUGHT_WHOLE;
+                kind.learn_background(now_us, if whole { 1.0 } else { judgement.doubt });
+            }
+            if !judgement.young {
+                kind.learn_recent(now_us, 0.0, judgement.unexpected);
             }
         }
-        let likely = known || (odds >= REFUTED && doubt <= 0.5);
-        // Learn. What is odd of a request that was not alone all the time shows no
-        // background: it may be about to do what requests do, and not be known to be.
-        if !known && !young && !solo.mixed && doubt > 0.05 {
-            let calls = if doubt > 0.25 { 1.0 } else { doubt };
-            if let Some(kind) = self.known_mut(kind) {
-                kind.learn_background(now_us, calls);
-            }
+        let weight = evidence.weight;
+        let weight = if keyed { weight.max(2.0) } else { weight };
+        self.learn_odds(kind, evidence.cells, weight);
+        if class != kind {
+            let weight = self.lift(class, evidence.cells) / evidence.timer;
+            self.learn_odds(class, evidence.cells, weight);
         }
-        if let Some(kind) = self.known_mut(kind).filter(|_| !young) {
-            kind.learn_late(now_us, 0.0, odd);
-        }
-        let weight = if known { weight.max(2.0) } else { weight };
-        self.weigh(kind, 0, [cell, apart], weight);
-        let coarse_weight = self.lift(coarse, cell, apart) / regular;
-        self.weigh(coarse, kind, [cell, apart], coarse_weight);
         if likely {
+            let [cell, _] = evidence.cells;
             add(&mut self.calls, cell, 1.0);
             add(&mut self.sums, 1, 1.0);
         }
-        self.came(call, kind, likely && (known || odds >= EVENT));
-        (sure, likely)
+        likely
     }
 
-    /// The only request in flight may have made a call of this kind.
-    fn came(&mut self, call: u64, kind: Name, own: bool) {
+    /// A call of this kind is counted with the only request in flight. `own`: it is an event
+    /// of the request.
+    fn record_call(&mut self, call: u64, kind: Name, own: bool) {
         let now_us = self.now_us;
-        let Some(solo) = &mut self.solo else { return };
-        let (made, before_us) = solo.made(kind);
-        if !solo.mixed {
+        let Some(only) = &mut self.only else { return };
+        let (made, before_us) = only.made(kind);
+        if !only.overlapped {
             let wait = ms(now_us.saturating_sub(before_us));
-            for route in [solo.route, 0] {
+            for route in [only.route, 0] {
                 let route = self.routes.get_mut(usize::from(route));
-                if let Some(pair) = route.and_then(|route| route.pair_mut(kind)) {
-                    add(&mut pair.waits, usize::from(made > 0), wait);
-                    add(&mut pair.waited, usize::from(made > 0), 1.0);
+                if let Some(calls) = route.and_then(|route| route.calls_of_mut(kind)) {
+                    calls.learn_wait(made, wait);
                 }
             }
         }
-        match solo.kinds.iter_mut().find(|(known, _, _)| *known == kind) {
+        match only.calls.iter_mut().find(|(known, _, _)| *known == kind) {
             Some((_, made, last_us)) => {
                 *made = made.saturating_add(1);
                 *last_us = now_us;
             }
-            None => solo.kinds.push((kind, 1, now_us)),
+            None => only.calls.push((kind, 1, now_us)),
         }
         if own {
-            solo.made = solo.made.saturating_add(1);
-            solo.hears(kind, now_us);
+            only.made = only.made.saturating_add(1);
+            only.record_event(kind, now_us);
         }
-        if solo.out.len() < OUTSTANDING {
-            solo.out.push(Out { call, kind, own });
+        if only.outstanding.len() < OUTSTANDING {
+            only.outstanding.push(OutstandingCall { call, kind, own });
         }
     }
 
     /// A name is given to another kind.
     pub(super) fn forget_kind(&mut self, kind: Name) {
-        if let Some(place) = self.kinds.get_mut(usize::from(kind)) {
-            *place = None;
+        if let Some(known) = self.kinds.get_mut(usize::from(kind)) {
+            *known = None;
         }
         for route in &mut self.routes {
-            route.pairs.retain(|pair| pair.kind != kind);
+            route.calls.retain(|calls| calls.kind != kind);
         }
-        if let Some(solo) = &mut self.solo {
-            solo.kinds.retain(|(known, _, _)| *known != kind);
+        if let Some(only) = &mut self.only {
+            only.calls.retain(|(known, _, _)| *known != kind);
         }
     }
 
