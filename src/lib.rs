@@ -4,9 +4,13 @@
 //! serving it.
 //!
 //! Everything but `wasm` is plain Rust without a proxy in sight: it takes header
-//! pairs, the time and a [`store::SharedData`], and returns what is to be changed.
+//! pairs and a [`host::Host`] (the time, random bytes, properties, shared data), and
+//! returns what is to be changed.
 //! `wasm` exists on `wasm32` only: the callbacks that Envoy calls, on the crate
 //! proxy-wasm, and the host calls.
+//!
+//! CONTRIBUTING.md says where to find what: rules, keys, metrics, shared data, panics.
+//! docs/design.md has the flow of a request and the reasons.
 //!
 //! Each module uses those above it, and none below:
 //!
@@ -16,7 +20,7 @@
 //! | [`b3`] | the B3 format: types, reading and writing |
 //! | [`w3c`] | W3C's `traceparent`: reading and writing |
 //! | [`request_id`] | Envoy's form of a request ID |
-//! | [`rules`] | the table of rules, and which of them a request breaks |
+//! | [`rules`] | the table of rules, and which of them a request breaks (those of a call beside its request are in `relay`) |
 //! | [`store`] | what is stored of requests in flight, shared by the workers; the keys of look-ups |
 //! | [`host`] | what the core asks of the proxy |
 //! | [`mesh_hosts`] | which hosts are outside the mesh |

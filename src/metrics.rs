@@ -48,7 +48,7 @@ families! {
     EVICTED, "evicted_total", [],
         "Requests still being served that were forgotten for lack of room: raise `capacity`.";
     NOT_REMEMBERED, "not_remembered_total", ["reason"],
-        "Inbound requests that could not be remembered: `no_key` (none of `keys`, or a value of more than 255 bytes) or `store` (Envoy's shared data could not be written).";
+        "Inbound requests that could not be remembered: `no_key` (none of `keys`, or a value of more than 255 bytes) or `store` (Envoy's shared data could not be written, or the request was too large for it); and requests whose end could not be written, as `store`.";
     COPY_DROPPED, "copy_headers_dropped_total", [],
         "Headers of the copy list that were not remembered: more than 8 KiB in one request; and requests still being served whose copied headers were forgotten for lack of room: raise `capacity`.";
     REPAIRED, "repaired_total", ["direction"],
@@ -60,13 +60,13 @@ families! {
     UNTRUSTED, "untrusted_total", ["action"],
         "Requests that brought a trace context which was not used (`incoming_context`): `ignored` or `dropped`.";
     OVERWRITTEN, "overwritten_total", [],
-        "Copied contexts that Envoy's own tracing of outbound calls overwrote. Of a few calls only it is looked: any at all means that client spans are on, and the traces in pieces.";
+        "Copied contexts that Envoy's own tracing of outbound calls overwrote. Only a sample of the calls is checked: the first 16, then one in 256. A number above 0 means that client spans are on, and the traces in pieces.";
     MISCONFIGURED, "misconfigured_total", ["key"],
         "Configuration keys that the two filters of a pod hold differently, each once.";
     DOUBT, "attribution_doubt_millionths_total", [],
         "The probability that the context copied by `token` or `inferred` is a wrong one, summed up in millionths: divided by a million, how many of those calls the filter itself expects to be wrong.";
     HOST_ERRORS, "host_errors_total", [],
-        "Calls to Envoy that failed; the request went on without what they were for.";
+        "Calls of the filter to Envoy that failed, where the filter could not read or change headers; the request went on without that. Failures of shared data are counted as `store`.";
 }
 
 /// Something to count.

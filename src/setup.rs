@@ -13,7 +13,7 @@ use crate::store::{IF_MISSING, PREFIX, SharedData};
 const EVERY_MS: u64 = 10_000;
 /// Calls after which a pod that has served no request is worth a line.
 const CALLS: u32 = 100;
-/// Of copied calls these first ones are looked at again in the end, and then one in
+/// The first copied calls, so many, are checked again at their end, and then one in
 /// [`SAMPLE`].
 const FIRST: u32 = 16;
 const SAMPLE: u32 = 256;

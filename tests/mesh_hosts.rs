@@ -281,7 +281,7 @@ fn a_new_configuration_of_envoys_takes_effect() {
     let asked = Asked::new();
     assert_eq!(asked.call("reviews", "/"), (Decision::Copied, 1));
     asked.route(OUTSIDE);
-    asked.sidecar.wait(Routes::KEPT_MS - 1);
+    asked.sidecar.wait(Routes::TTL_MS - 1);
     asked.sidecar.tick();
     assert_eq!(asked.call("reviews", "/"), (Decision::Copied, 0));
     asked.sidecar.wait(1);

@@ -108,7 +108,7 @@ impl<T> Lenient<T> {
     }
 }
 
-/// Fewer digits than this are no ID to brave, nor to others; Envoy alone reads one.
+/// The library brave, and others, reject fewer digits than this; Envoy alone reads one.
 const SHORTEST: usize = 2;
 
 impl TraceId {

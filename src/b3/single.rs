@@ -23,8 +23,8 @@ pub enum Single<'a> {
 }
 
 impl<'a> Single<'a> {
-    /// Splits the header by its grammar. Three things are no part of it but are
-    /// taken, as most of those do that are no proxy: `t-s-parent`, without a state;
+    /// Splits the header by its grammar. Three things are not part of it but are
+    /// accepted, as most implementations except proxies accept them: `t-s-parent`, without a state;
     /// `t-s-`, with an empty one; `t-s-true` and `t-s-false`.
     /// `None`: not of this form at all.
     pub fn split(text: &'a [u8]) -> Option<Self> {

@@ -44,8 +44,9 @@ pub struct Settings {
     #[serde(deserialize_with = "word")]
     pub direction: DirectionOf,
 
-    /// Remember the context of inbound requests and copy it onto the calls made for them. `false`
-    /// only checks.
+    /// Remember the context of inbound requests and copy it onto the calls made for them. With
+    /// `false`, requests are checked, and changed by what other keys ask for, such as `mode`,
+    /// `emit` and `generate_request_id`.
     #[cfg_attr(test, schemars(extend("x-side" = "both, the same")))]
     #[serde(deserialize_with = "flag")]
     pub relay: bool,
@@ -164,16 +165,16 @@ pub struct Settings {
     /// ([docs/accuracy-keyed.md](docs/accuracy-keyed.md#what-capacity-means)). Each worker of
     /// Envoy that receives requests has room for so many, twice: in its own memory, and in that
     /// shared with the others.
-    #[cfg_attr(test, schemars(extend("x-side" = "both, the same")))]
+    #[cfg_attr(test, schemars(extend("x-side" = "inbound")))]
     pub capacity: Capacity,
 
-    /// Milliseconds after the response during which calls still get the request's context. The
-    /// inbound filter's counts; of the outbound one it has no effect.
-    #[cfg_attr(test, schemars(extend("x-side" = "both, the same")))]
+    /// Milliseconds after the response during which calls still get the request's context.
+    #[cfg_attr(test, schemars(extend("x-side" = "inbound")))]
     pub grace_ms: GraceMs,
 
-    /// Log lines about broken rules, for each worker; what is left out is counted in the next
-    /// line. Metrics count everything.
+    /// Log lines about broken rules, for each filter of each worker: so many a minute, and at
+    /// most so many at once. What is left out is counted in the next line. Metrics count
+    /// everything.
     #[cfg_attr(test, schemars(extend("x-side" = "either")))]
     pub log_lines_per_minute: LogLines,
 

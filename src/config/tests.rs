@@ -208,7 +208,7 @@ fn headers_that_are_copied_anyway_are_refused_with_the_reason() {
     for (name, reason) in [
         (
             "x-request-id",
-            "which a call gets back that came without it (`keys`)",
+            "which is restored on calls that lack it (`keys`)",
         ),
         ("B3", "a form of the context (`emit`)"),
         ("x-b3-traceid", "a part of the context (`emit`)"),

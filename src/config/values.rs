@@ -118,10 +118,10 @@ impl<'de> Deserialize<'de> for CopyHeaders {
     }
 }
 
-/// What copies a header that need not be listed.
+/// The mechanism that copies this header already, so that it need not be listed.
 pub(super) fn copied_by(name: &str) -> Option<&'static str> {
     Some(match name {
-        headers::REQUEST_ID => "which a call gets back that came without it (`keys`)",
+        headers::REQUEST_ID => "which is restored on calls that lack it (`keys`)",
         headers::OT_SPAN_CONTEXT => "which is copied as it is",
         headers::TRACEPARENT | headers::TRACESTATE | headers::B3 => {
             "a form of the context (`emit`)"

@@ -40,7 +40,7 @@ impl Routes {
     /// Kinds of calls that are remembered.
     pub const MOST: usize = 512;
     /// For how long, so that a new configuration of Envoy's takes effect.
-    pub const KEPT_MS: u64 = 10_000;
+    pub const TTL_MS: u64 = 10_000;
     /// For how many calls, so that an answer that varies is found out.
     pub const CALLS: u32 = 16;
     /// A longer name, of a host or of a cluster, or a longer path, is not remembered.
@@ -73,7 +73,7 @@ impl Routes {
         let key = without_query(path).map(|path| kind(seed, authority, path));
         let now_ms = self.now_ms;
         let known = key.and_then(|key| self.known.get_mut(&key));
-        let cluster = match known.filter(|route| route.holds(authority, now_ms)) {
+        let cluster = match known.filter(|route| route.is_valid_for(authority, now_ms)) {
             Some(route) => {
                 route.left -= 1;
                 route.cluster.as_deref()
@@ -85,12 +85,12 @@ impl Routes {
                     let before = self.known.get(&key);
                     let same = |before: &Route| *before.authority == *authority;
                     let varies = before.filter(|before| same(before)).is_some_and(|before| {
-                        before.varies || told(&before.cluster) != told(&asked)
+                        before.varies || relevant_name(&before.cluster) != relevant_name(&asked)
                     });
                     let route = Route {
                         authority: authority.into(),
                         cluster: asked.clone(),
-                        until_ms: now_ms + Self::KEPT_MS,
+                        until_ms: now_ms + Self::TTL_MS,
                         left: Self::CALLS,
                         varies,
                     };
@@ -110,16 +110,17 @@ impl Routes {
     }
 }
 
-/// What counts of a cluster: two subsets of one service are the same answer.
-fn told(cluster: &Option<Vec<u8>>) -> Option<Option<&[u8]>> {
+/// The part of a cluster's name that matters: the host. Two subsets of one service are the
+/// same answer.
+fn relevant_name(cluster: &Option<Vec<u8>>) -> Option<Option<&[u8]>> {
     let host = |name| Cluster::read(name).host().map(|Name(host)| host);
     cluster.as_deref().map(host)
 }
 
 impl Route {
-    /// It is the answer for this call.
-    fn holds(&self, authority: &[u8], now_ms: u64) -> bool {
-        let begun = self.until_ms.saturating_sub(Routes::KEPT_MS);
+    /// Whether it is the answer for this call.
+    fn is_valid_for(&self, authority: &[u8], now_ms: u64) -> bool {
+        let begun = self.until_ms.saturating_sub(Routes::TTL_MS);
         // The clock of the machine may be set back.
         let fresh = (begun..self.until_ms).contains(&now_ms);
         !self.varies && self.left > 0 && fresh && *self.authority == *authority

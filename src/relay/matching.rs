@@ -69,8 +69,8 @@ pub struct Match {
     pub spans: Option<Vec<SpanId>>,
 }
 
-/// What is remembered in place of a context under a trace that the application made up:
-/// it is known to be of a request of this pod, but not of which.
+/// What is stored, in place of a context, under a trace that began in this pod: which
+/// request it belongs to is not known.
 pub const OF_ANY: &[u8] = &[0xff];
 
 /// The one request that a call belongs to, among those found under its keys.
@@ -92,8 +92,8 @@ pub fn match_request(
     headers: impl Fn(&Found) -> Option<Vec<u8>>,
     named: SpanRefs,
 ) -> Result<Match, Decision> {
-    // The trace began in this pod: a request that came with it is one that the first of
-    // its requests has called, directly or not.
+    // If the trace began in this pod, a request that came with it was caused by an earlier
+    // request of this pod, which is the call's as well may be.
     let is_own = |found: &Found| found.matched_by == MatchedBy::Own && found.context != OF_ANY;
     let began_here = candidates.found.iter().any(|found| found.context == OF_ANY);
     if began_here && candidates.found.iter().any(is_own) {
@@ -104,7 +104,7 @@ pub fn match_request(
         found.filter_map(|found| Some((found, StoredContext::decode_context(&found.context)?)));
     let mut all: Vec<(&Found, StoredContext)> = decoded.collect();
     if all.iter().all(|(_, stored)| stored.b3.ids.is_none()) {
-        // Whether they belong together, all of what is known of them tells.
+        // Without IDs, requests belong together if everything stored of them is equal.
         for (found, stored) in &mut all {
             read_headers(stored, headers(found));
         }
@@ -117,8 +117,8 @@ pub fn match_request(
     }
     let span = |stored: &StoredContext| stored.b3.ids.map(|ids| ids.span);
     let spans: Vec<SpanId> = all.iter().filter_map(|(_, r)| span(r)).collect();
-    // The span named, served rather than answered, the latest; equal in everything: what
-    // came last, as a retry does.
+    // First the request whose span the call names, then one still in flight, then the
+    // newest; among equals the one that was stored last, as a retry is.
     let rank = |(found, stored): &(&Found, StoredContext)| {
         (
             named.fits(span(stored)),
@@ -212,7 +212,7 @@ pub fn all_of_other_traces(found: &[Found], one: &StoredContext) -> bool {
 fn same_trace(a: &StoredContext, b: &StoredContext) -> bool {
     match (a.b3.ids, b.b3.ids) {
         (Some(a), Some(b)) => a.trace.same(b.trace),
-        // Nothing says that they belong together, but for that all is the same.
+        // Without IDs, that all fields are equal is the only evidence.
         (None, None) => {
             (a.b3.sampling, &a.opaque, &a.copied) == (b.b3.sampling, &b.opaque, &b.copied)
                 && request_id::same(&a.request_id, &b.request_id)

@@ -65,7 +65,7 @@ decisions! {
     Present, "present", "the call carries a context of its own: left as it is";
     Copied, "copied", "the call carried none: the remembered context was copied onto it";
     Completed, "completed", "the call carried a part of the remembered context: the rest was copied";
-    Exclusive, "exclusive", "the call carried nothing, and only one request is being served: its context was copied (`attribution`)";
+    Exclusive, "exclusive", "the call carried nothing, and only one request is being served, or the call is in the made-up trace of a call that was attributed so: its context was copied (`attribution`)";
     Token, "token", "the call carried nothing but an identifier that one request in flight has: its context was copied (`attribution`)";
     Inferred, "inferred", "the call carried nothing, and by what requests do it is almost certainly of one of those in flight: its context was copied (`attribution`)";
     Unsure, "unsure", "the call carried nothing, and may be of several requests in flight, or of none: left alone (`attribution`)";
@@ -77,7 +77,7 @@ decisions! {
     Malformed, "malformed", "the call carries identifiers that cannot be read: left alone";
     SamplingOnly, "sampling_only", "the call says b3: 0, 1 or d, a decision of its own: left alone";
     Outside, "outside", "the call goes to a host outside the mesh: nothing was copied (`outside`)";
-    TooLarge, "too_large", "with the context the call would have more headers than the next Envoy takes (100, or 60 KiB): left alone";
+    TooLarge, "too_large", "with the context the call would have more than 95 headers, or 58 KiB of them, and the next Envoy takes 100 and 60 KiB with its own: left alone";
     Off, "off", "the relay is switched off";
 }
 

@@ -63,11 +63,12 @@ impl CallPlan {
     }
 }
 
-/// What the `traceparent` of a call without B3 is, beside the request it was made for.
+/// What the `traceparent` of a call without B3 is, compared with the request that the call
+/// was made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnTrace {
     /// There is none, or it says nothing about the mesh's trace.
-    Beside,
+    Irrelevant,
     /// The call's own context, of the request's trace: its tracer reads it.
     Own,
     /// The same, but the mesh's tracers read only B3.
@@ -87,11 +88,12 @@ impl OwnTrace {
     /// Where they write B3 alone, the application finds no `traceparent`, and its tracing
     /// makes a trace up: that contradicts nothing.
     ///
-    /// Of a request that was seen before the sidecar's tracer it is not known what that
-    /// wrote: a `traceparent` of its trace has a newer span than the caller's.
+    /// If the filter saw the request before the sidecar's tracer did, it does not know what the
+    /// tracer wrote: a `traceparent` of the request's trace then has a newer span than the
+    /// caller's.
     pub fn of(checked: &Extracted<'_>, stored: &StoredContext, own_spans: OwnSpans) -> Self {
         let (None, Some(w3c)) = (checked.b3.ids, checked.w3c) else {
-            return Self::Beside;
+            return Self::Irrelevant;
         };
         let is_current = stored.w3c_state == W3cState::Current;
         if stored.b3.ids.is_some_and(|ids| ids.trace.same(w3c.trace)) {
@@ -100,12 +102,12 @@ impl OwnTrace {
                 _ if stored.is_callers => Self::OwnInB3(w3c),
                 _ if is_current => Self::Own,
                 OwnSpans::Reported => Self::OwnInB3(w3c),
-                OwnSpans::Auto => Self::Beside,
+                OwnSpans::Auto => Self::Irrelevant,
             };
         }
         match stored.w3c_trace() {
-            None => Self::Beside,
-            Some(trace) if trace.same(w3c.trace) => Self::Beside,
+            None => Self::Irrelevant,
+            Some(trace) if trace.same(w3c.trace) => Self::Irrelevant,
             Some(_) if is_current => Self::Another,
             Some(_) => Self::Contradiction,
         }
@@ -133,7 +135,7 @@ pub fn decide(
         }
         OwnTrace::Another => return CallPlan::leave(Decision::Present),
         OwnTrace::Contradiction => return CallPlan::leave(Decision::Conflict),
-        OwnTrace::Beside | OwnTrace::OwnInB3(_) | OwnTrace::Unreported => {}
+        OwnTrace::Irrelevant | OwnTrace::OwnInB3(_) | OwnTrace::Unreported => {}
     }
     let mut b3 = stored.b3;
     let mut decision = Decision::Copied;

@@ -9,9 +9,8 @@ use crate::headers::{self, Field, TraceHeaders};
 use crate::rules::{Extracted, Finding, Rule};
 use crate::w3c::TraceParent;
 
-/// What a call breaks of the rules about propagation, beside the request that
-/// it was made for. `spans`: those in which the requests of its trace are served
-/// that it may be of.
+/// The rules about propagation that a call breaks, compared with the request that it was
+/// made for. `spans`: the server spans of all requests that the call may belong to.
 pub fn propagation<'a>(
     headers: &TraceHeaders<'a>,
     checked: &Extracted<'a>,

@@ -65,8 +65,8 @@ impl Tracer {
 /// what the `traceparent` is beside it.
 ///
 /// Of two spans of one trace that one is newer whose parent is the other. A `traceparent`
-/// does not name its parent. So it is newer where B3 names none either: a sidecar's tracer
-/// that had continued the trace in B3 would have. Else, and where they are of different
+/// does not name its parent. So it is newer if B3 names no parent either: a tracer that
+/// continues a trace in B3 names it. Else, and where they are of different
 /// traces, B3 counts, unless the tracer is known to write W3C alone.
 pub fn newest(checked: &Extracted<'_>, tracer: Option<Tracer>) -> (B3, W3cState) {
     let b3 = checked.b3;

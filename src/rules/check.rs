@@ -1,4 +1,4 @@
-//! One request: the rules of each header by itself, but for those of B3's formats.
+//! The rules for one header by itself, except those that are specific to a format of B3.
 
 use super::formats::is_older;
 use super::single::SingleFormat;

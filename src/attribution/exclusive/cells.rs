@@ -6,8 +6,8 @@
 
 use super::super::buckets::BUCKETS;
 
-/// The share of a request's calls that come at any time (the machine was busy), and as large
-/// a share that comes where calls of other kinds do.
+/// The share of a request's calls that come at any time (the machine was busy). As large a
+/// share comes where calls of other kinds come.
 pub(super) const ANY_TIME: f32 = 0.05;
 /// The weight of the prior, in calls: of all kinds, which are taken to come as the time is
 /// spent; and of one kind, which are taken to come where calls of all kinds do.

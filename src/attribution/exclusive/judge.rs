@@ -19,15 +19,16 @@ const LIKELY: f32 = 20.0;
 pub(super) const BUDGET: f32 = 3.0;
 /// A doubt is an estimate: of the budget it costs so much more.
 const DOUBT_COST: f32 = 5.0;
-/// What the first call of a kind costs of which nothing is known, and each further one until
-/// the odds are good.
+/// What the first call of an unknown kind costs, and each further one until the odds are
+/// good.
 const FIRST_COST: f32 = 0.3;
 const EARLY_COST: f32 = 0.1;
 /// No call is given to a request that is the background's with a greater probability.
 const DOUBT: f32 = 0.1;
 /// The same, of an unexpected call, soon after others of its kind.
 const DOUBT_UNEXPECTED: f32 = 0.008;
-/// So many calls of a background, and a request that overlapped others gets none.
+/// If the background made more calls of a kind than this, none of the kind is given to a
+/// request that overlapped others.
 const OVERLAPPED_BACKGROUND: f32 = 1.0;
 /// A route is known after so many requests that were the only one from beginning to end.
 pub(super) const KNOWN: f32 = 5.0;
@@ -67,15 +68,10 @@ pub(super) struct Judgement {
     pub(super) young: bool,
     /// Each request of the route makes just one such call.
     pub(super) always: bool,
-    /// Requests do not often make such a call, or not then: 1 if so; and the share of the
-    /// requests that do.
-    pub(super) unexpected: [f32; 2],
-}
-
-impl Judgement {
-    fn is_unexpected(&self) -> bool {
-        self.unexpected[0] > 0.0
-    }
+    /// Requests seldom make such a call, or not at that time.
+    pub(super) is_unexpected: bool,
+    /// The share of requests that make an unexpected call next.
+    pub(super) usual: f32,
 }
 
 impl Exclusive {
@@ -160,7 +156,8 @@ impl Exclusive {
             doubt: if young { doubt.min(0.02) } else { doubt },
             young,
             always,
-            unexpected: [f32::from(u8::from(one_too_many || at_odd_time)), usual],
+            is_unexpected: one_too_many || at_odd_time,
+            usual,
         }
     }
 
@@ -177,7 +174,7 @@ impl Exclusive {
         let background = known.map_or(0.0, |kind| kind.background);
         let is_unexpected = recent
             && !judgement.young
-            && judgement.is_unexpected()
+            && judgement.is_unexpected
             && judgement.doubt > DOUBT_UNEXPECTED;
         // What a request has made that overlapped others is not known.
         if is_unexpected || (only.overlapped && background > OVERLAPPED_BACKGROUND) {
@@ -185,7 +182,7 @@ impl Exclusive {
         }
         let doubt = self.spend(kind, class, evidence)?;
         let settled = judgement.young || judgement.always;
-        if judgement.is_unexpected() && evidence.lift < 1.0 && !settled {
+        if judgement.is_unexpected && evidence.lift < 1.0 && !settled {
             if self.unexpected < 1.0 {
                 return None;
             }
@@ -199,8 +196,9 @@ impl Exclusive {
         let Evidence {
             odds, judgement, ..
         } = *evidence;
-        let class = self.known(class);
-        let unknown_class = class.is_none_or(|class| class.calls < 1.0 || class.odds < REFUTED);
+        let known_class = self.known(class);
+        let unknown_class =
+            known_class.is_none_or(|class| class.calls < 1.0 || class.odds < REFUTED);
         let budget = self.budget;
         let room = budget / BUDGET;
         let known = self.known_mut(kind)?;

@@ -13,8 +13,8 @@ pub(super) const TIMER_FLOOR: f32 = 0.7;
 /// spans.
 pub(super) const RECENT_MS: [f32; 3] = [1_000.0, 4_000.0, 16_000.0];
 
-/// How many requests had begun at a time: all; and those of the route of the only one that
-/// was in flight then.
+/// The number of requests begun so far: in all, and on the route of the only request in
+/// flight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Begun {
     pub(super) all: u64,
@@ -133,12 +133,19 @@ impl Kind {
     /// So many calls were the background's.
     pub(super) fn learn_background(&mut self, now_us: u64, calls: f32) {
         self.background += calls;
-        self.learn_recent(now_us, calls, [0.0; 2]);
+        self.learn_recent(now_us, calls, false, 0.0);
     }
 
-    /// So many calls were the background's; so many were unexpected, and so many unexpected
-    /// ones requests would have made.
-    pub(super) fn learn_recent(&mut self, now_us: u64, calls: f32, [unexpected, usual]: [f32; 2]) {
+    /// So many calls were the background's; whether a call was unexpected; and how many
+    /// unexpected calls requests usually make.
+    pub(super) fn learn_recent(
+        &mut self,
+        now_us: u64,
+        calls: f32,
+        is_unexpected: bool,
+        usual: f32,
+    ) {
+        let unexpected = f32::from(u8::from(is_unexpected));
         let passed = ms(now_us.saturating_sub(self.recent_us));
         self.recent_us = now_us;
         let recent = self.recent.iter_mut().zip(&mut self.unexpected);

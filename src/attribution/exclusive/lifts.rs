@@ -135,8 +135,8 @@ impl Exclusive {
         (get(&self.time, cell).max(0.05) / all).clamp(1e-4, 1.0)
     }
 
-    /// The least lift that these cells can be held against a call with: in so little time no
-    /// call was to be expected.
+    /// A lower limit of the lift. If a cell has had little time, it proves nothing that no call
+    /// was seen there.
     pub(super) fn sparse_lift(&self, kind: Name, cells: [usize; 2]) -> f32 {
         let calls = self.known(kind).map_or(0.0, |kind| kind.calls);
         let lift = |cell: usize| SPARSE_KIND / (calls * self.time_share(cell) + SPARSE_KIND);

@@ -49,8 +49,8 @@ const UNEXPECTED: f32 = 4.0;
 const UNEXPECTED_INCOME: f32 = 0.001;
 /// Odds from which on a call is an event of its request, by which others are judged.
 const EVENT_ODDS: f32 = 0.5;
-/// A doubt from which on a call teaches that there is a background, and one from which on it
-/// counts as a whole call.
+/// A call with a greater doubt than the first is counted as a background call, as much of one
+/// as the doubt says; with a greater doubt than the second, as a whole one.
 const TAUGHT: f32 = 0.05;
 const TAUGHT_WHOLE: f32 = 0.25;
 /// Milliseconds after which half is forgotten.
@@ -177,7 +177,7 @@ impl Exclusive {
     /// Now so many requests are in flight. `only`: the number and the route of the only
     /// one.
     pub(super) fn in_flight(&mut self, requests: usize, only: Option<(u64, Name)>) {
-        // It has just begun.
+        // The request has just begun if there was none before.
         let first = std::mem::replace(&mut self.idle, requests == 0);
         let Some((number, route)) = only else {
             self.only = None;
@@ -311,7 +311,7 @@ impl Exclusive {
                 kind.learn_background(now_us, if whole { 1.0 } else { judgement.doubt });
             }
             if !judgement.young {
-                kind.learn_recent(now_us, 0.0, judgement.unexpected);
+                kind.learn_recent(now_us, 0.0, judgement.is_unexpected, judgement.usual);
             }
         }
         let weight = evidence.weight;

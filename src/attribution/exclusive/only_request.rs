@@ -8,9 +8,12 @@ use super::judge::KNOWN;
 /// The calls of one request that are watched until they return, at most.
 pub(super) const OUTSTANDING: usize = 64;
 
-/// An aborted request may still make calls: for so long at least; for so long calls of any
-/// kind, if it is the first of a route that is not known; and for so long at most.
-const ABORTED_US: (u64, u64, u64) = (2_000, 1_000_000, 10_000_000);
+/// How long an aborted request may still make calls, at least and at most.
+const ABORTED_MIN_US: u64 = 2_000;
+const ABORTED_MAX_US: u64 = 10_000_000;
+/// How long calls of any kind may be its own, at least, if it is the first of a route that is
+/// not known.
+const ANY_KIND_MIN_US: u64 = 1_000_000;
 /// Aborted requests that are watched, at most.
 const ABORTED: usize = 32;
 /// An aborted request is not expected to make a call with a smaller probability.
@@ -112,15 +115,15 @@ impl Exclusive {
         // It may go on for half as long again as the longest request of its route.
         let longest = (1000.0 * known.longest) as u64;
         let mut us = (longest + longest / 2).saturating_sub(lasted);
-        us = us.max(longest / 2) + ABORTED_US.0;
+        us = us.max(longest / 2) + ABORTED_MIN_US;
         if known.requests < KNOWN {
             us = us.max(2 * lasted);
             if known.unknown_until_us == 0 {
-                let until_us = us.max(ABORTED_US.1).min(ABORTED_US.2);
+                let until_us = us.clamp(ANY_KIND_MIN_US, ABORTED_MAX_US);
                 known.unknown_until_us = now_us.saturating_add(until_us);
             }
         }
-        let us = us.min(ABORTED_US.2);
+        let us = us.min(ABORTED_MAX_US);
         let until_us = known.unknown_until_us;
         if self.aborted.len() >= ABORTED {
             self.aborted.remove(0);

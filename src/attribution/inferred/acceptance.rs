@@ -2,7 +2,6 @@
 //! given to a wrong request.
 
 /// Lower bounds of classes of probability.
-/// Lower bounds of classes of probability.
 const CLASSES: [f32; 12] = [
     0.0, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995,
 ];
