@@ -55,7 +55,7 @@ impl RootContext for Root {
             }
             Err(error) => {
                 log::error!("{error}");
-                let idle = !has_fallback();
+                let idle = is_idle(&configuration);
                 if idle {
                     log::error!("configuration: nothing is done until it is corrected");
                 }
@@ -82,17 +82,37 @@ impl RootContext for Root {
     }
 }
 
+/// Whether a wrong configuration is taken, to do nothing, rather than refused.
+///
+/// What was taken once is taken again: Envoy tries a configuration apart from the VM that is
+/// at work, but only once for each VM (proxy-wasm-cpp-host, `WasmHandleBase::canary`). If it
+/// was refused later, the VM at work would count as failed, and Envoy would refuse the
+/// corrected configuration, too.
+fn is_idle(configuration: &[u8]) -> bool {
+    let Some(name) = extension() else {
+        return false;
+    };
+    let hash = crate::bytes::fnv1a(0, &[&name, configuration].concat());
+    let key = [store::PREFIX, b"idle/", &hash.to_le_bytes()].concat();
+    if host_calls::shared_data(&key).is_ok() {
+        return true;
+    }
+    let idle = !has_fallback(&name);
+    if idle {
+        let _ = host_calls::set_shared_data(&key, &[], 0);
+    }
+    idle
+}
+
 /// Envoy has another answer where a plugin is refused. Not so for Istio's WasmPlugin
 /// and TrafficExtension, unless one is at work: without any, Envoy would answer every
 /// request with 500, `FAIL_OPEN` or not.
-fn has_fallback() -> bool {
-    extension().is_none_or(|key| {
-        let since = host_calls::shared_data(&key)
-            .ok()
-            .and_then(|(at, _)| at.try_into().ok());
-        // Saturating: the clock of the machine may be set back.
-        since.is_some_and(|at| Envoy.now_ms().saturating_sub(u64::from_le_bytes(at)) < AT_WORK_MS)
-    })
+fn has_fallback(extension: &[u8]) -> bool {
+    let since = host_calls::shared_data(extension)
+        .ok()
+        .and_then(|(at, _)| at.try_into().ok());
+    // Saturating: the clock of the machine may be set back.
+    since.is_some_and(|at| Envoy.now_ms().saturating_sub(u64::from_le_bytes(at)) < AT_WORK_MS)
 }
 
 /// The key under which a plugin announces that it is at work, if it comes as a WasmPlugin

@@ -229,7 +229,7 @@ class RunningPod:
         return self._processes.start(name, words, environment)
 
     def get(
-        self, port: int, path: str, method: str = "GET", timeout: float = 5.0
+        self, port: int, path: str, method: str = "GET", timeout: float = 20.0
     ) -> tuple[int, str]:
         """A request inside the pod, to one of its own ports."""
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)

@@ -269,6 +269,21 @@ def test_a_plugin_refused_from_the_first(mesh: SidecarMesh, form: str) -> None:
     corrected(mesh, form)
 
 
+@pytest.mark.parametrize("form", ["wasmplugin", "trafficextension"])
+def test_a_plugin_that_is_wrong_in_the_same_way_again(mesh: SidecarMesh, form: str) -> None:
+    """Envoy remembers that it has taken this configuration, and does not try it apart
+    from the VM that is at work: refused then, it would end that VM, and a right one would
+    not be taken any more. So it is taken again, and does nothing until it is corrected."""
+    idle = "nothing is done until it is corrected"
+    before = len(mesh.pods["reviews"].agent.log())
+    apply_and_wait(mesh, misconfigured(form), idle)
+    corrected(mesh, form)
+    apply_and_wait(mesh, misconfigured(form), idle)
+    assert [mesh.click()[1].status for _ in range(10)] == [200] * 10
+    corrected(mesh, form)
+    assert REFUSED not in mesh.pods["reviews"].agent.log()[before:]
+
+
 def restart(mesh: SidecarMesh, name: str) -> None:
     """The proxy of a pod, as a new pod would start."""
     pod = mesh.pods[name]
