@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from mesh.golang import TOOLS
@@ -35,23 +36,27 @@ def missing() -> str | None:
     return None
 
 
-def unpack() -> Path:
+def unpack(
+    packages: Sequence[str] = PACKAGES,
+    next_packages: Sequence[str] = NEXT_PACKAGES,
+    what: str = "Docker and a registry (85 MB)",
+) -> Path:
     """The directory with the unpacked packages; fetched if they are not there yet."""
-    wanted = " ".join((RELEASE, *PACKAGES, NEXT_RELEASE, *NEXT_PACKAGES))
+    wanted = " ".join((RELEASE, *packages, NEXT_RELEASE, *next_packages))
     root = UNPACKED / hashlib.sha256(wanted.encode()).hexdigest()[:12]
     if not root.is_dir():
-        print("    fetching Docker and a registry (85 MB) from Debian's packages ...", flush=True)
+        print(f"    fetching {what} from Debian's packages ...", flush=True)
         UNPACKED.mkdir(parents=True, exist_ok=True)
         part = Path(f"{root}.part-{os.getpid()}")
         try:
-            _fetch(part)
+            _fetch(part, packages, next_packages)
             part.rename(root)
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return root
 
 
-def _fetch(part: Path) -> None:
+def _fetch(part: Path, packages: Sequence[str], next_packages: Sequence[str]) -> None:
     root, state, cache = part, part / "apt-state", part / "apt-cache"
     for directory in (state / "lists/partial", cache / "archives/partial"):
         directory.mkdir(parents=True)
@@ -79,19 +84,21 @@ def _fetch(part: Path) -> None:
         "--reinstall",
         "--download-only",
         "--no-install-recommends",
-        *PACKAGES,
+        *packages,
     )
-    for package in NEXT_PACKAGES:
+    for package in next_packages:
         _run("apt-get", *options, "download", f"{package}/{NEXT_RELEASE}", cwd=cache / "archives")
     for archive in sorted((cache / "archives").glob("*.deb")):
         _run("dpkg", "-x", str(archive), str(root))
     shutil.rmtree(state)
     shutil.rmtree(cache)
     # What the packages would set up when they are installed.
-    for name in ("iptables", "ip6tables"):
-        link = root / "usr/sbin" / name
-        link.unlink(missing_ok=True)
-        link.symlink_to("xtables-nft-multi")
+    programs = root / "usr/sbin"
+    if (programs / "xtables-nft-multi").exists():
+        for name in ("iptables", "ip6tables"):
+            link = programs / name
+            link.unlink(missing_ok=True)
+            link.symlink_to("xtables-nft-multi")
 
 
 def _sources() -> list[str]:

@@ -7,6 +7,7 @@ as the entry point of Envoy's, which gives up root.
 """
 
 import io
+import os
 import re
 import subprocess
 import sys
@@ -32,7 +33,7 @@ chown envoy:envoy /dev/stdout /dev/stderr
 [ "$(id -u)" != 0 ] || exec /usr/bin/setpriv --reuid=envoy --regid=envoy --init-groups "$@"
 exec "$@"
 """
-_ACCOUNTS = {
+ACCOUNTS = {
     "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nenvoy:x:101:101::/nonexistent:/bin/sh\n",
     "etc/group": "root:x:0:\nenvoy:x:101:\n",
     "etc/nsswitch.conf": "hosts: files dns\n",
@@ -52,7 +53,20 @@ class Image:
         """A program with the libraries that it is linked to."""
         self.files[at] = path
         for library in _libraries(path):
-            self.files[str(library).lstrip("/")] = library
+            self.files[os.path.normpath(library).lstrip("/")] = library
+
+    def write(self, archive: tarfile.TarFile) -> None:
+        """Its files, as its one layer."""
+        archive.addfile(_entry("tmp", tarfile.DIRTYPE, 0o1777))
+        for at, content in self.files.items():
+            data = content.encode() if isinstance(content, str) else content.read_bytes()
+            entry = _entry(at, tarfile.REGTYPE, 0o755)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+        for at, target in self.links.items():
+            entry = _entry(at, tarfile.SYMTYPE, 0o777)
+            entry.linkname = target
+            archive.addfile(entry)
 
     def load(self, name: str) -> None:
         """Hand it to the Docker engine."""
@@ -64,16 +78,7 @@ class Image:
         )
         assert process.stdin is not None
         with process.stdin, tarfile.open(fileobj=process.stdin, mode="w|") as archive:
-            archive.addfile(_entry("tmp", tarfile.DIRTYPE, 0o1777))
-            for at, content in self.files.items():
-                data = content.encode() if isinstance(content, str) else content.read_bytes()
-                entry = _entry(at, tarfile.REGTYPE, 0o755)
-                entry.size = len(data)
-                archive.addfile(entry, io.BytesIO(data))
-            for at, target in self.links.items():
-                entry = _entry(at, tarfile.SYMTYPE, 0o777)
-                entry.linkname = target
-                archive.addfile(entry)
+            self.write(archive)
         if process.wait() != 0:
             raise MeshError(f"docker import of {name} failed")
 
@@ -89,7 +94,7 @@ def _libraries(path: Path) -> Iterator[Path]:
     return map(Path, re.findall(r"(/\S+) \(0x", told))
 
 
-def _program(name: str) -> Path:
+def program(name: str) -> Path:
     found = which(name)
     if found is None:
         raise MeshError(f"{name} not found")
@@ -103,23 +108,23 @@ def envoy_image() -> Image:
             'CMD ["envoy", "-c", "/etc/envoy/envoy.yaml"]',
             "ENV PATH=/usr/local/bin:/usr/bin:/bin",
         ],
-        {**_ACCOUNTS, "docker-entrypoint.sh": _ENVOY_ENTRY_POINT},
+        {**ACCOUNTS, "docker-entrypoint.sh": _ENVOY_ENTRY_POINT},
         {f"bin/{name}": "busybox" for name in ("sh", "chown", "grep", "id")},
     )
     image.program("usr/local/bin/envoy", envoy.binary())
-    image.program("bin/busybox", _program("busybox"))
-    image.program("bin/bash", _program("bash"))
-    image.program("usr/bin/setpriv", _program("setpriv"))
+    image.program("bin/busybox", program("busybox"))
+    image.program("bin/bash", program("bash"))
+    image.program("usr/bin/setpriv", program("setpriv"))
     return image
 
 
 def python_image() -> Image:
     image = Image(
         ['CMD ["python3"]', "ENV PATH=/usr/local/bin:/usr/bin:/bin"],
-        dict(_ACCOUNTS),
+        dict(ACCOUNTS),
         {"bin/sh": "busybox", "usr/local/bin/python": "python3"},
     )
-    image.program("bin/busybox", _program("busybox"))
+    image.program("bin/busybox", program("busybox"))
     image.program("usr/local/bin/python3", Path(sys.executable).resolve())
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     left_out = {"site-packages", "dist-packages", "test", "__pycache__", "idlelib", "ensurepip"}
@@ -136,7 +141,7 @@ def python_image() -> Image:
 
 
 def jaeger_image() -> Image:
-    image = Image(['ENTRYPOINT ["/go/bin/all-in-one-linux"]'], dict(_ACCOUNTS))
+    image = Image(['ENTRYPOINT ["/go/bin/all-in-one-linux"]'], dict(ACCOUNTS))
     image.program("go/bin/all-in-one-linux", build_jaeger())
     return image
 

@@ -181,25 +181,26 @@ class Jaeger:
 
 
 class JaegerApi:
-    """What the web page of a Jaeger asks it."""
+    """What the web page of a Jaeger asks it. ``base``: the path that all begins with."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, base: str = "") -> None:
         self._port = port
+        self._base = base
 
     def trace(self, trace_id: str) -> list[Span]:
-        reply = request(self._port, f"/api/traces/{trace_id}")
+        reply = request(self._port, f"{self._base}/api/traces/{trace_id}")
         if reply.status == 404:
             return []
         return [span for trace in reply.body["data"] or () for span in zipkin_spans(trace)]
 
     def traces(self, service: str) -> list[list[Span]]:
         query = urlencode({"service": service, "limit": 100})
-        found = _get(self._port, f"/api/traces?{query}")["data"]
+        found = _get(self._port, f"{self._base}/api/traces?{query}")["data"]
         return [zipkin_spans(trace) for trace in found]
 
     def dependencies(self) -> set[tuple[str, str]]:
         query = urlencode({"endTs": _now_ms(), "lookback": 3_600_000})
-        links = _get(self._port, f"/api/dependencies?{query}")["data"]
+        links = _get(self._port, f"{self._base}/api/dependencies?{query}")["data"]
         return {(link["parent"], link["child"]) for link in links}
 
 

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ import yaml
 from istio.manifests import SHIPPED, documents, load
 from istio.tools import istio
 from mesh.mesh import ROOT
+from mesh.pages import blocks, commands
 from mesh.ports import HOST, free_port
 
 DOCS = (
@@ -27,25 +27,6 @@ DOCS = (
 )
 # For these there is nothing to see without a cluster.
 _NOT_RUN = re.compile(r"^(make |curl |istioctl (install|uninstall|dashboard)|git )")
-
-
-def blocks(path: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
-
-
-def commands(path: str) -> Iterator[str]:
-    """One at a time; a loop is one."""
-    for block in blocks(path, "sh"):
-        pending = ""
-        for line in block.splitlines():
-            pending += line + "\n"
-            quoted = pending.count("'") % 2 or pending.count('"') % 2
-            if quoted or line.endswith("\\") or (pending.startswith("for ") and line != "done"):
-                continue
-            if pending.strip():
-                yield pending.strip()
-            pending = ""
-        assert not pending, f"{path}: a command without an end: {pending}"
 
 
 KUBECTL = [
