@@ -42,6 +42,8 @@ ORAS := $(or $(shell command -v oras),$(TOOLS)/go/bin/oras)
 istio_key = $(shell cat tests/istio/$(1).mod tests/istio/$(1).sum tests/istio/*/main.go | sha256sum | cut -c1-12)
 ISTIO_131 := $(TOOLS)/istio/1.31-$(call istio_key,go)
 ISTIO_130 := $(TOOLS)/istio/1.30-$(call istio_key,go-1.30)
+# Kubernetes, containerd and CoreDNS, and istiod as it is in a cluster.
+CLUSTER := $(TOOLS)/cluster/$(shell cat tests/cluster/programs/*/* tests/istio/go.mod tests/istio/go.sum | sha256sum | cut -c1-12)
 ISTIO_ENV := B3RELAY_ISTIO_1_31='$(ISTIO_131)' B3RELAY_ISTIO_1_30='$(ISTIO_130)'
 
 say = @printf '\n\033[1m%s\033[0m\n' '$(1)'
@@ -97,7 +99,7 @@ docs: cargo ## Write docs/config.schema.json and the tables in docs anew, from t
 .PHONY: test-wasm
 test-wasm: $(WASM) $(NEIGHBOUR) $(OTHER) $(TOOLS)/venv/.done ## The compiled module, in a small proxy-wasm host and in real Envoys; and check.sh on what goes wrong for users
 	$(call say,module: alone and in real Envoys: vectors$(comma) trees$(comma) bad input$(comma) load$(comma) check.sh; about 3 and a half minutes)
-	$(PYTHON) -m pytest -q -n 4 --dist worksteal tests/module tests/envoy tests/check
+	$(PYTHON) -m pytest -q -n 4 --dist worksteal tests/module tests/envoy tests/check tests/cluster/pages
 
 .PHONY: test-module
 test-module: $(WASM) $(TOOLS)/venv/.done ## The first half of it
@@ -124,7 +126,7 @@ clicks: $(WASM) $(TOOLS)/venv/.done ## CLICKS (1000) one after the other, of ser
 test-types: $(TOOLS)/venv/.accuracy-done $(TOOLS)/venv/.docker $(TOOLS)/mypy/.done-$(MYPY) ## The types of the Python in tests/, by mypy --strict
 	$(call say,types: mypy$(comma) half a minute the first time)
 	cd tests && '$(TOOLS)/mypy/bin/mypy' --config-file mypy.ini --python-executable '$(PYTHON)' \
-	  accuracy agreement backends bench check docker envoy istio load mesh module release sdks worlds
+	  accuracy agreement backends bench check cluster docker envoy istio load mesh module release sdks worlds
 	MYPYPATH=release '$(TOOLS)/mypy/bin/mypy' --strict --cache-dir target/mypy --python-executable '$(PYTHON)' release/*.py
 
 $(TOOLS)/mypy/.done-$(MYPY):
@@ -221,6 +223,33 @@ test-sidecars: $(WASM) $(TOOLS)/venv/.done istio-tools zipkin
 test-changes: $(WASM) $(TOOLS)/venv/.done istio-tools ## 1,000 clicks around each push of each form, good, refused and missing: none is lost (root; about 10 minutes)
 	$(call say,changes: CLICKS=$(or $(CLICKS),1000) around each of 48 pushes)
 	$(ISTIO_ENV) B3RELAY_CLICKS=$(or $(CLICKS),1000) $(PYTHON) -m istio.world $(PYTHON) -m pytest -q -s tests/istio/live/test_changes.py
+
+# A world of its own, that ends with everything in it. The walk stops at what fails: what
+# comes after it would find something else installed.
+.PHONY: test-cluster
+test-cluster: go node java $(WASM) $(TOOLS)/venv/.docker istio-tools $(CLUSTER)/.done ## Every command of the documentation on a real Kubernetes with Istio, Jaeger and Bookinfo; not in test-mesh (root on Debian 12, Go, Node, Java 17 and Maven; about 15 min, the first time 20 more)
+	$(call say,cluster: a Kubernetes of its own under the commands of the documentation; about 15 minutes)
+	B3RELAY_CLUSTER='$(CLUSTER)' $(ISTIO_ENV) $(PYTHON) -m cluster.world $(PYTHON) -m pytest -q -s -x --timeout 900 tests/cluster/live
+
+.PHONY: cluster-tools
+cluster-tools: $(CLUSTER)/.done
+
+KUBERNETES := 1.36.1
+KUBERNETES_STAMP := $(foreach it,gitVersion=v$(KUBERNETES) gitMajor=1 gitMinor=36,-X k8s.io/component-base/version.$(it))
+# One program for all of Kubernetes, and etcd: it goes by the name that it is called by.
+$(CLUSTER)/.done: | $(ISTIO_131)/.done
+	@command -v go >/dev/null || { echo 'b3relay: Go is missing: install Go 1.26 or newer (go.dev)'; exit 1; }
+	$(call say,tools: Kubernetes $(KUBERNETES) and containerd$(comma) through the Go module proxy: about 15 minutes the first time)
+	@mkdir -p '$(@D)/bin'
+	cd tests/cluster/programs/kubernetes && go build -mod=readonly -ldflags='-s -w $(KUBERNETES_STAMP)' -o '$(@D)/bin/cluster' .
+	@for name in etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl; do \
+	  ln -sf cluster '$(@D)/bin/'$$name; done
+	cd tests/cluster/programs/containerd && go build -mod=readonly -tags no_btrfs,no_devmapper,no_zfs,no_aufs -ldflags='-s -w' \
+	  -o '$(@D)/bin/' github.com/containerd/containerd/v2/cmd/containerd github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2 \
+	  github.com/containerd/containerd/v2/cmd/ctr
+	cd tests/cluster/programs/coredns && go build -mod=readonly -ldflags='-s -w' -o '$(@D)/bin/coredns' .
+	cd tests/istio && go build -mod=readonly -ldflags='-s -w' -o '$(@D)/bin/' istio.io/istio/pilot/cmd/pilot-discovery
+	@touch '$@'
 
 # 1.38.3 has no V8: "Envoy was compiled without support for it".
 ENVOY_VERSIONS := 1.36.4 1.37.0 1.38.2 1.39.3

@@ -1,0 +1,160 @@
+"""envoyfilter/README.md and docs/image.md: the forms that take the module from an image,
+out of a registry that answers to the name in the examples, and those for the gateway."""
+
+import json
+import re
+import secrets
+import shlex
+import urllib.request
+
+import pytest
+
+from cluster import steps
+from cluster.settings import REGISTRY
+from cluster.steps import SHOP, configured, eventually, settle, statistics
+from cluster.traces import Jaeger
+from cluster.walk import FORMS, GUIDE, Walk
+from istio.tools import istio
+from mesh.mesh import wasm_path
+
+IMAGE = f"{REGISTRY}/b3relay:0.1.0"
+pytestmark = pytest.mark.timeout(900)
+
+
+def test_the_image_is_pushed(walk: Walk) -> None:
+    """The image that `make image-push` makes is pushed by the tests on Docker."""
+    done = istio().run("registry", "push", "docker", wasm_path(), IMAGE)
+    assert re.fullmatch(r"[0-9a-f]{64}", done.out.strip()), done.text
+
+
+CONTEXT = {"x-b3-spanid": "a2fb4a1d1a96d312", "x-b3-sampled": "1"}
+
+
+def click_with_context(walk: Walk) -> None:
+    """A click on front that belongs to a trace, as one does that comes through a gateway."""
+    headers = json.dumps({"x-b3-traceid": secrets.token_hex(16), **CONTEXT})
+    script = (
+        "import urllib.request as it;"
+        f" it.urlopen(it.Request('http://front:8080/', headers={headers}))"
+    )
+    walk.quiet(f"kubectl -n shop exec deploy/stock -c shop -- python -c {shlex.quote(script)}")
+
+
+def flat(walk: Walk) -> bool:
+    """One trace of three server spans, which all hang from the span of the click."""
+    spans = Jaeger().spans(lambda: click_with_context(walk), SHOP, 3)
+    return (
+        steps.number_of_traces(spans) == 1
+        and [span["kind"] for span in spans] == ["SERVER"] * 3
+        and {span.get("parentId") for span in spans} == {CONTEXT["x-b3-spanid"]}
+    )
+
+
+def test_sidecars_image(walk: Walk) -> None:
+    before = walk.quiet("kubectl -n shop get pods -o name")
+    printed = walk.run(FORMS, "kubectl -n shop apply -k envoyfilter/sidecars-image")
+    steps.warnings_are_known(printed)
+    steps.until_one_trace(walk)
+    assert "WRONG" not in walk.run(FORMS, "envoyfilter/check.sh shop")
+    walk.shell("kubectl -n shop delete -k envoyfilter/sidecars-image")
+    steps.until_in_pieces(walk)
+    # No pod restarted.
+    assert walk.quiet("kubectl -n shop get pods -o name") == before
+
+
+def test_wasmplugin(walk: Walk) -> None:
+    steps.warnings_are_known(walk.run(FORMS, "kubectl -n shop apply -k envoyfilter/wasmplugin"))
+    eventually(lambda: flat(walk), "one flat trace")
+    walk.shell("kubectl -n shop delete -k envoyfilter/wasmplugin")
+    steps.until_in_pieces(walk)
+
+
+def test_trafficextension(walk: Walk) -> None:
+    printed = walk.run(FORMS, "kubectl -n shop apply -k envoyfilter/trafficextension")
+    steps.warnings_are_known(printed)
+    eventually(lambda: flat(walk), "one flat trace")
+    walk.shell("kubectl -n shop delete -k envoyfilter/trafficextension")
+    steps.until_in_pieces(walk)
+
+
+def test_image_volume(walk: Walk) -> None:
+    """`sidecars`, with mount-image.yaml in the place of mount.yaml: the kubelet fetches."""
+    each = 'kubectl -n shop patch "$d" --patch-file envoyfilter/mount-image.yaml'
+    mount = walk.command(GUIDE, "--patch-file envoyfilter/mount.yaml")
+    assert each.replace("mount-image", "mount") in mount
+    walk.shell(mount.replace("envoyfilter/mount.yaml", "envoyfilter/mount-image.yaml"))
+    walk.run(GUIDE, "kubectl -n shop apply -k envoyfilter/sidecars")
+    settle(walk)
+    steps.until_one_trace(walk)
+    assert "WRONG" not in walk.run(FORMS, "envoyfilter/check.sh shop")
+    walk.run(FORMS, "kubectl -n shop delete -k envoyfilter/sidecars")
+    walk.run(FORMS, '"sidecar.istio.io/userVolume": null')
+    walk.run(GUIDE, "for d in front orders stock")
+    settle(walk)
+
+
+def ask_gateway(**headers: str) -> int:
+    request = urllib.request.Request("http://localhost:8080/productpage", headers=headers)
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        status: int = answer.status
+        return status
+
+
+def test_check_at_a_gateway(walk: Walk) -> None:
+    gateway = ("deploy/istio-ingressgateway", "istio-system")
+    walk.run_all(
+        FORMS,
+        "kubectl -n istio-system create configmap b3relay",
+        "--patch-file envoyfilter/mount-gateway.yaml",
+        "rollout status deployment istio-ingressgateway",
+        "kubectl -n istio-system apply -f envoyfilter/gateway-check.yaml",
+    )
+    settle(walk, "istio-system")
+    # Its pod is another one.
+    walk.hold(GUIDE, "port-forward service/istio-ingressgateway", ready="Forwarding from 127.0.0.1")
+    eventually(lambda: "b3relay.gateway" in configured(walk, *gateway), "the filter")
+
+    def found() -> bool:
+        broken = {"x-b3-traceid": "xyz", "x-b3-spanid": "a2fb4a1d1a96d312"}
+        assert ask_gateway(**broken) == 200
+        return any("L01" in name for name, count in statistics(walk, *gateway).items() if count)
+
+    eventually(found, "it has found a trace ID that is none")
+    walk.shell("kubectl -n istio-system delete -f envoyfilter/gateway-check.yaml")
+
+
+def test_boundary_at_a_gateway(walk: Walk) -> None:
+    given = "463ac35c9f6413ad48485a3953bb6124"
+    headers = {"x-b3-traceid": given, "x-b3-spanid": "a2fb4a1d1a96d312", "x-b3-sampled": "1"}
+
+    def traces() -> set[str]:
+        spans = Jaeger().spans(lambda: ask_gateway(**headers), (steps.GATEWAY,), 2)
+        return {span["traceId"] for span in spans}
+
+    assert given in traces()
+    walk.run(FORMS, "kubectl -n istio-system apply -f envoyfilter/gateway-boundary.yaml")
+
+    def begun_anew() -> bool:
+        found = traces()
+        return bool(found) and given not in found
+
+    eventually(begun_anew, "a trace of its own")
+    walk.shell("kubectl -n istio-system delete -f envoyfilter/gateway-boundary.yaml")
+
+
+def test_the_mount_of_a_gateway_is_taken_off(walk: Walk) -> None:
+    mounted = (
+        "kubectl -n istio-system get deployment istio-ingressgateway -o yaml"
+        " | grep -c /etc/b3relay || true"
+    )
+    assert walk.quiet(mounted).strip() == "1"
+    # What the page said once: it does not help.
+    walk.run(GUIDE, "istioctl install -y -f envoyfilter/example/istio.yaml")
+    assert walk.quiet(mounted).strip() == "1"
+    walk.run(FORMS, "rollout undo deployment istio-ingressgateway")
+    walk.run(FORMS, "rollout status deployment istio-ingressgateway")
+    assert walk.quiet(mounted).strip() == "0"
+    walk.run(FORMS, "kubectl -n istio-system delete configmap b3relay")
+    settle(walk, "istio-system")
+    walk.hold(GUIDE, "port-forward service/istio-ingressgateway", ready="Forwarding from 127.0.0.1")
+    assert ask_gateway() == 200
