@@ -25,7 +25,8 @@ MYPY := 2.4.1
 # What rustc uses for this target by itself, and no more.
 WASM_FEATURES := --enable-bulk-memory --enable-sign-ext --enable-nontrapping-float-to-int \
   --enable-mutable-globals --enable-reference-types --enable-multivalue
-WASM_OPT := -Oz --converge --strip-debug --strip-producers
+# The stack is first, and grows down: nothing lies in the first KB.
+WASM_OPT := -Oz --converge --low-memory-unused --strip-debug --strip-producers
 # The callbacks that the module exports: Envoy calls each, for every request.
 WASM_EXPORTS := src/wasm/exports.json
 BINARYEN_BIN := $(TOOLS)/npm/node_modules/.bin

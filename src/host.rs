@@ -2,6 +2,18 @@
 
 use crate::store::SharedData;
 
+/// What becomes of a call's span.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Recording {
+    /// No spans are reported.
+    #[default]
+    Off,
+    /// They are, but now there is no room, or the collector does not answer.
+    Closed,
+    /// One may begin.
+    Open,
+}
+
 /// The proxy, while it has a request in hand. In Envoy: `src/wasm/envoy.rs`.
 pub trait Host: SharedData {
     /// Microseconds since the epoch.
@@ -19,6 +31,10 @@ pub trait Host: SharedData {
     fn random(&self) -> [u8; 16];
     /// The name of the Envoy cluster that the request is routed to.
     fn cluster(&self) -> Option<Vec<u8>>;
+    /// Whether a span may begin.
+    fn recording(&self) -> Recording {
+        Recording::Off
+    }
     /// The ID of this Envoy, which in Istio names the domain of the cluster.
     fn node_id(&self) -> Option<Vec<u8>> {
         None

@@ -30,6 +30,7 @@
 //! | [`metrics`] | the table of metrics |
 //! | [`report`] | log lines: escaped, cut and rate-limited |
 //! | [`setup`] | what is wrong with how it was set up in a pod |
+//! | [`spans`] | client spans of calls: recorded, encoded, batched |
 //! | [`filter`] | the above, put together for one request |
 //! | `wasm` | the module: callbacks of Envoy, host calls |
 #![cfg_attr(not(target_arch = "wasm32"), forbid(unsafe_code))]
@@ -49,6 +50,7 @@ pub mod report;
 pub mod request_id;
 pub mod rules;
 pub mod setup;
+pub mod spans;
 pub mod store;
 pub mod w3c;
 

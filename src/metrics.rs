@@ -65,6 +65,12 @@ families! {
         "Configuration keys that the two filters of a pod hold differently, each once.";
     DOUBT, "attribution_doubt_millionths_total", [],
         "The probability that the context copied by `token` or `inferred` is a wrong one, summed up in millionths: divided by a million, how many of those calls the filter itself expects to be wrong.";
+    SPANS_SENT, "spans_sent_total", [],
+        "Client spans of calls that the collector has taken (`spans`).";
+    SPANS_DROPPED, "spans_dropped_total", [],
+        "Client spans that were not recorded, since too many waited to be reported or the collector did not answer. Nearly all of them never began: their calls got the span of the application, and the trace is whole without them.";
+    SPANS_LOST, "spans_lost_total", [],
+        "Client spans that were reported and not taken: the collector's cluster is missing or down, or it answered with an error, or not at all. The spans of the callees name them as their parents.";
     HOST_ERRORS, "host_errors_total", [],
         "Calls of the filter to Envoy that failed, where the filter could not read or change headers; the request went on without that. Failures of shared data are counted as `store`.";
 }
@@ -108,6 +114,12 @@ pub enum Counter {
     Misconfigured(&'static str),
     /// What was missing to certainty, in millionths.
     Doubt(u32),
+    /// So many spans that the collector has taken.
+    SpansSent(u32),
+    /// So many that were not recorded.
+    SpansDropped(u32),
+    /// So many that were reported in vain.
+    SpansLost(u32),
     /// A host call that failed.
     HostErrors,
 }
@@ -137,6 +149,9 @@ impl Counter {
             Self::Overwritten => OVERWRITTEN,
             Self::Misconfigured(_) => MISCONFIGURED,
             Self::Doubt(_) => DOUBT,
+            Self::SpansSent(_) => SPANS_SENT,
+            Self::SpansDropped(_) => SPANS_DROPPED,
+            Self::SpansLost(_) => SPANS_LOST,
             Self::HostErrors => HOST_ERRORS,
         }
     }
@@ -162,6 +177,9 @@ impl Counter {
             | Self::CopyDropped
             | Self::Overwritten
             | Self::Doubt(_)
+            | Self::SpansSent(_)
+            | Self::SpansDropped(_)
+            | Self::SpansLost(_)
             | Self::HostErrors => Vec::new(),
         }
     }
@@ -170,6 +188,9 @@ impl Counter {
     pub fn without_amount(self) -> Self {
         match self {
             Self::Doubt(_) => Self::Doubt(0),
+            Self::SpansSent(_) => Self::SpansSent(0),
+            Self::SpansDropped(_) => Self::SpansDropped(0),
+            Self::SpansLost(_) => Self::SpansLost(0),
             other => other,
         }
     }
@@ -177,7 +198,10 @@ impl Counter {
     /// By how much it is raised. Envoy refuses 0.
     pub fn amount(self) -> u32 {
         match self {
-            Self::Doubt(millionths) => millionths,
+            Self::Doubt(amount)
+            | Self::SpansSent(amount)
+            | Self::SpansDropped(amount)
+            | Self::SpansLost(amount) => amount,
             _ => 1,
         }
     }
@@ -233,6 +257,9 @@ mod tests {
             Counter::Overwritten,
             Counter::Misconfigured("keys"),
             Counter::Doubt(0),
+            Counter::SpansSent(0),
+            Counter::SpansDropped(0),
+            Counter::SpansLost(0),
             Counter::HostErrors,
         ];
         for counter in counters {

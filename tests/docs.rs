@@ -66,7 +66,7 @@ fn spaced(value: &Value) -> String {
 }
 
 fn kind(schema: &Value) -> String {
-    if let Some(one_of) = schema["anyOf"].as_array() {
+    if let (None, Some(one_of)) = (schema.get("type"), schema["anyOf"].as_array()) {
         let kinds: Vec<String> = one_of.iter().map(kind).collect();
         return kinds.join(" or ");
     }
@@ -87,7 +87,7 @@ fn words(schema: &Value) -> Vec<String> {
 }
 
 fn allowed(schema: &Value) -> String {
-    if let Some(one_of) = schema["anyOf"].as_array() {
+    if let (None, Some(one_of)) = (schema.get("type"), schema["anyOf"].as_array()) {
         let allowed: Vec<String> = one_of.iter().map(allowed).collect();
         return allowed.join(", or ");
     }
@@ -111,6 +111,11 @@ fn allowed(schema: &Value) -> String {
                 words => words.join(", "),
             };
             format!("{length}, each: {item}")
+        }
+        "object" if schema["properties"].get("cluster").is_some() => {
+            let keys = schema["properties"].as_object().unwrap().keys();
+            let keys: Vec<String> = keys.map(|key| format!("`{key}`")).collect();
+            format!("none, or {}", keys.join(", "))
         }
         "object" => {
             let rules = schema["properties"].as_object().unwrap();

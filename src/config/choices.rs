@@ -164,6 +164,15 @@ words! {
         Error,
     }
 
+    /// A format of spans.
+    SpanFormat {
+        /// Zipkin v2, JSON.
+        #[default]
+        Zipkin,
+        /// OTLP over HTTP, protobuf.
+        Otlp,
+    }
+
     /// A form that a trace context is written in.
     Form {
         /// The `x-b3-*` headers.

@@ -6,6 +6,7 @@
 //! | `choices` | the words of keys that hold one of several |
 //! | `values` | ranges, formats of names, lists: what serde cannot say |
 //! | `read` | how single values are read, so that errors say what is allowed |
+//! | `spans` | where client spans are reported |
 //! | `words` | how the words of an enum are read |
 //! | `error` | what is said of a configuration that is refused |
 //! | `reference` | what is made of all that, in tests only: `docs/configuration.md` and `docs/config.schema.json` |
@@ -19,6 +20,7 @@ mod read;
 #[cfg(test)]
 mod reference;
 mod settings;
+mod spans;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -26,10 +28,11 @@ mod words;
 
 pub use choices::{
     AttributionMode, DeferredW3c, Direction, DirectionOf, Form, Incoming, Level, Mode, Outside,
-    OwnSpans, ReportHeader, RestoreRequestId, SpanIds,
+    OwnSpans, ReportHeader, RestoreRequestId, SpanFormat, SpanIds,
 };
 pub use error::ConfigError;
 pub use settings::{Capacity, EnforceStatus, GraceMs, LogLines, Settings};
+pub use spans::{SpanReports, Spans};
 pub use values::{
     Confidence, CopyHeaders, Emit, Hosts, KeyName, Keys, Rules, TokenHeaders, Within,
 };
@@ -105,6 +108,8 @@ pub struct Config {
     pub report_header: ReportHeader,
     /// `incoming_context`
     pub incoming: Incoming,
+    /// `spans`; `None` to report none.
+    pub spans: Option<SpanReports>,
 }
 
 impl Config {

@@ -2,7 +2,8 @@
 //! `docs/configuration.md` is made from in turn (`tests/docs.rs`).
 
 use super::values::copied_by;
-use super::{Confidence, CopyHeaders, Emit, Hosts, Keys, Rules, Settings, TokenHeaders, Within};
+use super::{Confidence, CopyHeaders, Emit, Hosts, Keys, Rules, Settings, Spans, TokenHeaders};
+use super::{SpanFormat, Within};
 use crate::headers;
 use crate::rules::Formats;
 use crate::rules::Rule;
@@ -163,6 +164,22 @@ schema!(Rules, {
     })
 });
 
+schema!(Spans, {
+    let text = |pattern: &str, description: &str| json!({ "type": "string", "pattern": pattern, "description": description });
+    let format = SpanFormat::json_schema(&mut SchemaGenerator::default());
+    json_schema!({
+        "type": "object",
+        "properties": {
+            "cluster": text("^[!-~]{1,255}$", "The Envoy cluster of the collector."),
+            "format": format,
+            "path": text("^/[!-~]{0,254}$", "Where the collector takes spans."),
+            "authority": text("^[!-~]{1,255}$", "The collector's host."),
+        },
+        "additionalProperties": false,
+        "anyOf": [{ "maxProperties": 0 }, { "required": ["cluster", "format"] }],
+    })
+});
+
 // Defaults are written into the schema; nothing else writes settings.
 
 impl<const LEAST: u32, const MOST: u32> Serialize for Within<LEAST, MOST> {
@@ -193,6 +210,13 @@ impl Serialize for Emit {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         assert_eq!(self.0, None::<Formats>);
         serializer.serialize_str("received")
+    }
+}
+
+impl Serialize for Spans {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        assert!(self.0.is_none());
+        json!({}).serialize(serializer)
     }
 }
 

@@ -6,6 +6,7 @@ use super::choices::{
     RestoreRequestId, SpanIds,
 };
 use super::read::flag;
+use super::spans::Spans;
 use super::values::{
     Confidence, CopyHeaders, Emit, Hosts, KeyName, Keys, Rules, TokenHeaders, Within,
 };
@@ -201,6 +202,15 @@ pub struct Settings {
     #[cfg_attr(test, schemars(extend("x-side" = "inbound")))]
     #[serde(deserialize_with = "word", alias = "incoming_b3")]
     pub incoming_context: Incoming,
+
+    /// Report a client span of each call that is sampled, as Envoy's own tracer would, and give
+    /// the call that span: `{"cluster": "outbound|9411||zipkin.istio-system.svc.cluster.local",
+    /// "format": "zipkin"}`. `cluster` is the Envoy cluster of the collector, and `format` what it
+    /// takes: `zipkin` (v2, JSON) or `otlp` (over HTTP, protobuf). `path` is by default
+    /// `/api/v2/spans`, or `/v1/traces`; `authority` is the collector's host, by default that in
+    /// the name of the cluster. Needs `relay`. See [docs/spans.md](docs/spans.md).
+    #[cfg_attr(test, schemars(extend("x-side" = "outbound")))]
+    pub spans: Spans,
 }
 
 impl Default for Settings {
@@ -232,6 +242,7 @@ impl Default for Settings {
             enforce_status: Within::of::<400>(),
             report_header: ReportHeader::default(),
             incoming_context: Incoming::default(),
+            spans: Spans::default(),
         }
     }
 }
@@ -281,6 +292,7 @@ impl From<Settings> for Config {
             enforce_status: settings.enforce_status,
             report_header: settings.report_header,
             incoming: settings.incoming_context,
+            spans: settings.spans.0,
         }
     }
 }

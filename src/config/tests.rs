@@ -45,6 +45,7 @@ fn every_key_does_something() {
         ("enforce_status", "422"),
         ("report_header", "\"response\""),
         ("incoming_context", "\"drop\""),
+        ("spans", "{\"cluster\": \"zipkin\", \"format\": \"zipkin\"}"),
     ];
     let schema = schema();
     let keys = schema["properties"].as_object().unwrap().keys();
@@ -69,7 +70,7 @@ fn errors_name_the_key_its_place_what_was_found_and_what_is_allowed() {
          `keys`, `emit`, `span_ids`, `deferred_w3c`, `own_spans`, `outside`, `mesh_hosts`, \
          `outside_hosts`, `egress_gateways`, `attribution`, `confidence`, `token_headers`, \
          `capacity`, `grace_ms`, `log_lines_per_minute`, `rules`, `enforce_status`, \
-         `report_header`, `incoming_b3`, `incoming_context` (line 1 column 6)"
+         `report_header`, `incoming_b3`, `incoming_context`, `spans` (line 1 column 6)"
     );
     for (text, said) in [
         (

@@ -3,6 +3,7 @@
 use super::Filter;
 use super::lookup::{LookedUp, Owner};
 use super::request::{Request, removed};
+use super::span::Planned;
 use super::worker::WorkerState;
 use super::write::{Plan, Written};
 use crate::b3::{B3, Sampling};
@@ -30,6 +31,8 @@ pub(super) struct Decided {
     pub plan: Plan,
     /// The context that the call is to get.
     injection: Option<Injection>,
+    /// The client span that it is to get.
+    pub span: Planned,
     /// Something of its request would be written.
     writes: bool,
     restores_request_id: bool,
@@ -38,7 +41,10 @@ pub(super) struct Decided {
 
 /// What was done with a call.
 pub(super) struct Done {
-    pub counters: [Option<Counter>; 3],
+    pub counters: [Option<Counter>; 4],
+    pub decision: Decision,
+    /// The client span that begins.
+    pub span: Option<B3>,
     /// What the call was given that got its request's context.
     pub expected: Option<Expected>,
 }
@@ -137,10 +143,14 @@ impl Filter {
                 }
             }
         }
+        let owner = looked_up.owner.as_ref().ok();
+        let of = owner.and_then(|owner| owner.stored.b3.ids);
+        let span = Planned::of(worker, host, &self.config, request, (&call, &plan), of);
+        let mut child = span.child();
         let outside = self.config.outside;
         let is_asked = match outside {
             Outside::Relay => false,
-            Outside::Leave => call.writes() || plan.writes(),
+            Outside::Leave => call.writes() || plan.writes() || child.is_some(),
             Outside::Strip => call.writes() || !headers.present().is_empty(),
         };
         let to = [headers.authority, headers.path].map(|field| field.value().unwrap_or_default());
@@ -149,8 +159,10 @@ impl Filter {
             if call.writes() || outside == Outside::Strip {
                 call = CallPlan::leave(Decision::Outside);
             }
-            // Not even repaired: that might add to what the application sends there.
+            // Not even repaired: that might add to what the application sends there. Nor does
+            // its span go there.
             plan = Plan::default();
+            child = None;
             if outside == Outside::Strip {
                 plan.always = removed(headers.present().into_iter());
             }
@@ -158,6 +170,10 @@ impl Filter {
         if let Some(injection) = call.injection {
             plan.injection = Some(injection);
             plan.unchanged = call.unchanged;
+        }
+        if let Some(child) = child {
+            plan.injection = Some(child.injection);
+            plan.unchanged = child.unchanged;
         }
         let writes = call.writes();
         plan.edits = call.edits;
@@ -167,7 +183,8 @@ impl Filter {
             decision: call.decision,
             restores_request_id: edits.any(|edit| edit.name() == headers::REQUEST_ID),
             plan,
-            injection: call.injection,
+            injection: child.map(|child| child.injection).or(call.injection),
+            span,
             writes,
             doubt: doubt.map(|(_, doubt)| doubt),
         }
@@ -265,15 +282,20 @@ impl Decided {
             written.is_whole = true;
         }
         let restored = self.restores_request_id && !is_too_large;
+        // What had no room for the span in its headers gets none.
+        let child = self.span.child().filter(|_| is_whole);
         let is_doubtful = matches!(decision, Decision::Token | Decision::Inferred);
         let counters = [
             restored.then_some(Counter::Restored),
             Some(Counter::Calls(decision)),
             self.doubt.filter(|_| is_doubtful).map(Counter::Doubt),
+            self.span.counter(),
         ];
         let injection = self.injection.filter(|_| is_whole);
         Done {
             counters,
+            decision,
+            span: child.map(|child| child.injection.b3),
             expected: injection.as_ref().and_then(Expected::of),
         }
     }

@@ -5,6 +5,7 @@
 //! | `request` | reads the headers, and checks them |
 //! | `lookup` | looks up the request that a call belongs to |
 //! | `decide` | decides what is written |
+//! | `span` | gives a call a client span |
 //! | `write` | turns that into edits, as far as there is room |
 //! | `store` | stores an inbound request, as the application gets it |
 //! | `report` | says what was found and done |
@@ -16,6 +17,7 @@ mod decide;
 mod lookup;
 mod report;
 mod request;
+mod span;
 mod store;
 mod worker;
 mod write;
@@ -31,6 +33,7 @@ use crate::metrics::Counter;
 use crate::relay::Decision;
 use crate::rules::Finding;
 use crate::setup::Expected;
+use crate::spans::Begun;
 use crate::store::{Limits, Ticket};
 use lookup::LookedUp;
 use request::Request;
@@ -50,6 +53,8 @@ pub struct Outcome<'a> {
     pub call: Option<u64>,
     /// What a call was given that got its request's context.
     pub expected: Option<Expected>,
+    /// The client span of a call, if it has one: to be reported when it is over.
+    pub span: Option<Begun>,
     /// The answer to send instead of forwarding the request.
     pub reply: Option<Reply>,
     /// The value of the header [`REPORT`] for the response.
@@ -134,6 +139,11 @@ impl Filter {
             outcome.counters.extend(written.counters(direction));
             outcome.expected = done.expected;
             outcome.edits = written.edits;
+            outcome.span = done.span.and_then(|b3| {
+                let id = span::request_id(&outcome.edits, &request);
+                let of = (&request.headers, id);
+                Begun::new(b3, of, done.decision, &outcome.findings)
+            });
         }
         self.report(direction, &request, outcome);
     }

@@ -6,7 +6,7 @@ use super::name::Name;
 use super::{Declared, is_outside};
 use crate::bytes::fnv1a;
 use crate::host::Host;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 /// Where calls are routed to, as a worker remembers it.
 ///
@@ -19,7 +19,8 @@ use std::collections::{BTreeMap, VecDeque};
 #[derive(Debug, Default)]
 pub struct Routes {
     mesh: Option<Mesh>,
-    known: BTreeMap<u64, Route>,
+    /// By key, in order: a BTreeMap would bring the module 5 KB, and find no faster.
+    known: Vec<(u64, Route)>,
     /// The keys of `known`, oldest first.
     order: VecDeque<u64>,
     /// The time of the last tick: a call does not ask for it.
@@ -72,7 +73,10 @@ impl Routes {
         let fits = |name: &[u8]| name.len() <= Self::LONGEST;
         let key = without_query(path).map(|path| kind(seed, authority, path));
         let now_ms = self.now_ms;
-        let known = key.and_then(|key| self.known.get_mut(&key));
+        let place = key.map(|key| self.known.binary_search_by_key(&key, |(key, _)| *key));
+        let at = place.and_then(Result::ok);
+        let known = at.and_then(|at| self.known.get_mut(at));
+        let known = known.map(|(_, route)| route);
         let cluster = match known.filter(|route| route.is_valid_for(authority, now_ms)) {
             Some(route) => {
                 route.left -= 1;
@@ -82,10 +86,12 @@ impl Routes {
                 asked = host.cluster();
                 let key = key.filter(|_| asked.as_deref().is_none_or(fits));
                 if let Some(key) = key {
-                    let before = self.known.get(&key);
+                    let before = at.and_then(|at| self.known.get_mut(at));
                     let same = |before: &Route| *before.authority == *authority;
-                    let varies = before.filter(|before| same(before)).is_some_and(|before| {
-                        before.varies || relevant_name(&before.cluster) != relevant_name(&asked)
+                    let varies = before.as_ref().is_some_and(|(_, before)| {
+                        same(before)
+                            && (before.varies
+                                || relevant_name(&before.cluster) != relevant_name(&asked))
                     });
                     let route = Route {
                         authority: authority.into(),
@@ -94,13 +100,21 @@ impl Routes {
                         left: Self::CALLS,
                         varies,
                     };
-                    if self.known.insert(key, route).is_none() {
-                        self.order.push_back(key);
+                    match (before, place) {
+                        (Some((_, before)), _) => *before = route,
+                        (None, Some(Err(at))) => {
+                            // Once, so that no memory is left in pieces.
+                            let more = Self::MOST + 1 - self.order.len();
+                            self.known.reserve_exact(more);
+                            self.known.insert(at, (key, route));
+                            self.order.push_back(key);
+                        }
+                        (None, _) => {}
                     }
                     if self.order.len() > Self::MOST {
-                        if let Some(oldest) = self.order.pop_front() {
-                            self.known.remove(&oldest);
-                        }
+                        let oldest = self.order.pop_front().unwrap_or_default();
+                        let at = self.known.binary_search_by_key(&oldest, |(key, _)| *key);
+                        let _ = at.map(|at| self.known.remove(at));
                     }
                 }
                 asked.as_deref()

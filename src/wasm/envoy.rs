@@ -2,7 +2,7 @@
 
 use super::host_calls::{self, Failure};
 use super::plugin::Plugin;
-use crate::host::Host;
+use crate::host::{Host, Recording};
 use crate::setup::Labels;
 use crate::store::{NotSet, SharedData};
 
@@ -81,6 +81,10 @@ impl Host for EnvoyOf<'_> {
 
     fn random(&self) -> [u8; 16] {
         Envoy.random()
+    }
+
+    fn recording(&self) -> Recording {
+        self.0.recording()
     }
 
     fn cluster(&self) -> Option<Vec<u8>> {

@@ -41,6 +41,21 @@ unsafe extern "C" {
         size: *mut usize,
     ) -> u32;
     fn proxy_get_header_map_pairs(map: MapType, data: *mut *mut u8, size: *mut usize) -> u32;
+    fn proxy_get_header_map_value(
+        map: MapType,
+        name: *const u8,
+        name_size: usize,
+        data: *mut *mut u8,
+        size: *mut usize,
+    ) -> u32;
+    fn proxy_call_foreign_function(
+        name: *const u8,
+        name_size: usize,
+        argument: *const u8,
+        argument_size: usize,
+        data: *mut *mut u8,
+        size: *mut usize,
+    ) -> u32;
     fn proxy_replace_header_map_value(
         map: MapType,
         name: *const u8,
@@ -146,6 +161,21 @@ pub(super) fn property(path: &[u8]) -> Result<Vec<u8>, Failure> {
 /// All headers of a map, as [`headers::Pairs`] reads them.
 pub(super) fn headers(map: MapType) -> Result<Vec<u8>, Failure> {
     bytes(|data, size| unsafe { proxy_get_header_map_pairs(map, data, size) })
+}
+
+/// The value of one header.
+pub(super) fn header(map: MapType, name: &str) -> Result<Vec<u8>, Failure> {
+    let (n, length) = (name.as_ptr(), name.len());
+    bytes(|data, size| unsafe { proxy_get_header_map_value(map, n, length, data, size) })
+}
+
+/// Calls a function of Envoy that is not of the ABI.
+pub(super) fn foreign(name: &str, argument: &[u8]) -> Result<Vec<u8>, Failure> {
+    let (n, length) = (name.as_ptr(), name.len());
+    let (a, argument_size) = (argument.as_ptr(), argument.len());
+    bytes(|data, size| unsafe {
+        proxy_call_foreign_function(n, length, a, argument_size, data, size)
+    })
 }
 
 /// Replaces every value of a header, or adds it.

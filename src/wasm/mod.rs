@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `plugin` | the root context: configuration, ticks, what its streams share |
 //! | `stream` | the HTTP context: the headers of a request, its end |
+//! | `spans` | client spans: what Envoy knows of a call, and reports |
 //! | `envoy` | Envoy, as the core sees it |
 //! | `host_calls` | the host calls, where the SDK's own would panic |
 //!
@@ -13,6 +14,7 @@
 mod envoy;
 mod host_calls;
 mod plugin;
+mod spans;
 mod stream;
 
 use proxy_wasm::types::LogLevel;

@@ -2,6 +2,7 @@
 
 use super::envoy::Envoy;
 use super::host_calls::{self, Failure};
+use super::spans::Reporter;
 use super::stream::{Idle, Stream};
 use crate::config::{Config, Direction};
 use crate::filter::{Filter, Outcome, REPORT, WorkerState};
@@ -19,7 +20,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 /// How often Envoy calls [`RootContext::on_tick`], in milliseconds.
-const TICK_MS: u32 = 1000;
+pub(super) const TICK_MS: u32 = 1000;
 /// A plugin that has not ticked for so long is gone.
 const AT_WORK_MS: u64 = 5 * TICK_MS as u64;
 
@@ -34,7 +35,13 @@ thread_local! {
 #[derive(Default)]
 pub(super) struct Root(Option<Rc<Plugin>>);
 
-impl Context for Root {}
+impl Context for Root {
+    fn on_http_call_response(&mut self, token: u32, _: usize, _: usize, _: usize) {
+        if let Some(plugin) = &self.0 {
+            plugin.reported(token);
+        }
+    }
+}
 
 impl RootContext for Root {
     /// False to refuse the configuration.
@@ -66,7 +73,10 @@ impl RootContext for Root {
 
     fn on_tick(&mut self) {
         if let Some(plugin) = &self.0 {
-            plugin.tick();
+            plugin.tick_of_spans();
+            if plugin.is_due() {
+                plugin.tick();
+            }
         }
     }
 
@@ -135,11 +145,16 @@ pub(super) struct Plugin {
     log: RefCell<RateLimit>,
     /// Of the inbound side; `None` until a request has come.
     is_before_router: Cell<Option<bool>>,
+    /// Where its client spans go.
+    pub(super) reporter: Option<Reporter>,
+    /// When it has ticked last, but for the spans.
+    ticked_ms: Cell<u64>,
 }
 
 impl Plugin {
     fn start(config: Config) -> Self {
         let log = RefCell::new(RateLimit::new(config.log_lines_per_minute.get()));
+        let reporter = config.spans.clone().map(Reporter::start);
         let plugin = Self {
             filter: Filter::new(config),
             memory: MEMORY.with(Rc::clone),
@@ -148,6 +163,8 @@ impl Plugin {
             metrics: RefCell::default(),
             log,
             is_before_router: Cell::default(),
+            reporter,
+            ticked_ms: Cell::default(),
         };
         // Counters that exist from the start read 0 until something happens.
         for decision in Decision::ALL {
@@ -156,12 +173,24 @@ impl Plugin {
         for counter in [Counter::Remembered, Counter::RequestIds, Counter::Evicted] {
             plugin.metric(counter);
         }
+        plugin.start_spans();
         plugin.announce();
         plugin.ok(host_calls::set_tick_period(TICK_MS));
         if let Some(problem) = setup::without_labels(&Envoy, Envoy.labels()) {
             log::warn!("{}", problem.text);
         }
         plugin
+    }
+
+    /// The spans may have asked for an earlier one.
+    fn is_due(&self) -> bool {
+        let now_ms = Envoy.now_ms();
+        // A clock that was set back, too.
+        let is_due = now_ms.abs_diff(self.ticked_ms.get()) >= u64::from(TICK_MS / 2);
+        if is_due {
+            self.ticked_ms.set(now_ms);
+        }
+        is_due || self.reporter.is_none()
     }
 
     fn tick(&self) {
@@ -187,7 +216,7 @@ impl Plugin {
         }
     }
 
-    fn metric(&self, counter: Counter) -> Option<u32> {
+    pub(super) fn metric(&self, counter: Counter) -> Option<u32> {
         let counter = counter.without_amount();
         let mut metrics = self.metrics.borrow_mut();
         if let Some((_, id)) = metrics.iter().find(|(known, _)| *known == counter) {

@@ -7,6 +7,7 @@ use crate::filter::REPORT;
 use crate::headers::Pairs;
 use crate::metrics::Counter;
 use crate::setup::{self, Expected};
+use crate::spans::Begun;
 use crate::store::Ticket;
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::{Action, MapType};
@@ -27,9 +28,21 @@ pub(super) struct Stream {
     /// What is compared with the headers when the stream is over.
     expected: Option<Expected>,
     response_report: Option<String>,
+    span: Option<Begun>,
 }
 
 impl Stream {
+    /// The status of gRPC, in the headers of a response that has nothing else or behind it.
+    fn read_grpc_status(&mut self, map: MapType) {
+        let Some(span) = self.span.as_mut().filter(|span| span.is_grpc()) else {
+            return;
+        };
+        if let Ok(status) = host_calls::header(map, "grpc-status") {
+            let message = host_calls::header(map, "grpc-message").unwrap_or_default();
+            span.answered(status, message);
+        }
+    }
+
     pub(super) fn new(plugin: Rc<Plugin>) -> Self {
         Self {
             plugin,
@@ -38,6 +51,7 @@ impl Stream {
             call: None,
             expected: None,
             response_report: None,
+            span: None,
         }
     }
 }
@@ -64,6 +78,7 @@ impl HttpContext for Stream {
         }
         self.ticket = outcome.ticket;
         self.call = outcome.call;
+        self.span = outcome.span;
         let mut setup = plugin.setup.borrow_mut();
         self.expected = outcome.expected.filter(|_| setup.samples());
         if replied {
@@ -80,6 +95,12 @@ impl HttpContext for Stream {
             self.plugin
                 .ok(host_calls::add_header(map, REPORT, report.as_bytes()));
         }
+        self.read_grpc_status(MapType::HttpResponseHeaders);
+        Action::Continue
+    }
+
+    fn on_http_response_trailers(&mut self, _: usize) -> Action {
+        self.read_grpc_status(MapType::HttpResponseTrailers);
         Action::Continue
     }
 
@@ -107,6 +128,9 @@ impl HttpContext for Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         let plugin = &*self.plugin;
+        if let Some(span) = self.span.take() {
+            plugin.end_span(&span);
+        }
         let memory = &mut *plugin.memory.borrow_mut();
         if let Some(ticket) = self.ticket.take()
             && !plugin.filter.end(memory, &Envoy, ticket, self.answered)

@@ -119,6 +119,8 @@ def otlp_spans(message: bytes) -> list[Span]:
                 }
                 if span.kind in _KINDS:
                     one["kind"] = _KINDS[span.kind]
+                if span.status.code == 2:
+                    one["error"] = True
                 if span.parent_span_id:
                     one["parentId"] = span.parent_span_id.hex()
                 found.append(one)

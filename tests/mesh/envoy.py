@@ -170,7 +170,10 @@ def sidecar(
                 "name": "outbound",
                 "virtual_hosts": [
                     *(
-                        _virtual_host(callee, [callee, f"{callee}:*"], _outbound(callee), retry)
+                        # Istio's names have the port.
+                        _virtual_host(
+                            f"{callee}:9080", [callee, f"{callee}:*"], _outbound(callee), retry
+                        )
                         for callee in callees
                     ),
                     unknown,
@@ -378,7 +381,7 @@ def _virtual_host(
             {
                 "name": "default",
                 "match": {"prefix": "/"},
-                "decorator": {"operation": f"{name}:9080/*"},
+                "decorator": {"operation": f"{name.removesuffix(':9080')}:9080/*"},
                 "route": {"cluster": cluster, "timeout": "15s", **(route or {})},
             }
         ],

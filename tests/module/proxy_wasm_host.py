@@ -35,7 +35,7 @@ Headers = list[tuple[str, bytes]]
 """Header pairs, in order. A name is Latin-1, so that any bytes can be one."""
 
 # Statuses of the ABI.
-OK, NOT_FOUND, BAD_ARGUMENT, CAS_MISMATCH = 0, 1, 2, 8
+OK, NOT_FOUND, BAD_ARGUMENT, CAS_MISMATCH, INTERNAL_FAILURE = 0, 1, 2, 8, 10
 STATUSES = {
     1: "NotFound",
     2: "BadArgument",
@@ -54,7 +54,8 @@ CONTINUE, PAUSE = 0, 1
 INBOUND, OUTBOUND = 1, 2  # envoy.config.core.v3.TrafficDirection
 LEVELS = ("trace", "debug", "info", "warn", "error", "critical")
 
-REQUEST_HEADERS, RESPONSE_HEADERS = 0, 2  # the map types
+# The map types.
+REQUEST_HEADERS, RESPONSE_HEADERS, RESPONSE_TRAILERS, CALL_HEADERS = 0, 2, 3, 6
 PLUGIN_CONFIGURATION = 7  # the buffer type
 COUNTER = 0  # the metric type
 MASK = 0xFFFFFFFF
@@ -139,6 +140,17 @@ class Reply:
 
 
 @dataclass(frozen=True)
+class Call:
+    """An HTTP call of the module's own."""
+
+    token: int
+    cluster: str
+    headers: Headers
+    body: bytes
+    timeout_ms: int
+
+
+@dataclass(frozen=True)
 class Seen:
     """What became of a request's headers."""
 
@@ -159,6 +171,10 @@ class Host:
         self.log: list[tuple[str, str]] = []
         """Level and text of each log line."""
         self.dead = False
+        self.http_calls: list[Call] = []
+        """HTTP calls that were not answered yet."""
+        self._last_call = 0
+        self._expressions: dict[tuple[int, int], str] = {}
         self._contexts: dict[int, Plugin | Stream] = {}
         self._last_context = 0
         self._current: Plugin | Stream | None = None
@@ -323,16 +339,82 @@ class Host:
         return NOT_FOUND if value is None else self._give(value, data_at, size_at)
 
     def host_proxy_set_tick_period_milliseconds(self, period: int) -> int:
-        if not isinstance(self._current, Plugin):
-            return BAD_ARGUMENT
-        self._current.tick_period_ms = period & MASK
+        # Of a stream, that of its plugin.
+        current = self._current
+        plugin = current.plugin if isinstance(current, Stream) else current
+        assert plugin is not None
+        plugin.tick_period_ms = period & MASK
         return OK
+
+    def host_proxy_set_effective_context(self, number: int) -> int:
+        return OK if number in self._contexts else BAD_ARGUMENT
+
+    def host_proxy_call_foreign_function(
+        self, at: int, size: int, argument_at: int, argument_size: int, data_at: int, size_at: int
+    ) -> int:
+        """Envoy's `expr_create` and `expr_evaluate`, for a list of properties."""
+        name, argument = self._text(at, size), self._read(argument_at, argument_size)
+        current = self._current
+        plugin = current.plugin if isinstance(current, Stream) else current
+        assert plugin is not None
+        if name == "expr_create":
+            number = len(self._expressions) + 1
+            self._expressions[plugin.id, number] = argument.decode()
+            return self._give(struct.pack("<I", number), data_at, size_at)
+        if name != "expr_evaluate":
+            return NOT_FOUND
+        (number,) = struct.unpack("<I", argument)
+        text = self._expressions.get((plugin.id, number))
+        if text is None:
+            return NOT_FOUND
+        assert current is not None
+        values = [_evaluated(one, current.properties) for one in text.strip("[]").split(", ")]
+        if None in values:
+            return INTERNAL_FAILURE
+        pairs = [(value.decode("latin-1"), b"") for value in values if value is not None]
+        return self._give(serialize(pairs), data_at, size_at)
+
+    def host_proxy_http_call(
+        self,
+        cluster_at: int,
+        cluster_size: int,
+        headers_at: int,
+        headers_size: int,
+        body_at: int,
+        body_size: int,
+        _trailers_at: int,
+        _trailers_size: int,
+        timeout: int,
+        token_at: int,
+    ) -> int:
+        self._last_call += 1
+        self.http_calls.append(
+            Call(
+                self._last_call,
+                self._text(cluster_at, cluster_size),
+                deserialize(self._read(headers_at, headers_size)),
+                self._read(body_at, body_size),
+                timeout,
+            )
+        )
+        return self._number(token_at, self._last_call)
 
     def _handed(self, kind: int) -> Stream | None:
         # Envoy too has the headers only while it hands them over.
         if isinstance(self._current, Stream) and self._current.handing == kind:
             return self._current
         return None
+
+    def host_proxy_get_header_map_value(
+        self, kind: int, at: int, size: int, data_at: int, size_at: int
+    ) -> int:
+        current = self._current
+        assert current is not None
+        if current.handing != kind:
+            return BAD_ARGUMENT
+        name = self._text(at, size)
+        values = [value for known, value in current.headers if known == name]
+        return self._give(values[0], data_at, size_at) if values else NOT_FOUND
 
     def host_proxy_get_header_map_pairs(self, kind: int, data_at: int, size_at: int) -> int:
         stream = self._handed(kind)
@@ -468,6 +550,8 @@ class Plugin:
             self.properties["plugin_name"] = name
         self.tick_period_ms = 0
         """How often it wants to be ticked; 0 for never."""
+        self.headers: Headers = []
+        self.handing: int | None = None
         self.id = host.register(self)
         host.enter(self, "proxy_on_context_create", 0)
         assert host.enter(self, "proxy_on_vm_start", 0) in (1, None)
@@ -485,12 +569,20 @@ class Plugin:
         """The period it asked for has passed."""
         self.host.enter(self, "proxy_on_tick")
 
+    def answer(self, call: Call, status: bytes) -> None:
+        """The HTTP call was answered."""
+        self.host.http_calls.remove(call)
+        self.headers, self.handing = [(":status", status)], CALL_HEADERS
+        self.host.enter(self, "proxy_on_http_call_response", call.token, 1, 0, 0)
+        self.handing = None
+
 
 class Stream:
     """One HTTP stream."""
 
     def __init__(self, plugin: Plugin) -> None:
         self.host = plugin.host
+        self.plugin = plugin
         self.properties = plugin.properties
         self.headers: Headers = []
         self.handing: int | None = None
@@ -516,6 +608,13 @@ class Stream:
         """Hands the response headers over."""
         self._raw_map = None
         return self._hand("proxy_on_response_headers", RESPONSE_HEADERS, headers)
+
+    def on_response_trailers(self, trailers: Headers) -> None:
+        """Hands the response trailers over."""
+        self.headers, self.handing = list(trailers), RESPONSE_TRAILERS
+        action = self.host.enter(self, "proxy_on_response_trailers", len(trailers))
+        self.handing = None
+        assert action in (CONTINUE, None)
 
     def _hand(self, export: str, kind: int, headers: Headers) -> Seen:
         self.headers, self.handing = list(headers), kind
@@ -543,6 +642,16 @@ class Stream:
             self.on_response_headers([(":status", b"200")])
         self.done()
         self.delete()
+
+
+def _evaluated(expression: str, properties: dict[str, bytes]) -> bytes | None:
+    """A property in CEL, or `has(property) ? property : value`."""
+    condition, _, rest = expression.partition(" ? ")
+    name, _, default = rest.partition(" : ")
+    found = properties.get(name or condition)
+    if found is not None or not name:
+        return found
+    return default.strip("'").encode() if default.endswith("'") else struct.pack("<q", 0)
 
 
 def serialize(headers: Headers) -> bytes:

@@ -4,9 +4,10 @@
 use b3relay::config::{Config, Direction};
 use b3relay::filter::{Filter, Outcome, WorkerState};
 use b3relay::headers::{Pairs, serialize};
-use b3relay::host::Host;
+use b3relay::host::{Host, Recording};
 use b3relay::metrics::Counter;
 use b3relay::relay::Decision;
+use b3relay::spans::Begun;
 use b3relay::store::{InMemory, NotSet, SharedData, Ticket};
 use serde::Deserialize;
 use std::cell::{Cell, RefCell};
@@ -111,6 +112,8 @@ pub struct TestHost {
     pub istio: Cell<bool>,
     /// The inbound filter is an ordinary HTTP filter.
     pub before_router: Cell<bool>,
+    /// Whether spans may begin.
+    pub recording: Cell<Recording>,
     next: Cell<u64>,
 }
 
@@ -153,6 +156,10 @@ impl Host for TestHost {
     fn is_istio(&self) -> bool {
         self.istio.get()
     }
+
+    fn recording(&self) -> Recording {
+        self.recording.get()
+    }
 }
 
 /// What became of a request.
@@ -165,6 +172,7 @@ pub struct Seen {
     pub rules: Vec<&'static str>,
     pub counters: Vec<Counter>,
     pub reply: Option<(u32, String)>,
+    pub span: Option<Begun>,
 }
 
 /// A sidecar: filters on both sides of an application, on one worker or more.
@@ -240,6 +248,7 @@ impl Sidecar {
                 .collect(),
             reply: outcome.reply.map(|reply| (reply.status, reply.body)),
             counters: outcome.counters,
+            span: outcome.span,
         }
     }
 

@@ -30,7 +30,7 @@ def test_nothing_is_found_with_an_older_istio(name: str, version: str) -> None:
 
 def test_every_manifest_is_one_of_the_forms() -> None:
     """Or a part of one, or a patch of deployments (test_mount.py), or without Istio."""
-    parts = {"image", "no-client-spans", "README.md", "example"}
+    parts = {"image", "no-client-spans", "spans", "README.md", "example"}
     parts |= {"mount.yaml", "mount-image.yaml", "mount-gateway.yaml"}
     parts |= {"Dockerfile", "local"}  # tests/docker
     parts |= {"check.sh"}  # tests/check

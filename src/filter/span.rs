@@ -1,0 +1,147 @@
+//! Beside step 4: the client span of a call. It stands in the headers of the call in
+//! place of the span that the call would name otherwise, with that one as its parent.
+
+use super::request::Request;
+use super::worker::WorkerState;
+use super::write::Plan;
+use crate::b3::{B3, Ids, SpanId};
+use crate::config::{Config, SpanIds};
+use crate::headers::{self, Edit};
+use crate::host::{Host, Recording};
+use crate::metrics::Counter;
+use crate::relay::{CallPlan, Decision, Injection, Tracer};
+use crate::rules::Formats;
+
+/// A span that may begin.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Child {
+    /// What the call is to say.
+    pub injection: Injection,
+    /// The formats that stay as they are.
+    pub unchanged: Formats,
+}
+
+/// What becomes of the span of a call.
+pub(super) enum Planned {
+    /// It has none.
+    Nothing,
+    /// There is no room for it.
+    Dropped,
+    /// It begins.
+    Child(Child),
+}
+
+impl Planned {
+    /// Of a call of which this is planned, of a request with this context. A call that is not sampled has no span, nor one
+    /// of which that is left open: whether the callee reports its own is not known.
+    pub fn of(
+        worker: &WorkerState,
+        host: &impl Host,
+        config: &Config,
+        request: &Request<'_>,
+        (call, plan): (&CallPlan, &Plan),
+        of: Option<Ids>,
+    ) -> Self {
+        let recording = host.recording();
+        if recording == Recording::Off {
+            return Self::Nothing;
+        }
+        let child = match call.injection {
+            Some(injection) => Some(Child {
+                injection,
+                unchanged: call.unchanged,
+            }),
+            None if call.decision == Decision::Present => own(worker, config, request, plan),
+            None => None,
+        };
+        let is_sampled = |child: &Child| child.injection.b3.sampling.decided() == Some(true);
+        let Some(mut child) = child.filter(is_sampled) else {
+            return Self::Nothing;
+        };
+        let b3 = &mut child.injection.b3;
+        let Some(ids) = b3.ids else {
+            return Self::Nothing;
+        };
+        if recording == Recording::Closed {
+            return Self::Dropped;
+        }
+        // `span_ids` may have given it one already.
+        let is_child = |of: Ids| ids.span != of.span && ids.parent == Some(of.span);
+        if config.span_ids == SpanIds::Child && of.is_some_and(is_child) {
+            return Self::Child(child);
+        }
+        let [a, b, c, d, e, f, g, h, ..] = host.random();
+        let Some(span) = SpanId::new(u64::from_le_bytes([a, b, c, d, e, f, g, h])) else {
+            return Self::Nothing;
+        };
+        b3.ids = Some(Ids {
+            span,
+            parent: Some(ids.span),
+            ..ids
+        });
+        Self::Child(child)
+    }
+
+    /// The span that begins.
+    pub fn child(&self) -> Option<&Child> {
+        match self {
+            Self::Child(child) => Some(child),
+            Self::Nothing | Self::Dropped => None,
+        }
+    }
+
+    /// What is counted.
+    pub fn counter(&self) -> Option<Counter> {
+        matches!(self, Self::Dropped).then_some(Counter::SpansDropped(1))
+    }
+}
+
+/// The context that a call has of its own, in all formats that the tracers of the mesh read.
+fn own(worker: &WorkerState, config: &Config, request: &Request<'_>, plan: &Plan) -> Option<Child> {
+    let extracted = &request.extracted;
+    let given = Formats {
+        w3c: false,
+        ..extracted.formats
+    };
+    let b3_alone = || (extracted.b3, given);
+    let w3c_alone = |b3: B3| {
+        let formats = Formats {
+            w3c: true,
+            ..Formats::default()
+        };
+        (b3, formats)
+    };
+    let (b3, formats) = match (extracted.b3.ids, extracted.w3c) {
+        (None, None) => return None,
+        (Some(_), None) => b3_alone(),
+        (None, Some(w3c)) => w3c_alone(w3c.b3()),
+        (Some(ids), Some(w3c)) if ids.trace.same(w3c.trace) && ids.span == w3c.span => {
+            (extracted.b3, Formats { w3c: true, ..given })
+        }
+        // Of two spans that one is left alone which is not of the mesh.
+        (Some(_), Some(w3c)) if worker.tracer == Some(Tracer::W3c) => w3c_alone(w3c.b3()),
+        (Some(_), Some(_)) => b3_alone(),
+    };
+    let added = plan.injection.map(|injection| injection.formats);
+    let formats = formats.and(added.unwrap_or_default());
+    Some(Child {
+        injection: Injection {
+            b3,
+            formats,
+            replaces_traceparent: formats.w3c,
+            deferred: config.deferred_w3c.sampled(),
+        },
+        unchanged: given.without(formats),
+    })
+}
+
+/// The request ID that a call goes on with.
+pub(super) fn request_id<'a>(edits: &'a [Edit], request: &'a Request<'_>) -> &'a [u8] {
+    let set = edits.iter().rev().find_map(|edit| match edit {
+        Edit::Set(name, value) | Edit::Add(name, value) if name == headers::REQUEST_ID => {
+            Some(value.as_slice())
+        }
+        _ => None,
+    });
+    set.unwrap_or(&request.request_id)
+}

@@ -1,0 +1,193 @@
+//! Batches of spans, their bounds, and how the collector is.
+//!
+//! A span that has begun is in the headers of its call: the callee's span names it as its
+//! parent. So where it might not be reported none begins, and the callee's span hangs from
+//! the span that the application got. Of those that have begun already, few are lost.
+
+use super::otlp::Otlp;
+use super::zipkin::Zipkin;
+use super::{Encoder, Node, Span};
+use crate::config::SpanFormat;
+
+/// Spans that are worth a report before the tick.
+const SPANS: u32 = 100;
+/// Reports that may be in flight.
+const IN_FLIGHT: usize = 2;
+/// Bytes that wait to be reported, from which on no span begins.
+const WAITING: usize = 256 * 1024;
+/// Those from which on spans are dropped that have begun before.
+const WAITING_MOST: usize = 2 * WAITING;
+/// How long the collector may take to answer, in milliseconds.
+pub const TIMEOUT_MS: u32 = 5000;
+/// A report without an answer for so long never gets one: its plugin is gone.
+const FORGOTTEN_MS: u64 = 3 * TIMEOUT_MS as u64;
+/// How often a collector that has failed is asked whether it is well again.
+const RETRY_MS: u64 = 5000;
+
+/// What became of a span that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Added {
+    /// It waits for the next report.
+    Waiting,
+    /// There are enough for a report: now, please.
+    Full,
+    /// There was no room.
+    Dropped,
+}
+
+/// What is to be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The body; of a collector that has failed, perhaps without a span.
+    pub body: Vec<u8>,
+    /// Its content type.
+    pub content_type: &'static str,
+    /// How many spans there are in it.
+    pub spans: u32,
+}
+
+struct InFlight {
+    token: u32,
+    spans: u32,
+    since_ms: u64,
+}
+
+/// The spans that wait to be reported, and the reports that wait for an answer.
+pub struct Recorder {
+    encoder: Box<dyn Encoder>,
+    batch: Vec<u8>,
+    spans: u32,
+    in_flight: Vec<InFlight>,
+    /// When the collector failed last; `None`: it is well.
+    failed_ms: Option<u64>,
+    is_asked: bool,
+}
+
+impl std::fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Recorder")
+    }
+}
+
+impl Recorder {
+    /// Of a proxy.
+    pub fn new(format: SpanFormat, node: Node) -> Self {
+        Self {
+            encoder: match format {
+                SpanFormat::Zipkin => Box::new(Zipkin(node)),
+                SpanFormat::Otlp => Box::new(Otlp::new(node)),
+            },
+            batch: Vec::new(),
+            spans: 0,
+            in_flight: Vec::new(),
+            failed_ms: None,
+            is_asked: false,
+        }
+    }
+
+    /// A span may begin.
+    pub fn is_open(&self) -> bool {
+        self.failed_ms.is_none() && self.batch.len() < WAITING
+    }
+
+    /// A span is over.
+    pub fn add(&mut self, span: &Span<'_>) -> Added {
+        if self.batch.len() >= WAITING_MOST {
+            return Added::Dropped;
+        }
+        self.encoder.append(span, &mut self.batch);
+        self.spans += 1;
+        let is_due = self.spans >= SPANS && self.failed_ms.is_none();
+        match is_due && self.in_flight.len() < IN_FLIGHT && !self.is_asked {
+            true => {
+                self.is_asked = true;
+                Added::Full
+            }
+            false => Added::Waiting,
+        }
+    }
+
+    /// A report was asked for before the tick ([`Added::Full`]).
+    pub fn is_asked(&self) -> bool {
+        self.is_asked
+    }
+
+    /// As many spans wait as are worth a report.
+    pub fn is_due(&self) -> bool {
+        self.spans >= SPANS
+    }
+
+    /// What is to be sent now, if anything. A collector that has failed gets one report at a
+    /// time, and every [`RETRY_MS`] only.
+    pub fn take(&mut self, now_ms: u64) -> Option<Report> {
+        self.is_asked = false;
+        let may_send = match self.failed_ms {
+            None => self.spans > 0 && self.in_flight.len() < IN_FLIGHT,
+            Some(at) => now_ms.abs_diff(at) >= RETRY_MS && self.in_flight.is_empty(),
+        };
+        if !may_send {
+            return None;
+        }
+        let body = self.encoder.body(&self.batch);
+        self.batch.clear();
+        Some(Report {
+            body,
+            content_type: self.encoder.content_type(),
+            spans: std::mem::take(&mut self.spans),
+        })
+    }
+
+    /// A report is on its way.
+    pub fn sent(&mut self, token: u32, spans: u32, now_ms: u64) {
+        self.in_flight.push(InFlight {
+            token,
+            spans,
+            since_ms: now_ms,
+        });
+    }
+
+    /// A report could not be sent.
+    pub fn failed(&mut self, now_ms: u64) {
+        self.failed_ms = Some(now_ms);
+    }
+
+    /// A report was answered, with this status: how many spans it had, and whether the
+    /// collector has taken them. `None` if it is not one of this recorder.
+    pub fn answered(&mut self, token: u32, status: u16, now_ms: u64) -> Option<(u32, bool)> {
+        let at = self.in_flight.iter().position(|one| one.token == token)?;
+        let report = self.in_flight.swap_remove(at);
+        // One without a span is a question, and any answer of the collector's will do.
+        let is_taken = match report.spans {
+            0 => (200..500).contains(&status),
+            _ => (200..300).contains(&status),
+        };
+        match is_taken {
+            true => self.failed_ms = None,
+            false => self.failed_ms = Some(now_ms),
+        }
+        Some((report.spans, is_taken))
+    }
+
+    #[cfg(test)]
+    pub(super) fn in_flight(&self) -> Vec<u32> {
+        self.in_flight.iter().map(|one| one.token).collect()
+    }
+
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> u32 {
+        self.spans
+    }
+
+    /// How many spans were in reports that will get no answer any more.
+    pub fn forgotten(&mut self, now_ms: u64) -> u32 {
+        let mut spans = 0;
+        self.in_flight.retain(|report| {
+            let is_waited_for = now_ms.abs_diff(report.since_ms) < FORGOTTEN_MS;
+            if !is_waited_for {
+                spans += report.spans;
+            }
+            is_waited_for
+        });
+        spans
+    }
+}

@@ -1,0 +1,271 @@
+"""Client spans that b3relay reports, against Envoy's own where the apps forward everything."""
+
+import asyncio
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from mesh.collector import Collector, Span
+from mesh.envoy import Tracer
+from mesh.mesh import Mesh
+from mesh.ports import HOST, free_port
+from mesh.tree import render, traces
+
+FORMATS = {"zipkin": "zipkin", "opentelemetry": "otlp"}
+TRACERS: list[Tracer] = ["zipkin", "opentelemetry"]
+# One click: the gateway, four services, and three calls.
+SPANS = 8
+
+Scenario = Callable[[Mesh], None]
+
+
+def spans_to(cluster: str = "collector", tracer: Tracer = "zipkin") -> str:
+    return json.dumps({"spans": {"cluster": cluster, "format": FORMATS[tracer]}})
+
+
+def click(mesh: Mesh) -> None:
+    mesh.clicks(2)
+
+
+def of(mesh: Mesh, scenario: Scenario, expected: int) -> list[Span]:
+    """All spans of what the scenario does."""
+    scenario(mesh)
+    return mesh.wait_spans(expected)
+
+
+def reference(scenario: Scenario, expected: int, tracer: Tracer, **options: Any) -> list[Span]:
+    forward = "w3c" if tracer == "opentelemetry" else "all7"
+    with Mesh(
+        forward=forward, filter=False, client_spans=True, tracer=tracer, **options
+    ) as mesh:
+        return of(mesh, scenario, expected)
+
+
+def ours(
+    scenario: Scenario, expected: int, tracer: Tracer, forward: str = "request-id", **options: Any
+) -> list[Span]:
+    config = spans_to(tracer=tracer)
+    with Mesh(forward=forward, outbound_config=config, tracer=tracer, **options) as mesh:
+        return of(mesh, scenario, expected)
+
+
+# Another one each time; and the apps say in their answers what headers they got.
+VARIES = {"guid:x-request-id", "response_size", "zone"}
+OWN = {"b3relay.decision", "b3relay.rules"}
+
+
+def facts(spans: list[Span]) -> list[str]:
+    """What each span says, and below which it hangs; without IDs and times."""
+    names = {span["id"]: f"{_service(span)} {span.get('kind')}" for span in spans}
+    found = []
+    for span in spans:
+        tags = {name: value for name, value in span["tags"].items() if name not in VARIES | OWN}
+        for name in ("upstream_cluster", "upstream_cluster.name"):
+            if tags.get(name, "").startswith("inbound|"):
+                tags[name] = "inbound"
+        # The gateway's port is another one each time.
+        tags["http.url"] = re.sub(r":\d+/", "/", tags["http.url"])
+        parent = names.get(span.get("parentId", ""), span.get("parentId"))
+        told = [_service(span), span.get("kind"), span["name"], parent, span.get("error")]
+        found.append(json.dumps([*told, sorted(tags.items())]))
+    return sorted(found)
+
+
+def _service(span: Span) -> str:
+    service: str = span["localEndpoint"]["serviceName"]
+    return service
+
+
+def clients(spans: list[Span], service: str) -> list[Span]:
+    return [span for span in spans if span.get("kind") == "CLIENT" and _service(span) == service]
+
+
+@pytest.mark.parametrize("tracer", TRACERS)
+def test_the_trace_is_that_of_envoys_own_client_spans(tracer: Tracer) -> None:
+    """Side by side with `pytest -s`."""
+    theirs = reference(click, 2 * SPANS, tracer)
+    found = ours(click, 2 * SPANS, tracer)
+    for spans in (theirs, found):
+        print(render(next(iter(traces(spans).values()))), end="\n\n")
+    assert len(theirs) == 2 * SPANS, "else the comparison shows nothing"
+    assert len(traces(found)) == 2
+    assert facts(found) == facts(theirs)
+    for span in clients(found, "productpage"):
+        assert span["tags"]["b3relay.decision"] == "copied"
+        began, took = span["timestamp"], span["duration"]
+        (server,) = [one for one in found if one.get("parentId") == span["id"]]
+        assert began <= server["timestamp"]
+        assert server["timestamp"] + server["duration"] <= began + took + 1000
+
+
+def test_calls_with_a_context_of_their_own_have_spans_too() -> None:
+    theirs = reference(click, 2 * SPANS, "zipkin")
+    found = ours(click, 2 * SPANS, "zipkin", forward="all7")
+    assert facts(found) == facts(theirs)
+    assert {span["tags"]["b3relay.decision"] for span in clients(found, "reviews")} == {"present"}
+
+
+def without_callee(mesh: Mesh) -> None:
+    mesh.envoys["ratings"].stop()
+    assert mesh.click().status == 502
+
+
+def without_app(mesh: Mesh) -> None:
+    mesh.processes.stop(mesh.apps["ratings"])
+    assert mesh.click().status == 502
+
+
+def failing_once(mesh: Mesh) -> None:
+    assert mesh.click().status == 200
+
+
+@pytest.mark.parametrize(
+    ("scenario", "expected", "options", "flags"),
+    [
+        (without_callee, SPANS - 1, {}, "UF"),
+        (without_app, SPANS, {}, "-"),
+        # Two server spans of ratings below one client span.
+        (failing_once, SPANS + 1, {"retries": True, "fail_first": 100}, "-"),
+    ],
+    ids=["callee down", "callee fails", "retry"],
+)
+@pytest.mark.parametrize("tracer", TRACERS)
+def test_what_goes_wrong_is_in_the_trace(
+    tracer: Tracer, scenario: Scenario, expected: int, options: dict[str, Any], flags: str
+) -> None:
+    theirs = reference(scenario, expected, tracer, **options)
+    found = ours(scenario, expected, tracer, **options)
+    assert facts(found) == facts(theirs)
+    (span,) = clients(found, "reviews")
+    assert span["tags"]["response_flags"] == flags
+    assert span["tags"].get("error") == (None if options else "true")
+
+
+def test_what_is_not_sampled_has_no_span() -> None:
+    with Mesh(outbound_config=spans_to()) as mesh:
+        trace = {"x-b3-traceid": "463ac35c9f6413ad48485a3953bb6124", "x-b3-spanid": "1" * 16}
+        reply = mesh.click(headers={**trace, "x-b3-sampled": "0"})
+        assert reply.status == 200
+        at_last = reply.received("ratings")
+        assert at_last["x-b3-sampled"] == ["0"]
+        assert at_last["x-b3-traceid"] == [trace["x-b3-traceid"]]
+        mesh.click()
+        spans = mesh.wait_spans(SPANS)
+        assert len(traces(spans)) == 1
+        assert counted(mesh) == {"sent": 3, "dropped": 0, "lost": 0}
+
+
+def counted(mesh: Mesh) -> dict[str, int]:
+    """Spans of all sidecars."""
+    found = dict.fromkeys(("sent", "dropped", "lost"), 0)
+    for envoy in mesh.envoys.values():
+        for what in found:
+            name = f"wasmcustom.b3relay_spans_{what}_total"
+            found[what] += int(envoy.stats(name).get(name, 0))
+    return found
+
+
+@contextmanager
+def behaving(how: str) -> Iterator[int]:
+    """A collector that does what it should not."""
+    if how == "down":
+        yield free_port()
+        return
+    stopped = threading.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while not stopped.is_set():
+                if how == "never reads":
+                    await asyncio.sleep(0.05)
+                    continue
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]
+                await reader.readexactly(int(length))
+                if how == "resets":
+                    linger = b"\x01\0\0\0\0\0\0\0"
+                    writer.get_extra_info("socket").setsockopt(
+                        socket.SOL_SOCKET, socket.SO_LINGER, linger
+                    )
+                    writer.close()
+                    return
+                if how == "500":
+                    writer.write(b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n")
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+
+    async def run() -> None:
+        server = await asyncio.start_server(serve, HOST, port)
+        while not stopped.is_set():
+            await asyncio.sleep(0.05)
+        server.close()
+
+    port = free_port()
+    thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
+    thread.start()
+    try:
+        yield port
+    finally:
+        stopped.set()
+        thread.join(timeout=10)
+
+
+@pytest.mark.parametrize(
+    "how", ["down", "500", "resets", "never answers", "never reads", "missing"]
+)
+def test_a_bad_collector_costs_no_request(how: str) -> None:
+    cluster = "nowhere" if how == "missing" else "collector"
+    with (
+        behaving(how) as port,
+        Mesh(outbound_config=spans_to(cluster), collector=(HOST, port), work_ms=0) as mesh,
+    ):
+        clicks = mesh.clicks(100, in_flight=4)
+        # A report may take 5 s, and after one that failed no span begins.
+        deadline = time.monotonic() + 15
+        while counted(mesh)["lost"] == 0 and time.monotonic() < deadline:
+            time.sleep(0.5)
+        clicks += mesh.clicks(100, in_flight=4)
+        assert [one.status for one in clicks] == [200] * 200
+        found = counted(mesh)
+        assert found["sent"] == 0
+        assert 0 < found["lost"] <= 300
+        assert found["dropped"] >= 100
+        logs = [envoy.log() for envoy in mesh.envoys.values()]
+    assert not any("panic" in log for log in logs)
+
+
+def test_a_collector_that_comes_back_gets_spans_again() -> None:
+    address = (HOST, free_port())
+    with Mesh(outbound_config=spans_to(), collector=address) as mesh:
+        mesh.click()
+        deadline = time.monotonic() + 15
+        while counted(mesh)["lost"] < 3 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert counted(mesh)["lost"] == 3
+        reply = mesh.click()
+        assert reply.status == 200
+        with Collector(address) as collector:
+            # It is asked every 5 s.
+            deadline = time.monotonic() + 20
+            while len(collector.spans()) < SPANS and time.monotonic() < deadline:
+                collector.clear()
+                mesh.click()
+                collector.wait_for(lambda spans: len(spans) >= SPANS, 2.5)
+            assert len(collector.spans()) >= SPANS
+
+
+def test_many_calls_at_once_are_all_reported() -> None:
+    with Mesh(outbound_config=spans_to(), work_ms=0, concurrency=2) as mesh:
+        clicks = mesh.clicks(300, in_flight=16)
+        assert [one.status for one in clicks] == [200] * 300
+        spans = mesh.wait_spans(300 * SPANS, timeout=30)
+        assert counted(mesh) == {"sent": 900, "dropped": 0, "lost": 0}
+    assert len(spans) == 300 * SPANS
+    assert {len(trace) for trace in traces(spans).values()} == {SPANS}

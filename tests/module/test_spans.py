@@ -1,0 +1,293 @@
+"""Client spans: what the compiled module reports, and to whom."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from module.proxy_wasm_host import (
+    BAD_ARGUMENT,
+    INBOUND,
+    INTERNAL_FAILURE,
+    OUTBOUND,
+    STATUSES,
+    Headers,
+    Host,
+    Plugin,
+    Process,
+    Stream,
+    load,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+WASM = Path(os.environ.get("B3RELAY_WASM", ROOT / "dist/b3relay.wasm"))
+CLUSTER = "outbound|9411||zipkin.istio-system.svc.cluster.local"
+SPANS = {"spans": {"cluster": CLUSTER, "format": "zipkin"}}
+
+pytestmark = pytest.mark.timeout(60)
+
+ID = ("x-request-id", b"0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f")
+CONTEXT: Headers = [
+    ("x-b3-traceid", b"463ac35c9f6413ad48485a3953bb6124"),
+    ("x-b3-spanid", b"a2fb4a1d1a96d312"),
+    ("x-b3-sampled", b"1"),
+]
+CALL: Headers = [(":method", b"GET"), (":path", b"/a"), (":authority", b"ratings:9080"), ID]
+
+
+def number(value: int) -> bytes:
+    return struct.pack("<Q", value)
+
+
+ENDED = {
+    "request.time": number(1_700_000_000_000_000_000),
+    "request.duration": number(5_000_000),
+    "response.code": number(200),
+    "response.flags": number(0),
+    "request.size": number(0),
+    "response.size": number(3),
+    "request.protocol": b"HTTP/1.1",
+    "source.address": b"10.0.0.7:4321",
+    "xds.cluster_name": b"outbound|9080||ratings",
+    "xds.virtual_host_name": b"ratings:9080",
+}
+
+
+class Sidecar:
+    def __init__(self, config: dict[str, object] = SPANS) -> None:
+        self.process = Process()
+        self.worker = Host(load(WASM), self.process)
+        self.inbound = self.worker.plugin(b"", INBOUND)
+        self.outbound = self.configured(config)
+
+    def configured(self, config: dict[str, object]) -> Plugin:
+        plugin = self.worker.plugin(config, OUTBOUND)
+        assert plugin.configured
+        plugin.properties |= ENDED
+        return plugin
+
+    def begin(self, request: Headers = CALL, context: Headers = CONTEXT) -> Stream:
+        self.inbound.request([ID, *context])
+        stream = self.outbound.stream()
+        stream.on_request_headers(request)
+        return stream
+
+    def call(self) -> None:
+        self.begin().end()
+
+    def tick(self, ms: int = 1000) -> None:
+        self.process.wait(ms)
+        self.inbound.tick()
+        self.outbound.tick()
+
+    def reported(self) -> list[Any]:
+        """The spans of the one report that is on its way."""
+        (call,) = self.worker.http_calls
+        spans: list[Any] = json.loads(call.body)
+        return spans
+
+    def answer(self, status: bytes) -> None:
+        self.outbound.answer(self.worker.http_calls[0], status)
+
+    def counted(self) -> tuple[int, int, int]:
+        """Sent, dropped, lost."""
+        metrics = self.process.metrics
+        sent, dropped, lost = (
+            metrics[f"b3relay_spans_{what}_total"] for what in ("sent", "dropped", "lost")
+        )
+        return sent, dropped, lost
+
+
+def test_a_span_is_reported_with_the_tick() -> None:
+    sidecar = Sidecar()
+    assert sidecar.counted() == (0, 0, 0)
+    stream = sidecar.begin()
+    sent = dict(stream.headers)
+    assert sent["x-b3-parentspanid"] == b"a2fb4a1d1a96d312"
+    sidecar.tick()
+    assert not sidecar.worker.http_calls, "it is not over"
+    stream.end()
+    sidecar.tick()
+    (span,) = sidecar.reported()
+    assert span["id"].encode() == sent["x-b3-spanid"]
+    assert span["parentId"] == "a2fb4a1d1a96d312"
+    assert span["name"] == "ratings:9080/*"
+    assert (span["timestamp"], span["duration"]) == (1_700_000_000_000_000, 5000)
+    assert span["tags"]["peer.address"] == "10.0.0.7"
+    (call,) = sidecar.worker.http_calls
+    assert (call.cluster, call.timeout_ms) == (CLUSTER, 5000)
+    headers = dict(call.headers)
+    assert headers[":path"] == b"/api/v2/spans"
+    assert headers[":authority"] == b"zipkin.istio-system.svc.cluster.local"
+    # Nobody on the way is to trace reports.
+    assert headers["x-b3-sampled"] == b"0" and headers["traceparent"].endswith(b"-00")
+    sidecar.answer(b"202")
+    assert sidecar.counted() == (1, 0, 0)
+    assert sidecar.worker.lines("critical") == []
+
+
+def test_the_status_of_grpc_is_in_headers_or_trailers() -> None:
+    for in_headers in (True, False):
+        sidecar = Sidecar()
+        stream = sidecar.begin([*CALL, ("content-type", b"application/grpc")])
+        status: Headers = [("grpc-status", b"14"), ("grpc-message", b"down")]
+        stream.on_response_headers([(":status", b"200"), *(status if in_headers else [])])
+        if not in_headers:
+            stream.on_response_trailers(status)
+        stream.done()
+        stream.delete()
+        sidecar.tick()
+        (span,) = sidecar.reported()
+        found = [span["tags"][name] for name in ("grpc.status_code", "grpc.message", "error")]
+        assert found == ["14", "down", "true"]
+
+
+def test_a_full_batch_does_not_wait_for_the_tick() -> None:
+    sidecar = Sidecar()
+    for _ in range(99):
+        sidecar.call()
+    assert sidecar.outbound.tick_period_ms == 1000
+    sidecar.call()
+    assert sidecar.outbound.tick_period_ms == 1
+    sidecar.tick(1)
+    assert sidecar.outbound.tick_period_ms == 1000
+    assert len(sidecar.reported()) == 100
+
+
+def test_two_reports_are_in_flight_at_most() -> None:
+    sidecar = Sidecar()
+    for _ in range(4):
+        sidecar.call()
+        sidecar.tick()
+    assert len(sidecar.worker.http_calls) == 2
+    sidecar.answer(b"202")
+    sidecar.tick()
+    assert len(sidecar.worker.http_calls) == 2
+    sidecar.answer(b"202")
+    sidecar.answer(b"202")
+    assert sidecar.counted() == (4, 0, 0)
+
+
+@pytest.mark.parametrize("status", [BAD_ARGUMENT, INTERNAL_FAILURE])
+def test_a_cluster_that_is_missing_or_empty_costs_no_call_anything(status: int) -> None:
+    sidecar = Sidecar()
+    sidecar.worker.fault = lambda name: status if name == "proxy_http_call" else None
+    sidecar.call()
+    sidecar.tick()
+    assert sidecar.counted() == (0, 0, 1)
+    # No span begins now: the call says what it says without spans.
+    stream = sidecar.begin()
+    assert dict(stream.headers)["x-b3-spanid"] == b"a2fb4a1d1a96d312"
+    assert sidecar.counted() == (0, 1, 1)
+    stream.end()
+    sidecar.tick()
+    sidecar.worker.fault = None
+    for _ in range(6):
+        sidecar.tick()
+    assert sidecar.reported() == [], "it is asked whether it is there again"
+    sidecar.answer(b"202")
+    sidecar.call()
+    sidecar.tick()
+    sidecar.answer(b"202")
+    assert sidecar.counted() == (1, 1, 1)
+
+
+@pytest.mark.parametrize("status", [b"500", b"503", b"504", b"404", b"", b"\xff"])
+def test_a_collector_that_refuses_costs_what_it_was_sent(status: bytes) -> None:
+    sidecar = Sidecar()
+    sidecar.call()
+    open_stream = sidecar.begin()
+    sidecar.tick()
+    sidecar.answer(status)
+    assert sidecar.counted() == (0, 0, 1)
+    open_stream.end()
+    sidecar.call()
+    assert sidecar.counted() == (0, 1, 1)
+    for _ in range(6):
+        sidecar.tick()
+    assert len(sidecar.reported()) == 1, "the one that had begun before"
+    sidecar.answer(b"202")
+    assert sidecar.counted() == (1, 1, 1)
+
+
+def test_memory_is_bounded_while_nobody_answers() -> None:
+    def size(config: dict[str, object]) -> int:
+        sidecar = Sidecar(config)
+        for number in range(4000):
+            sidecar.call()
+            if number == 300:
+                sidecar.tick()
+        dropped = sidecar.counted()[1]
+        assert dropped > 2000 if config else dropped == 0
+        return sidecar.worker.memory_bytes()
+
+    assert size(SPANS) - size({}) < 2**20
+
+
+def test_another_configuration_goes_on_with_the_spans_that_wait() -> None:
+    sidecar = Sidecar()
+    stream = sidecar.begin()
+    sidecar.call()
+    before = sidecar.outbound
+    sidecar.outbound = sidecar.configured({**SPANS, "mode": "repair"})
+    sidecar.worker.enter(before, "proxy_on_delete")
+    stream.end()
+    sidecar.tick()
+    assert len(sidecar.reported()) == 2
+
+
+# Envoy has no other statuses for an HTTP call.
+FAULTS = [
+    *(("proxy_call_foreign_function", status) for status in STATUSES),
+    *(("proxy_get_header_map_value", status) for status in STATUSES),
+    ("proxy_http_call", BAD_ARGUMENT),
+    ("proxy_http_call", INTERNAL_FAILURE),
+]
+
+
+@pytest.mark.parametrize(("failing", "status"), FAULTS)
+def test_a_host_call_that_fails_costs_a_span_and_no_more(failing: str, status: int) -> None:
+    sidecar = Sidecar()
+    sidecar.worker.fault = lambda name: status if name == failing else None
+    sidecar.outbound = sidecar.configured(SPANS)
+    stream = sidecar.begin([*CALL, ("content-type", b"application/grpc")])
+    stream.on_response_headers([(":status", b"200")])
+    stream.on_response_trailers([("grpc-status", b"0")])
+    stream.done()
+    stream.delete()
+    sidecar.tick()
+    if sidecar.worker.http_calls:
+        sidecar.answer(b"202")
+    assert sum(sidecar.counted()) == 1
+    assert sidecar.worker.lines("critical") == []
+    assert not sidecar.worker.dead
+
+
+def test_without_an_end_from_envoy_there_is_no_span() -> None:
+    sidecar = Sidecar()
+    del sidecar.outbound.properties["response.flags"]
+    sidecar.call()
+    sidecar.tick()
+    assert not sidecar.worker.http_calls
+    assert sidecar.counted() == (0, 1, 0)
+
+
+def test_one_that_is_not_sampled_costs_little() -> None:
+    def cost(config: dict[str, object]) -> int:
+        sidecar = Sidecar(config)
+        context: Headers = [*CONTEXT[:2], ("x-b3-sampled", b"0")]
+        for _ in range(3):
+            sidecar.begin(context=context).end()
+        sidecar.inbound.request([ID, *context])
+        before = sidecar.worker.instructions()
+        stream = sidecar.outbound.stream()
+        stream.on_request_headers(CALL)
+        stream.end()
+        return sidecar.worker.instructions() - before
+
+    assert cost(SPANS) - cost({}) < 500

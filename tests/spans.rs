@@ -1,0 +1,215 @@
+//! The client span of a call: where it begins, and what the call then says.
+// A test may panic: that is how it fails.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::string_slice
+)]
+
+mod support;
+
+use b3relay::config::SpanFormat;
+use b3relay::host::Recording;
+use b3relay::metrics::Counter;
+use b3relay::relay::Decision;
+use b3relay::spans::{Begun, Ended, Node, Recorder, Span};
+use serde_json::Value;
+use support::{Seen, Sidecar, headers, only};
+
+const ID: &str = "x-request-id: 0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
+const TRACE: &str = "x-b3-traceid: 463ac35c9f6413ad48485a3953bb6124";
+const SPAN: &str = "x-b3-spanid: a2fb4a1d1a96d312";
+const PARENT: &str = "x-b3-parentspanid: 0020000000000001";
+const SAMPLED: &str = "x-b3-sampled: 1";
+const SINGLE: &str = "b3: 463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1";
+const W3C: &str = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-01";
+const CONTEXT: [&str; 3] = ["b3", "x-b3-", "traceparent"];
+/// What the first eight random bytes of the host are.
+const CHILD: &str = "0000000000000001";
+
+fn sidecar(config: &str, recording: Recording) -> Sidecar {
+    let sidecar = Sidecar::keyed(config);
+    sidecar.host.recording.set(recording);
+    sidecar
+}
+
+/// Trace, span and parent.
+fn ids(span: &Begun) -> [String; 3] {
+    let parent = span.ids.parent.unwrap();
+    [
+        format!("{:032x}", span.ids.trace.value()),
+        format!("{:016x}", span.ids.span.value()),
+        format!("{:016x}", parent.value()),
+    ]
+}
+
+#[track_caller]
+fn assert_child(seen: &Seen, lines: &[&str]) {
+    assert_eq!(
+        only(&seen.headers, &CONTEXT),
+        only(&headers(lines), &CONTEXT)
+    );
+    let of = [
+        "463ac35c9f6413ad48485a3953bb6124",
+        CHILD,
+        "a2fb4a1d1a96d312",
+    ];
+    assert_eq!(ids(seen.span.as_ref().unwrap()), of);
+}
+
+/// The child in each format.
+const MULTI_CHILD: [&str; 4] = [
+    TRACE,
+    "x-b3-spanid: 0000000000000001",
+    "x-b3-parentspanid: a2fb4a1d1a96d312",
+    SAMPLED,
+];
+const SINGLE_CHILD: &str =
+    "b3: 463ac35c9f6413ad48485a3953bb6124-0000000000000001-1-a2fb4a1d1a96d312";
+const W3C_CHILD: &str = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-0000000000000001-01";
+
+#[test]
+fn a_call_gets_a_span_below_that_of_its_request() {
+    let multi: &[&str] = &[TRACE, SPAN, PARENT, SAMPLED];
+    for (form, child) in [
+        (multi, &MULTI_CHILD[..]),
+        (&[SINGLE], &[SINGLE_CHILD]),
+        (&[W3C], &[W3C_CHILD]),
+        (
+            &[TRACE, SPAN, SAMPLED, W3C],
+            &[&MULTI_CHILD[..], &[W3C_CHILD]].concat(),
+        ),
+    ] {
+        // Nothing but the request ID, and the context carried on as it came.
+        for (carried, decision) in [(&[][..], Decision::Copied), (form, Decision::Present)] {
+            let sidecar = sidecar("{}", Recording::Open);
+            sidecar.inbound(&[&[ID], form].concat());
+            let seen = sidecar.outbound(&[&[ID], carried].concat());
+            assert_eq!(seen.decision, Some(decision));
+            assert_child(&seen, child);
+            assert_eq!(seen.span.unwrap().decision, decision);
+        }
+    }
+}
+
+#[test]
+fn a_context_of_the_applications_own_gets_one_too() {
+    let sidecar = sidecar("{}", Recording::Open);
+    // Outside any request.
+    let seen = sidecar.outbound(&[ID, TRACE, SPAN, SAMPLED]);
+    assert_eq!(seen.decision, Some(Decision::Present));
+    assert_child(&seen, &MULTI_CHILD);
+}
+
+#[test]
+fn where_none_begins_the_call_says_what_it_says_without_spans() {
+    let cases: [(&[&str], &[&str]); 6] = [
+        (&[TRACE, SPAN, "x-b3-sampled: 0"], &[]),
+        (&[TRACE, SPAN], &[]),
+        (&["x-b3-sampled: 1"], &[]),
+        (&[TRACE, SPAN, SAMPLED], &["b3: 1"]),
+        (&[TRACE, SPAN, SAMPLED], &["x-b3-traceid: 1"]),
+        (&[], &[TRACE, SPAN]),
+    ];
+    for (request, call) in cases {
+        let [off, open] = [Recording::Off, Recording::Open].map(|recording| {
+            let sidecar = sidecar("{}", recording);
+            sidecar.inbound(&[&[ID], request].concat());
+            sidecar.outbound(&[&[ID], call].concat())
+        });
+        assert_eq!(open.span, None, "{request:?} {call:?}");
+        assert_eq!(open.headers, off.headers);
+        assert_eq!(open.counters, off.counters);
+    }
+}
+
+#[test]
+fn where_there_is_no_room_for_a_span_the_trace_is_whole_without() {
+    let [off, closed] = [Recording::Off, Recording::Closed].map(|recording| {
+        let sidecar = sidecar("{}", recording);
+        sidecar.inbound(&[ID, TRACE, SPAN, PARENT, SAMPLED]);
+        sidecar.outbound(&[ID])
+    });
+    assert_eq!(closed.span, None);
+    assert_eq!(closed.headers, off.headers);
+    let dropped = Counter::SpansDropped(1);
+    assert!(closed.counters.contains(&dropped) && !off.counters.contains(&dropped));
+}
+
+#[test]
+fn a_call_that_leaves_the_mesh_has_a_span_and_does_not_say_so() {
+    for own in [&[][..], &[TRACE, SPAN, SAMPLED]] {
+        let sidecar = sidecar("{\"outside_hosts\": [\"example.com\"]}", Recording::Open);
+        sidecar.inbound(&[ID, TRACE, SPAN, SAMPLED]);
+        let call = [&[":authority: example.com", ID], own].concat();
+        let seen = sidecar.outbound(&call);
+        assert_eq!(seen.headers, headers(&call));
+        assert_eq!(ids(seen.span.as_ref().unwrap())[2], "a2fb4a1d1a96d312");
+    }
+}
+
+#[test]
+fn a_child_is_made_once() {
+    let sidecar = sidecar("{\"span_ids\": \"child\"}", Recording::Open);
+    sidecar.inbound(&[ID, TRACE, SPAN, PARENT, SAMPLED]);
+    assert_child(&sidecar.outbound(&[ID]), &MULTI_CHILD);
+}
+
+#[test]
+fn what_has_no_room_for_the_span_has_none() {
+    let sidecar = sidecar("{}", Recording::Open);
+    sidecar.inbound(&[ID, TRACE, SPAN, PARENT, SAMPLED]);
+    let long = format!("x-long: {}", "a".repeat(58 * 1024));
+    let seen = sidecar.outbound(&[ID, &long]);
+    assert_eq!(seen.decision, Some(Decision::TooLarge));
+    assert_eq!(seen.span, None);
+    let call = [ID, TRACE, SPAN, SAMPLED, &long];
+    let seen = sidecar.outbound(&call);
+    assert_eq!((seen.span, seen.headers), (None, headers(&call)));
+}
+
+#[test]
+fn in_every_format_that_it_is_given() {
+    let config = "{\"emit\": [\"b3\", \"b3multi\", \"w3c\"]}";
+    for carried in [&[][..], &[TRACE, SPAN, SAMPLED]] {
+        let sidecar = sidecar(config, Recording::Open);
+        sidecar.inbound(&[ID, TRACE, SPAN, SAMPLED]);
+        let seen = sidecar.outbound(&[&[ID], carried].concat());
+        let all = [&MULTI_CHILD[..], &[SINGLE_CHILD, W3C_CHILD]].concat();
+        assert_child(&seen, &all);
+    }
+}
+
+#[test]
+fn a_sampling_decision_of_a_client_stays_beside_w3c() {
+    let sidecar = sidecar("{}", Recording::Open);
+    sidecar.inbound(&[ID, W3C]);
+    let seen = sidecar.outbound(&[ID, W3C, "x-b3-sampled: 0"]);
+    assert_child(&seen, &[W3C_CHILD, "x-b3-sampled: 0"]);
+}
+
+#[test]
+fn the_span_says_what_was_found_and_done() {
+    let sidecar = sidecar("{}", Recording::Open);
+    let fixed = "x-request-id: 0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
+    sidecar.inbound(&[fixed, TRACE, SPAN, SAMPLED]);
+    let seen = sidecar.outbound(&[fixed, ":path: /a", ":authority: b", ":method: PUT"]);
+    assert!(!seen.rules.is_empty());
+    let begun = seen.span.unwrap();
+    let mut recorder = Recorder::new(SpanFormat::Zipkin, Node::default());
+    let ended = Ended::default();
+    recorder.add(&Span {
+        begun: &begun,
+        ended: &ended,
+    });
+    let body = recorder.take(0).unwrap().body;
+    let spans: Value = serde_json::from_slice(&body).unwrap();
+    let tags = &spans[0]["tags"];
+    let text = |name: &str| tags[name].as_str().unwrap().to_string();
+    assert_eq!(text("b3relay.decision"), "copied");
+    assert_eq!(text("b3relay.rules"), seen.rules.join(","));
+    assert_eq!(text("http.url"), "http://b/a");
+    assert_eq!(text("http.method"), "PUT");
+    assert_eq!(text("guid:x-request-id"), &fixed["x-request-id: ".len()..]);
+}
