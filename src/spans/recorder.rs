@@ -118,7 +118,7 @@ impl Recorder {
     }
 
     /// What is to be sent now, if anything. A collector that has failed gets one report at a
-    /// time, and every [`RETRY_MS`] only.
+    /// time, and every `RETRY_MS` only.
     pub fn take(&mut self, now_ms: u64) -> Option<Report> {
         self.is_asked = false;
         let may_send = match self.failed_ms {
