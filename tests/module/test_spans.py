@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +60,14 @@ ENDED = {
 
 
 class Sidecar:
-    def __init__(self, config: dict[str, object] = SPANS) -> None:
+    def __init__(self, config: Mapping[str, object] = SPANS) -> None:
         self.process = Process()
         self.worker = Host(load(WASM), self.process)
         self.inbound = self.worker.plugin(b"", INBOUND)
         self.outbound = self.configured(config)
 
-    def configured(self, config: dict[str, object]) -> Plugin:
-        plugin = self.worker.plugin(config, OUTBOUND)
+    def configured(self, config: Mapping[str, object]) -> Plugin:
+        plugin = self.worker.plugin(dict(config), OUTBOUND)
         assert plugin.configured
         plugin.properties |= ENDED
         return plugin
@@ -216,7 +217,7 @@ def test_a_collector_that_refuses_costs_what_it_was_sent(status: bytes) -> None:
 
 
 def test_memory_is_bounded_while_nobody_answers() -> None:
-    def size(config: dict[str, object]) -> int:
+    def size(config: Mapping[str, object]) -> int:
         sidecar = Sidecar(config)
         for number in range(4000):
             sidecar.call()
@@ -278,7 +279,7 @@ def test_without_an_end_from_envoy_there_is_no_span() -> None:
 
 
 def test_one_that_is_not_sampled_costs_little() -> None:
-    def cost(config: dict[str, object]) -> int:
+    def cost(config: Mapping[str, object]) -> int:
         sidecar = Sidecar(config)
         context: Headers = [*CONTEXT[:2], ("x-b3-sampled", b"0")]
         for _ in range(3):
