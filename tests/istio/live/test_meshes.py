@@ -120,11 +120,15 @@ def another() -> list[Document]:
     return filters
 
 
+# Of the gateway, or of an application whose call was cut.
+CUT = (502, 503)
+
+
 def test_what_envoy_cuts_when_it_drains() -> None:
-    """A click that lasts longer than the drain, six seconds against two: putting the
+    """A click that lasts longer than the drain, ten seconds against two: putting the
     filter on replaces the listeners, so Envoy cuts it (as for a change of anything in
     them); a change of the configuration, or a refused one, replaces none."""
-    with SidecarMesh(drain_seconds=2, work_ms=1500) as mesh, ThreadPoolExecutor(1) as pool:
+    with SidecarMesh(drain_seconds=2, work_ms=2500) as mesh, ThreadPoolExecutor(1) as pool:
 
         def long_click(documents: list[Document]) -> int:
             clicked = pool.submit(mesh.click)
@@ -132,9 +136,9 @@ def test_what_envoy_cuts_when_it_drains() -> None:
             mesh.apply("b3relay", documents)
             return clicked.result()[1].status
 
-        assert long_click(another()) == 503
+        assert long_click(another()) in CUT
         mesh.wait_drained()
-        assert long_click(ours("sidecars")) == 503
+        assert long_click(ours("sidecars")) in CUT
         mesh.wait_until("the filter works", lambda: joined(mesh) is True)
         mesh.wait_drained()
         assert long_click(repairing("sidecars")) == 200
