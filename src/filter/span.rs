@@ -32,8 +32,9 @@ pub(super) enum Planned {
 }
 
 impl Planned {
-    /// Of a call of which this is planned, of a request with this context. A call that is not sampled has no span, nor one
-    /// of which that is left open: whether the callee reports its own is not known.
+    /// `call` and `plan`: what is planned for the call. `of`: the IDs of its request's context.
+    /// A call that is not sampled has no span. Nor has one whose decision is left open: whether
+    /// the callee reports its own span is not known.
     pub fn of(
         worker: &WorkerState,
         host: &impl Host,

@@ -2,7 +2,9 @@
 //!
 //! Not those of the SDK (`proxy_wasm::hostcalls`, 0.2.5), because each of them
 //! panics on a status that it does not expect, and a panic ends the VM with every
-//! plugin that shares it. Besides,
+//! plugin that shares it. One exception: `dispatch_http_call` (`spans.rs`), since the SDK
+//! hands an answer only to a call that it has registered itself. It returns the two
+//! statuses that Envoy has for that call (2 and 10). Besides,
 //! - `get_map_bytes` panics on a header name that is not UTF-8, and copies each name and
 //!   value;
 //! - keys of shared data and paths of properties are `&str` there, and bytes here.

@@ -66,7 +66,7 @@ impl Reporter {
         }
     }
 
-    /// Sends a report, if there is one to be sent. Counts of spans: sent, lost.
+    /// Sends a report, if there is one to be sent. Returns the spans that are lost by that.
     #[inline(never)]
     fn send(&self) -> Option<Counter> {
         let now_ms = Envoy.now_ms();
