@@ -67,31 +67,10 @@ fn put(to: &mut Vec<u8>, bytes: &[u8]) {
 
 /// A string in JSON.
 fn string(value: &[u8], to: &mut Vec<u8>) {
-    to.push(b'"');
     let value = text(value);
-    let mut rest = &*value;
-    while let Some(at) = rest.iter().position(|byte| is_escaped(*byte)) {
-        let (plain, [byte, after @ ..]) = rest.split_at(at) else {
-            break;
-        };
-        put(to, plain);
-        match byte {
-            b'"' | b'\\' => put(to, &[b'\\', *byte]),
-            _ => {
-                // Below 0x20.
-                let low = byte & 0xf;
-                let low = low + if low < 10 { b'0' } else { b'a' - 10 };
-                put(to, &[b'\\', b'u', b'0', b'0', b'0' + (byte >> 4), low]);
-            }
-        }
-        rest = after;
-    }
-    put(to, rest);
-    to.push(b'"');
-}
-
-fn is_escaped(byte: u8) -> bool {
-    byte < b' ' || byte == b'"' || byte == b'\\'
+    let value = str::from_utf8(&value).unwrap_or_default();
+    // A string can always be written.
+    put(to, &serde_json::to_vec(value).unwrap_or_default());
 }
 
 #[cfg(test)]
