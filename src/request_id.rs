@@ -37,9 +37,13 @@ pub fn upper_case_of_uuid(value: &[u8]) -> Option<bool> {
         [i, j, k, l, m, n, o, p],
         last,
     ];
-    let eights = eights.map(Digits::read);
-    let is_uuid = eights.iter().all(|eight| eight.is_hex);
-    is_uuid.then(|| eights.iter().any(|eight| eight.has_upper))
+    let (mut is_uuid, mut has_upper) = (true, false);
+    for eight in eights {
+        let digits = Digits::read(eight);
+        is_uuid &= digits.is_hex;
+        has_upper |= digits.has_upper;
+    }
+    is_uuid.then_some(has_upper)
 }
 
 /// A UUID in text form, of any version and in any case.

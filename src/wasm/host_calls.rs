@@ -221,8 +221,9 @@ pub(super) fn define_counter(name: &str) -> Result<u32, Failure> {
 }
 
 /// Raises a counter.
-pub(super) fn increment(id: u32, by: u32) -> Result<(), Failure> {
-    checked(unsafe { proxy_increment_metric(id, by.into()) })
+pub(super) fn increment(id: u32, by: u64) -> Result<(), Failure> {
+    let by = i64::try_from(by).unwrap_or(i64::MAX);
+    checked(unsafe { proxy_increment_metric(id, by) })
 }
 
 /// Answers in place of the upstream.

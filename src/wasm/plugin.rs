@@ -8,7 +8,7 @@ use crate::config::{Config, Direction};
 use crate::filter::{Filter, Outcome, REPORT, WorkerState};
 use crate::headers::Edit;
 use crate::host::Host;
-use crate::metrics::Counter;
+use crate::metrics::{Counter, Sum};
 use crate::relay::Decision;
 use crate::report::{self, RateLimit};
 use crate::rules::Severity;
@@ -133,6 +133,13 @@ fn extension() -> Option<Vec<u8>> {
     is_extension.then(|| [store::PREFIX, b"at-work/", &name].concat())
 }
 
+/// A counter of Envoy's.
+struct Metric {
+    counter: Counter,
+    id: u32,
+    sum: Sum,
+}
+
 /// What the streams of one plugin on one worker have in common.
 pub(super) struct Plugin {
     pub(super) filter: Filter,
@@ -141,7 +148,7 @@ pub(super) struct Plugin {
     /// Where it announces that it is at work; see [`has_fallback`].
     extension: Option<Vec<u8>>,
     /// Few enough to look through: no name is built for a counter that is known.
-    metrics: RefCell<Vec<(Counter, u32)>>,
+    metrics: RefCell<Vec<Metric>>,
     log: RefCell<RateLimit>,
     /// Of the inbound side; `None` until a request has come.
     is_before_router: Cell<Option<bool>>,
@@ -168,10 +175,10 @@ impl Plugin {
         };
         // Counters that exist from the start read 0 until something happens.
         for decision in Decision::ALL {
-            plugin.metric(Counter::Calls(*decision));
+            plugin.add(Counter::Calls(*decision), None);
         }
         for counter in [Counter::Remembered, Counter::RequestIds, Counter::Evicted] {
-            plugin.metric(counter);
+            plugin.add(counter, None);
         }
         plugin.start_spans();
         plugin.announce();
@@ -200,6 +207,7 @@ impl Plugin {
         let memory = &mut *self.memory.borrow_mut();
         memory.tick(&Envoy);
         self.announce();
+        self.raise_counters();
         let now_ms = Envoy.now_ms();
         let has_workers = || !memory.store.workers(&Envoy, now_ms).is_empty();
         let mut setup = self.setup.borrow_mut();
@@ -219,20 +227,41 @@ impl Plugin {
         }
     }
 
-    pub(super) fn metric(&self, counter: Counter) -> Option<u32> {
+    /// Defines a counter, and adds an amount to it.
+    fn add(&self, counter: Counter, amount: Option<u32>) {
         let counter = counter.without_amount();
-        let mut metrics = self.metrics.borrow_mut();
-        if let Some((_, id)) = metrics.iter().find(|(known, _)| *known == counter) {
-            return Some(*id);
+        let metrics = &mut *self.metrics.borrow_mut();
+        let known = metrics.iter().position(|known| known.counter == counter);
+        let at = known.unwrap_or(metrics.len());
+        if known.is_none() {
+            let Ok(id) = host_calls::define_counter(&counter.stat_name()) else {
+                return;
+            };
+            let sum = Sum::default();
+            metrics.push(Metric { counter, id, sum });
         }
-        let id = host_calls::define_counter(&counter.stat_name()).ok()?;
-        metrics.push((counter, id));
-        Some(id)
+        let Some(metric) = metrics.get_mut(at) else {
+            return;
+        };
+        if let Some(by) = amount.and_then(|amount| metric.sum.add(amount)) {
+            let _ = host_calls::increment(metric.id, by);
+        }
+        if let Some(before) = at.checked_sub(1) {
+            // What is counted often is soon found first.
+            metrics.swap(before, at);
+        }
     }
 
     pub(super) fn count(&self, counter: Counter) {
-        if let Some(id) = self.metric(counter) {
-            let _ = host_calls::increment(id, counter.amount());
+        self.add(counter, Some(counter.amount()));
+    }
+
+    /// Raises the counters by what has been added up since the last tick.
+    fn raise_counters(&self) {
+        for Metric { id, sum, .. } in &mut *self.metrics.borrow_mut() {
+            if let Some(by) = sum.take() {
+                let _ = host_calls::increment(*id, by);
+            }
         }
     }
 
@@ -313,5 +342,12 @@ impl Plugin {
                 Edit::Remove(name) => host_calls::remove_header(map, name),
             });
         }
+    }
+}
+
+/// A configuration that is replaced goes with its last stream.
+impl Drop for Plugin {
+    fn drop(&mut self) {
+        self.raise_counters();
     }
 }

@@ -112,7 +112,7 @@ impl Plugin {
             Counter::SpansDropped(0),
             Counter::SpansLost(0),
         ] {
-            self.metric(counter);
+            self.add(counter, None);
         }
         if reporter.expression.is_none() {
             self.count(Counter::HostErrors);

@@ -10,7 +10,7 @@ from typing import Any
 
 from accuracy.stacks import BUILT, HERE, Forward, Stack, Variant
 from load.program import PREFIX, by_labels, go_program, pod_bootstrap, pod_ports
-from mesh.envoy import Config, Envoy
+from mesh.envoy import TICK, Config, Envoy
 from mesh.ports import HOST
 from mesh.procs import MeshError, Processes
 
@@ -101,7 +101,8 @@ class Pod:
             "sink": f"{HOST}:{self.ports['sink']}",
             "pause_ms": PAUSE_MS,
             "call_ms": call_ms,
-            "settle_ms": 200,
+            # Counters that are raised often are raised with the next tick.
+            "settle_ms": 1000 * TICK,
             "token": self._variant == "token",
             "truth": self._forward == "truth",
             "stages": [{"concurrency": n, "requests": requests} for n, requests in stages],

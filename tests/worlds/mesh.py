@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from mesh import ports as mesh_ports
-from mesh.envoy import Envoy
+from mesh.envoy import TICK, Envoy
 from mesh.procs import MeshError, Processes
 from worlds import http1
 from worlds.apps import Run
@@ -132,6 +132,8 @@ async def witness(world: World, servers: Servers, wasm: Path) -> Evidence:
             before = time.monotonic()
             await _spans(servers.collector, evidence)
             seconds["spans"] = time.monotonic() - before
+            # The counters of a busy sidecar are raised with its next tick.
+            await asyncio.sleep(TICK)
             for envoy in envoys:
                 if envoy.process.exit_code is not None:
                     evidence.alarms.append(f"{envoy.name} ended: {envoy.process.tail(15)}")
