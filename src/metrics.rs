@@ -222,24 +222,26 @@ impl Counter {
     }
 }
 
-/// What a counter is raised by between two ticks: the first few times at once, so that
-/// the counters of a quiet sidecar are exact, and then once for all others: to raise a
-/// counter is a host call.
+/// What a counter is raised by between two ticks. To raise a counter is a host call, so one
+/// that is raised often is raised with the tick, by the sum; one that is not, at once, so that
+/// the counters of a quiet sidecar are exact.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sum {
-    /// So often it was raised at once.
-    at_once: u32,
+    /// How often something was added since the last tick.
+    added: u32,
+    /// That was often before the last tick.
+    is_busy: bool,
     pending: u64,
 }
 
 impl Sum {
-    /// So often a counter is raised at once between two ticks.
-    const AT_ONCE: u32 = 16;
+    /// So often is often.
+    const OFTEN: u32 = 16;
 
     /// Adds an amount. Returns by how much the counter is to be raised now.
     pub fn add(&mut self, amount: u32) -> Option<u64> {
-        if self.at_once < Self::AT_ONCE {
-            self.at_once += 1;
+        self.added = self.added.saturating_add(1);
+        if !self.is_busy && self.added <= Self::OFTEN {
             return Some(amount.into());
         }
         self.pending = self.pending.saturating_add(amount.into());
@@ -249,7 +251,11 @@ impl Sum {
     /// To be called with each tick, and in the end. Returns by how much the counter is to
     /// be raised.
     pub fn take(&mut self) -> Option<u64> {
-        let Self { pending, .. } = std::mem::take(self);
+        let Self { added, pending, .. } = *self;
+        *self = Self {
+            is_busy: added >= Self::OFTEN,
+            ..Self::default()
+        };
         (pending > 0).then_some(pending)
     }
 }
@@ -259,15 +265,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_lost_and_the_first_few_are_counted_at_once() {
+    fn nothing_is_lost_and_what_is_rare_is_counted_at_once() {
         let mut sum = Sum::default();
         for _ in 0..3 {
-            for _ in 0..Sum::AT_ONCE {
+            for _ in 0..Sum::OFTEN - 1 {
                 assert_eq!(sum.add(3), Some(3));
             }
-            assert_eq!([sum.add(1), sum.add(5)], [None, None]);
-            assert_eq!([sum.take(), sum.take()], [Some(6), None]);
+            assert_eq!(sum.take(), None);
         }
+        for _ in 0..Sum::OFTEN {
+            assert_eq!(sum.add(3), Some(3));
+        }
+        assert_eq!([sum.add(1), sum.add(5)], [None, None]);
+        assert_eq!(sum.take(), Some(6));
+        // From now on nothing is counted at once, until it is rare again.
+        for _ in 0..2 {
+            for _ in 0..Sum::OFTEN {
+                assert_eq!(sum.add(2), None);
+            }
+            assert_eq!(sum.take(), Some(32));
+        }
+        assert_eq!((sum.add(1), sum.take()), (None, Some(1)));
         assert_eq!((sum.add(1), sum.take()), (Some(1), None));
     }
 

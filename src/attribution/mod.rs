@@ -27,7 +27,7 @@ pub mod signature;
 mod sort;
 pub mod tracker;
 
-use crate::store::{Found, RequestOf, SharedData, Store, Ticket, shared_data_name};
+use crate::store::{Found, RequestOf, SharedData, Store, Ticket, WorkerOf, shared_data_name};
 use journal::{Event, Read, Reader, Writer};
 use keyed_hosts::KeyedHosts;
 use signature::Token;
@@ -156,9 +156,9 @@ impl Attribution {
         id
     }
 
-    /// A call has begun: to which request does it belong? `wrong`: the part of all calls
-    /// that may be given to a wrong request, from 0 to 1; 0 if only the only request in
-    /// flight may get any. Returns its number, for [`Attribution::returned`]; `None` if
+    /// A call has begun: to which request does it belong? The list of workers is that of the
+    /// last [`Store::refresh`]. `wrong`: the part of all calls that may be given to a wrong
+    /// request, from 0 to 1; 0 if only the only request in flight may get any. Returns its number, for [`Attribution::returned`]; `None` if
     /// this worker has no journal. And the request if it is sure, with what is in the store.
     pub fn judge(
         &mut self,
@@ -175,7 +175,7 @@ impl Attribution {
             return (None, None);
         };
         self.first_us.get_or_insert(now_us);
-        self.read_journals(store, data, now_us);
+        self.read_journals(&store.known_workers(), data, now_us);
         self.called_while_idle(now_us);
         let id = self.number_call();
         let Call { kind, tokens } = call;
@@ -221,7 +221,8 @@ impl Attribution {
         }
         self.awake = (now_us / 1000).saturating_sub(self.awake_ms) <= AWAKE_MS;
         if self.judged_us > 0 && now_us.saturating_sub(self.judged_us) < READS_US {
-            self.read_journals(store, data, now_us);
+            let workers = store.workers(data, now_us / 1000);
+            self.read_journals(&workers, data, now_us);
         } else if !self.readers.is_empty() {
             // The next call that is to be judged begins anew.
             self.readers.clear();
@@ -284,8 +285,7 @@ impl Attribution {
     }
 
     /// Gives the tracker all events since the last time.
-    fn read_journals(&mut self, store: &mut Store, data: &impl SharedData, now_us: u64) {
-        let workers = store.workers(data, now_us / 1000);
+    fn read_journals(&mut self, workers: &[WorkerOf], data: &impl SharedData, now_us: u64) {
         let mut gone: Vec<u16> = Vec::new();
         self.readers.retain(|reader| {
             let here = workers.contains(&reader.worker());
@@ -295,14 +295,14 @@ impl Attribution {
             here
         });
         for worker in workers {
-            if !self.readers.iter().any(|r| r.worker() == worker) {
-                self.readers.push(Reader::new(worker));
+            if !self.readers.iter().any(|r| r.worker() == *worker) {
+                self.readers.push(Reader::new(*worker));
             }
         }
         let mut events = Vec::new();
         let mut lost = false;
         for reader in &mut self.readers {
-            lost |= reader.read(data, &mut events) == Read::Lost;
+            lost |= reader.read(data, self.writer.as_ref(), &mut events) == Read::Lost;
         }
         for worker in gone {
             self.tracker

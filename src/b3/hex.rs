@@ -61,15 +61,18 @@ pub(super) fn read_hex(text: &[u8], most: usize) -> Result<(u128, bool), IdError
         return Err(IdError::Empty);
     }
     let mut padded = [b'0'; LONGEST];
-    let start = LONGEST.checked_sub(text.len());
-    let Some(place) = start.and_then(|start| padded.get_mut(start..)) else {
-        return Err(match text.iter().all(u8::is_ascii_hexdigit) {
-            true => IdError::TooLong,
-            false => IdError::NotHex,
-        });
-    };
-    place.copy_from_slice(text);
-    let mut rest = padded.as_slice();
+    let mut rest = text;
+    if text.len() != 16 && text.len() != LONGEST {
+        let start = LONGEST.checked_sub(text.len());
+        let Some(place) = start.and_then(|start| padded.get_mut(start..)) else {
+            return Err(match text.iter().all(u8::is_ascii_hexdigit) {
+                true => IdError::TooLong,
+                false => IdError::NotHex,
+            });
+        };
+        place.copy_from_slice(text);
+        rest = &padded;
+    }
     // Halves of 64 bits, as in `write_hex`.
     let (mut high, mut low) = (0, 0);
     let (mut is_hex, mut has_upper) = (true, false);

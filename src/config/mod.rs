@@ -45,6 +45,7 @@ use read::Object;
 use serde::Deserializer;
 use serde_path_to_error::Track;
 use std::marker::PhantomData;
+use std::rc::Rc;
 
 /// What requests are looked up by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +90,7 @@ pub struct Config {
     /// `outside`
     pub outside: Outside,
     /// `mesh_hosts`, `outside_hosts` and `egress_gateways`
-    pub hosts: Declared,
+    pub hosts: Rc<Declared>,
     /// `attribution`
     pub attribution: AttributionMode,
     /// `confidence`

@@ -15,6 +15,7 @@ use super::{Config, KeyOf};
 use crate::headers::Wanted;
 use crate::mesh_hosts::Declared;
 use serde::Deserialize;
+use std::rc::Rc;
 
 /// `capacity`
 pub type Capacity = Within<64, 65536>;
@@ -278,11 +279,11 @@ impl From<Settings> for Config {
             restore_request_id: settings.restore_request_id,
             copy_to_attributed: settings.copy_to_attributed,
             outside: settings.outside,
-            hosts: Declared {
+            hosts: Rc::new(Declared {
                 inside: settings.mesh_hosts.0,
                 outside: settings.outside_hosts.0,
                 egress: settings.egress_gateways.0,
-            },
+            }),
             attribution: settings.attribution,
             confidence: settings.confidence,
             capacity: settings.capacity,

@@ -131,8 +131,9 @@ impl Filter {
         looked_up
     }
 
-    /// By the keys of the call, among the requests of `all` workers or of those that are
-    /// known here. The first key that any request has counts. Where several requests
+    /// By the keys of the call, among the requests of `all` workers. If not of all, of those
+    /// known here, until the span is found that the call names, and not by an ID that Envoy has
+    /// made up. The first key that any request has counts. Where several requests
     /// have it, later keys may tell which of them it is.
     fn by_keys(
         &self,
@@ -141,22 +142,23 @@ impl Filter {
         request: &Request<'_>,
         all: bool,
     ) -> ByKeys {
-        fn match_request(
-            store: &Store,
-            host: &impl Host,
-            candidates: &Candidates,
-            spans: SpanRefs,
-        ) -> Result<Match, Decision> {
-            relay::match_request(candidates, |found| store.headers(host, found), spans)
-        }
         let spans = SpanRefs::of(&request.extracted);
+        let match_request = |store: &Store, candidates: &Candidates| {
+            relay::match_request(candidates, |found| store.headers(host, found), spans)
+        };
         let now_ms = || host.now_ms();
-        let mut keys = request.keys(&self.config, Formats::default()).into_iter();
+        if all {
+            store.refresh(host, now_ms);
+        }
+        let names_span = |found: &Found| !all && spans.names(found);
+        let is_key = |key: &Key| all || !request.headers.has_new_request_id || !key.is_request_id();
+        let keys = request.keys(&self.config, Formats::default());
+        let mut keys = keys.into_iter().filter(is_key);
         let mut among = Candidates::default();
         let mut result = Err(Decision::NoKey);
         let mut is_forgotten = false;
         for key in keys.by_ref() {
-            let mut candidates = store.find(host, now_ms, &key, all);
+            let mut candidates = store.find_until(host, now_ms, &key, names_span);
             if candidates.found.is_empty() {
                 is_forgotten |= !candidates.complete;
             }
@@ -168,15 +170,14 @@ impl Filter {
                     continue;
                 }
             }
-            match match_request(store, host, &candidates, spans) {
+            match match_request(store, &candidates) {
                 Err(Decision::Unknown) if result.is_ok() => {}
                 found => result = found,
             }
             let is_one = candidates.complete && candidates.found.len() == 1;
             among = candidates;
-            match &result {
-                Ok(found) if found.by_span || is_one => break,
-                Ok(_) | Err(_) => {}
+            if result.as_ref().is_ok_and(|found| found.by_span || is_one) {
+                break;
             }
         }
         let one = match result {
@@ -193,16 +194,16 @@ impl Filter {
             if foreign.as_ref() == Some(&key) {
                 // A call is of one request. A trace that nobody came with is the
                 // application's own.
-                let candidates = store.find(host, now_ms, &key, all);
+                let candidates = store.find(host, now_ms, &key);
                 if relay::all_of_other_traces(&candidates.found, &one.stored) {
                     return ByKeys::Nobody(Decision::Conflict, None);
                 }
             } else if !one.by_span && !spans.is_empty() && key.is_trace() {
                 // The span that a call names says more than a key does.
-                let candidates = store.find(host, now_ms, &key, all);
-                match match_request(store, host, &candidates, spans) {
-                    Ok(other) if other.by_span => return ByKeys::Found(other),
-                    Ok(_) | Err(_) => {}
+                let candidates = store.find_until(host, now_ms, &key, names_span);
+                let other = match_request(store, &candidates);
+                if let Some(other) = other.ok().filter(|other| other.by_span) {
+                    return ByKeys::Found(other);
                 }
             }
         }
@@ -257,7 +258,7 @@ impl Filter {
         };
         let (store, now_ms) = (&mut worker.store, host.now_ms());
         let key = Key::trace(w3c.trace);
-        let known = store.find(host, || now_ms, &key, false).found;
+        let known = store.find(host, || now_ms, &key).found;
         if known.iter().all(|found| found.context != relay::OF_ANY) {
             let limits = Limits {
                 grace_ms: self.limits.grace_ms.max(MADE_UP_MS),

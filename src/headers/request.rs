@@ -168,21 +168,22 @@ impl<'a> TraceHeaders<'a> {
         self.all.iter().any(|(known, _)| *known == name.as_bytes())
     }
 
+    /// By the length first: most headers of a request are none of these.
     fn field(&mut self, name: &[u8]) -> Option<&mut Field<'a>> {
-        Some(match name {
-            b"x-request-id" => &mut self.request_id,
-            b"x-b3-traceid" => &mut self.trace_id,
-            b"x-b3-spanid" => &mut self.span_id,
-            b"x-b3-parentspanid" => &mut self.parent_span_id,
-            b"x-b3-sampled" => &mut self.sampled,
-            b"x-b3-flags" => &mut self.flags,
-            b"b3" => &mut self.b3,
-            b"x-ot-span-context" => &mut self.ot_span_context,
-            b"traceparent" => &mut self.traceparent,
-            b"tracestate" => &mut self.tracestate,
-            b":authority" => &mut self.authority,
-            b":method" => &mut self.method,
-            b":path" => &mut self.path,
+        Some(match (name.len(), name) {
+            (2, b"b3") => &mut self.b3,
+            (5, b":path") => &mut self.path,
+            (7, b":method") => &mut self.method,
+            (10, b":authority") => &mut self.authority,
+            (10, b"tracestate") => &mut self.tracestate,
+            (10, b"x-b3-flags") => &mut self.flags,
+            (11, b"traceparent") => &mut self.traceparent,
+            (11, b"x-b3-spanid") => &mut self.span_id,
+            (12, b"x-b3-sampled") => &mut self.sampled,
+            (12, b"x-b3-traceid") => &mut self.trace_id,
+            (12, b"x-request-id") => &mut self.request_id,
+            (17, b"x-b3-parentspanid") => &mut self.parent_span_id,
+            (17, b"x-ot-span-context") => &mut self.ot_span_context,
             _ => return None,
         })
     }

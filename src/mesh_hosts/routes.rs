@@ -7,6 +7,7 @@ use super::{Declared, is_outside};
 use crate::bytes::fnv1a;
 use crate::host::Host;
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 /// Where calls are routed to, as a worker remembers it.
 ///
@@ -14,8 +15,8 @@ use std::collections::VecDeque;
 /// for calls of a kind: same host, and same path but for identifiers in it, since routes
 /// go by both. Not by the method, and not by what else a route may go by (other headers,
 /// a share of the calls): where two answers differ, the kind is asked about each time.
-/// What is kept is the name of the cluster, not what follows from it: filters that are
-/// configured differently share a worker.
+/// Filters that are configured differently share a worker: what follows from the name of
+/// the cluster is kept for the one that asked last.
 #[derive(Debug, Default)]
 pub struct Routes {
     mesh: Option<Mesh>,
@@ -31,6 +32,8 @@ pub struct Routes {
 struct Route {
     authority: Box<[u8]>,
     cluster: Option<Vec<u8>>,
+    /// What the user said of hosts, and what follows: whether it is outside.
+    judged: Option<(Rc<Declared>, bool)>,
     until_ms: u64,
     /// Calls that are still answered from here.
     left: u32,
@@ -58,7 +61,7 @@ impl Routes {
         host: &impl Host,
         seed: u64,
         [authority, path]: [&[u8]; 2],
-        declared: &Declared,
+        declared: &Rc<Declared>,
     ) -> bool {
         // No host has such a name (RFC 1035: 253 characters), and there may be 60 KiB of it.
         if authority.len() > Self::LONGEST {
@@ -80,7 +83,15 @@ impl Routes {
         let cluster = match known.filter(|route| route.is_valid_for(authority, now_ms)) {
             Some(route) => {
                 route.left -= 1;
-                route.cluster.as_deref()
+                let cluster = route.cluster.as_deref();
+                return match &route.judged {
+                    Some((by, is_outside)) if Rc::ptr_eq(by, declared) => *is_outside,
+                    _ => {
+                        let is_outside = is_outside(authority, cluster, declared, mesh);
+                        route.judged = Some((declared.clone(), is_outside));
+                        is_outside
+                    }
+                };
             }
             None => {
                 asked = host.cluster();
@@ -96,6 +107,7 @@ impl Routes {
                     let route = Route {
                         authority: authority.into(),
                         cluster: asked.clone(),
+                        judged: None,
                         until_ms: now_ms + Self::TTL_MS,
                         left: Self::CALLS,
                         varies,

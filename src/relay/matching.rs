@@ -41,6 +41,13 @@ impl SpanRefs {
         self == Self::default()
     }
 
+    /// The call names the span of this request.
+    pub fn names(self, found: &Found) -> bool {
+        let stored = StoredContext::decode_context(&found.context);
+        let span = stored.and_then(|stored| stored.b3.ids).map(|ids| ids.span);
+        self.fits(span) != Self::NOT
+    }
+
     /// How well a request's span fits: 0 is best, [`SpanRefs::NOT`] is not at all.
     fn fits(self, span: Option<SpanId>) -> u8 {
         let Some(span) = span.map(Some) else {
@@ -147,7 +154,9 @@ pub fn match_request(
             read_headers(other, headers(found));
         }
     }
-    keep_common(&mut stored, others.iter().map(|(_, other)| other));
+    if !others.is_empty() {
+        keep_common(&mut stored, others.iter().map(|(_, other)| other));
+    }
     if !candidates.complete && !by_span {
         stored.opaque.clear();
         stored.copied.clear();

@@ -46,6 +46,11 @@ impl Key {
         self.0.first() == Some(&b't')
     }
 
+    /// It is a request ID.
+    pub fn is_request_id(&self) -> bool {
+        self.0.first() == Some(&b'r')
+    }
+
     /// Of nothing: no call has it.
     pub fn unnamed(random: [u8; 16]) -> Self {
         let mut key = vec![b'n'];

@@ -151,18 +151,26 @@ impl Store {
     /// Every request with the key that has not expired. `now_ms` is called only where
     /// something may have.
     ///
-    /// With `all`, every worker that has stored something is asked; without, one that
-    /// started within the last ten seconds may be left out.
+    /// Every worker is asked that had stored something at the last [`Store::refresh`], or
+    /// ten seconds ago.
     pub fn find(
         &mut self,
         data: &impl SharedData,
         now_ms: impl Fn() -> u64,
         key: &Key,
-        all: bool,
     ) -> Candidates {
-        if all {
-            self.workers.refresh(data, &now_ms);
-        }
+        self.find_until(data, now_ms, key, |_| false)
+    }
+
+    /// The same, but no further worker is asked after a request that is `enough`. Then they
+    /// are not complete.
+    pub fn find_until(
+        &mut self,
+        data: &impl SharedData,
+        now_ms: impl Fn() -> u64,
+        key: &Key,
+        enough: impl Fn(&Found) -> bool,
+    ) -> Candidates {
         let (bucket, key_hash) = self.table.bucket_of(key.as_bytes());
         let mut look_up = LookUp {
             key: key.as_bytes(),
@@ -180,6 +188,10 @@ impl Store {
         look_up.read_bucket(own_number, self.table.bucket(bucket));
         let own_aliases = look_up.aliases.len();
         for (worker, _) in &self.workers.others {
+            if look_up.candidates.found.iter().any(&enough) {
+                look_up.candidates.complete = false;
+                break;
+            }
             if let Some((bytes, _)) = data.get(&bucket_name(*worker, bucket)) {
                 look_up.read_bucket(*worker, &bytes);
             }

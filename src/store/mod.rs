@@ -7,7 +7,8 @@
 //! buckets ([`BUCKETS`]), each under a key of its own. Only its worker writes it, and the
 //! worker has a copy of it:
 //!
-//! - To store or to end a request takes one write for each of its keys, and no read.
+//! - To store a request takes one write for each of its keys, to end it one for the first
+//!   of them, and neither takes a read.
 //! - A look-up reads the worker's own copy, and of every other worker one bucket (most
 //!   buckets are empty, which is cheap to read).
 //! - A list in shared data says which workers there are. An empty value beside it, whose
@@ -184,9 +185,19 @@ impl Store {
         self.table.seed()
     }
 
+    /// Reads the list of workers, if it has changed. `now_ms` is called only then.
+    pub fn refresh(&mut self, data: &impl SharedData, now_ms: impl FnOnce() -> u64) {
+        self.workers.refresh(data, now_ms);
+    }
+
     /// All workers that have a number, this one included.
     pub fn workers(&mut self, data: &impl SharedData, now_ms: u64) -> Vec<WorkerOf> {
-        self.workers.refresh(data, || now_ms);
+        self.refresh(data, || now_ms);
+        self.known_workers()
+    }
+
+    /// The same, as of the last time that the list was read: no later than ten seconds ago.
+    pub fn known_workers(&self) -> Vec<WorkerOf> {
         let own = self.workers.number.map(|number| (number, self.nonce()));
         let others = self.workers.others.iter().copied();
         own.into_iter().chain(others).collect()

@@ -71,11 +71,12 @@ impl Workers {
         }
     }
 
-    /// Every ten seconds, renews the heartbeat and reads the list. False if this worker was
-    /// taken for dead, and so has no number any more.
+    /// Reads the list if it has changed, and every ten seconds, with a new heartbeat. False if
+    /// this worker was taken for dead, and so has no number any more.
     pub(super) fn tick(&mut self, data: &impl SharedData, now_ms: u64) -> bool {
         let since = now_ms.abs_diff(self.heartbeat_ms);
         if since < HEARTBEAT_MS {
+            self.refresh(data, || now_ms);
             return true;
         }
         let is_leap = since >= DEAD_AFTER_MS / 2;

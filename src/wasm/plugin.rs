@@ -228,7 +228,7 @@ impl Plugin {
     }
 
     /// Defines a counter, and adds an amount to it.
-    fn add(&self, counter: Counter, amount: Option<u32>) {
+    pub(super) fn add(&self, counter: Counter, amount: Option<u32>) {
         let counter = counter.without_amount();
         let metrics = &mut *self.metrics.borrow_mut();
         let known = metrics.iter().position(|known| known.counter == counter);

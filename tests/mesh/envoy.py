@@ -36,8 +36,8 @@ _HTTP = _TYPE + "envoy.extensions.filters.http."
 # The cluster that spans go to.
 _COLLECTOR = "collector"
 
-# A worker of b3relay raises a counter so often at once between two ticks, and then by all
-# that is more with the tick.
+# A worker of b3relay raises a counter at once until it was raised so often between two
+# ticks, and then with the tick.
 COUNTED_AT_ONCE = 16
 # Seconds after which every worker has ticked: two periods.
 TICK = 2.1

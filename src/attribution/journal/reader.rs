@@ -4,6 +4,7 @@ use super::writer::Writer;
 use super::{Event, HEAD, SEGMENT, SEGMENTS, key};
 use crate::bytes::{read_u32, read_u64};
 use crate::store::{SharedData, WorkerOf};
+use std::borrow::Cow;
 
 /// How far the journal of a worker has been read.
 #[derive(Debug)]
@@ -39,25 +40,42 @@ impl Reader {
     }
 
     /// The segment under the key of this one: its number, and the whole of it. `None` if
-    /// it was written by a worker that had this one's number earlier.
-    fn segment(&self, data: &impl SharedData, number: u32) -> Option<(u32, Vec<u8>)> {
+    /// it was written by a worker that had this one's number earlier. `own` as for
+    /// [`Reader::read`].
+    fn segment<'w>(
+        &self,
+        data: &impl SharedData,
+        own: Option<&'w Writer>,
+        number: u32,
+    ) -> Option<(u32, Cow<'w, [u8]>)> {
         let (worker, nonce) = self.worker;
-        let (bytes, _) = data.get(&key(worker, number))?;
-        let mut rest = bytes.as_slice();
+        let bytes = match own {
+            Some(own) if own.worker() == worker && own.number == number => {
+                Cow::Borrowed(own.segment.as_slice())
+            }
+            _ => Cow::Owned(data.get(&key(worker, number))?.0),
+        };
+        let mut rest = &*bytes;
         let writer = read_u64(&mut rest)?;
         let number = read_u32(&mut rest)?;
         (writer == nonce).then_some((number, bytes))
     }
 
     /// Appends every event since the last time, with its time in microseconds and the
-    /// number of its worker.
-    pub fn read(&mut self, data: &impl SharedData, events: &mut Vec<(u64, u16, Event)>) -> Read {
+    /// number of its worker. `own`: the journal that the reading worker writes, which takes no
+    /// host call to read.
+    pub fn read(
+        &mut self,
+        data: &impl SharedData,
+        own: Option<&Writer>,
+        events: &mut Vec<(u64, u16, Event)>,
+    ) -> Read {
         let mut found = Read::All;
         // The clock may be set back; the order stays.
         let mut latest_us = 0;
         // No more than there are, even if the writer is faster.
         for _ in 0..2 * SEGMENTS {
-            let Some((number, bytes)) = self.segment(data, self.number) else {
+            let Some((number, bytes)) = self.segment(data, own, self.number) else {
                 break;
             };
             if number != self.number {
@@ -66,7 +84,7 @@ impl Reader {
                     break;
                 }
                 found = Read::Lost;
-                self.rewind(data);
+                self.rewind(data, own);
                 continue;
             }
             let mut rest = bytes.get(self.offset..).unwrap_or_default();
@@ -88,8 +106,8 @@ impl Reader {
     }
 
     /// Goes to the oldest segment.
-    fn rewind(&mut self, data: &impl SharedData) {
-        let segments = (0..SEGMENTS).filter_map(|number| self.segment(data, number));
+    fn rewind(&mut self, data: &impl SharedData, own: Option<&Writer>) {
+        let segments = (0..SEGMENTS).filter_map(|number| self.segment(data, own, number));
         self.number = segments.map(|(number, _)| number).min().unwrap_or(0);
         self.offset = HEAD;
     }

@@ -12,7 +12,7 @@ fn end(request: u64) -> Event {
 
 fn read(reader: &mut Reader, data: &InMemory) -> (Read, Vec<Event>) {
     let mut events = Vec::new();
-    let found = reader.read(data, &mut events);
+    let found = reader.read(data, None, &mut events);
     (
         found,
         events.into_iter().map(|(_, _, event)| event).collect(),

@@ -46,16 +46,13 @@ fn an_alias_costs_one_read_more_and_none_on_the_workers_own() {
     let data = Counting::default();
     let [mut inbound, mut outbound, mut third] = [7, 8, 9].map(|n| Store::open(&data, n));
     inbound.insert(&data, MANY, 0, &[key("id")], b"ctx", b"headers");
-    let found = outbound.find(&data, || 0, &key("id"), true).found.remove(0);
+    let found = find(&mut outbound, &data, 0, &key("id")).found.remove(0);
     let of = (found.request, found.bucket);
     outbound.alias(&data, MANY, 0, &key("made-up"), of, false);
     let find = |store: &mut Store| {
-        store.find(&data, || 0, &key("made-up"), true);
+        find(store, &data, 0, &key("made-up"));
         data.counts();
-        let found = store
-            .find(&data, || 0, &key("made-up"), false)
-            .found
-            .remove(0);
+        let found = store.find(&data, || 0, &key("made-up")).found.remove(0);
         let reads = data.counts().0;
         assert_eq!(store.headers(&data, &found), Some(b"headers".to_vec()));
         assert_eq!(found.matched_by, MatchedBy::Alias);

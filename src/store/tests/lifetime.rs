@@ -97,7 +97,64 @@ fn an_end_that_could_not_be_written_is_written_later() {
     data.refuses.set(true);
     assert!(!here.end(&data, MANY, 0, done.ticket));
     data.refuses.set(false);
-    assert!(!there.find(&data, || 0, &key("a"), true).found[0].ended);
+    assert!(!find(&mut there, &data, 0, &key("a")).found[0].ended);
     here.tick(&data, 1);
-    assert!(there.find(&data, || 0, &key("a"), true).found[0].ended);
+    assert!(find(&mut there, &data, 0, &key("a")).found[0].ended);
+}
+
+/// Of a request with two keys, the second one in another bucket.
+#[test]
+fn an_end_is_published_with_the_first_key_alone() {
+    let data = Counting::default();
+    let limits = Limits {
+        grace_ms: 1000,
+        ..MANY
+    };
+    let [mut here, mut there] = [7, 8].map(|n| Store::open(&data, n));
+    let keys = [key("a"), key("b")];
+    // The first of all takes a number.
+    here.insert(&data, limits, 0, &[key("z")], b"1", &[]);
+    data.counts();
+    let done = here.insert(&data, limits, 0, &keys, b"1", &[]);
+    assert_eq!(data.counts(), (0, 2));
+    assert!(here.end(&data, limits, 0, done.ticket));
+    assert_eq!(data.counts(), (0, 1));
+    let ended = |store: &mut Store, now: u64| {
+        let found = |key: &Key| find(store, &data, now, key).found.first().map(|f| f.ended);
+        [&keys[0], &keys[1]].map(found)
+    };
+    assert_eq!(ended(&mut here, 999), [Some(true); 2]);
+    assert_eq!(ended(&mut there, 999), [Some(true), Some(false)]);
+    assert_eq!(ended(&mut here, 1000), [None; 2]);
+    assert_eq!(ended(&mut there, 1000), [None, Some(false)]);
+    here.tick(&data, 1000);
+    assert_eq!(ended(&mut there, 1000), [None; 2]);
+    // With less of a grace each entry ends at once.
+    let short = Limits {
+        grace_ms: 999,
+        ..MANY
+    };
+    let done = here.insert(&data, short, 1000, &keys, b"1", &[]);
+    data.counts();
+    assert!(here.end(&data, short, 1000, done.ticket));
+    assert_eq!(data.counts(), (0, 2));
+}
+
+#[test]
+fn who_has_found_enough_asks_no_further_worker() {
+    let data = Counting::default();
+    let mut workers: Vec<Store> = (0..3).map(|n| Store::open(&data, n)).collect();
+    for (n, worker) in workers.iter_mut().enumerate() {
+        worker.insert(&data, MANY, 0, &[key("a")], &[n as u8], &[]);
+    }
+    let first = &mut workers[0];
+    first.refresh(&data, || 0);
+    for (enough, reads) in [(0, 0), (1, 1), (2, 2), (3, 2)] {
+        data.counts();
+        let is_enough = |found: &Found| found.context == [enough];
+        let candidates = first.find_until(&data, || 0, &key("a"), is_enough);
+        assert_eq!(data.counts(), (reads, 0), "{enough}");
+        assert_eq!(candidates.found.len(), reads + 1);
+        assert_eq!(candidates.complete, enough >= 2);
+    }
 }

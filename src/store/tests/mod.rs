@@ -31,6 +31,12 @@ fn key(text: &str) -> Key {
     Key::request_id(text.as_bytes()).unwrap()
 }
 
+/// Among the requests of all workers.
+fn find(store: &mut Store, data: &impl SharedData, now: u64, key: &Key) -> Candidates {
+    store.refresh(data, || now);
+    store.find(data, || now, key)
+}
+
 /// A worker and the shared data.
 struct Worker<'a> {
     store: Store,
@@ -64,7 +70,7 @@ impl<'a> Worker<'a> {
     }
 
     fn candidates(&mut self, now: u64, name: &str) -> Candidates {
-        self.store.find(self.data, || now, &key(name), true)
+        find(&mut self.store, self.data, now, &key(name))
     }
 
     fn contexts(&mut self, now: u64, name: &str) -> Vec<Vec<u8>> {

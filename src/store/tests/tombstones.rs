@@ -63,12 +63,12 @@ fn what_could_not_be_written_leaves_a_tombstone() {
     let data = Counting::default();
     let [mut here, mut there] = [7, 8].map(|n| Store::open(&data, n));
     here.insert(&data, MANY, 0, &[key("a")], b"1", &[]);
-    there.find(&data, || 0, &key("a"), true);
+    find(&mut there, &data, 0, &key("a"));
     data.refuses.set(true);
     let done = here.insert(&data, MANY, 0, &["a", "b"].map(key), b"2", b"x");
     assert!(!done.stored);
     let mut complete = |here: &mut Store, name| {
-        [here, &mut there].map(|worker| worker.find(&data, || 0, &key(name), true).complete)
+        [here, &mut there].map(|worker| find(worker, &data, 0, &key(name)).complete)
     };
     assert_eq!(complete(&mut here, "a"), [false, true]);
     data.refuses.set(false);
@@ -106,7 +106,7 @@ fn what_cannot_be_written_leaves_no_entry() {
         done += usize::from(inserted.stored);
         assert_eq!(store.size().0, 2 * done);
         for key in &keys {
-            let candidates = store.find(&data, || 0, key, true);
+            let candidates = find(&mut store, &data, 0, key);
             assert_eq!(candidates.found.len(), usize::from(inserted.stored));
             assert!(inserted.stored || !candidates.complete);
         }

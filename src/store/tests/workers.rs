@@ -64,7 +64,10 @@ fn new_workers_and_the_time_are_asked_for_where_it_matters() {
             asked.set(asked.get() + 1);
             1
         };
-        let found = here.store.find(&data, clock, &key("a"), all).found.len();
+        if all {
+            here.store.refresh(&data, clock);
+        }
+        let found = here.store.find(&data, clock, &key("a")).found.len();
         (found, asked.get())
     };
     assert_eq!(found(false), (0, 0));
@@ -77,7 +80,7 @@ fn new_workers_and_the_time_are_asked_for_where_it_matters() {
     // Ten seconds later without anybody who asks.
     let mut late = Worker::new(&data, 9, MANY);
     late.tick(10_000);
-    let ended = late.store.find(&data, || 1, &key("a"), false).found;
+    let ended = late.store.find(&data, || 1, &key("a")).found;
     assert!(ended[0].ended);
 }
 
@@ -156,6 +159,6 @@ fn a_list_that_never_stands_still_is_given_up() {
     let mut store = Store::open(&data, 7);
     let inserted = store.insert(&data, LIMITS, 0, &[key("a")], b"ctx", &[]);
     assert!(!inserted.stored);
-    let candidates = store.find(&data, || 0, &key("a"), true);
+    let candidates = find(&mut store, &data, 0, &key("a"));
     assert!(candidates.found.is_empty() && !candidates.complete);
 }

@@ -60,7 +60,8 @@ fuzz_target!(|input: &[u8]| {
     if let Some(name) = keys.get(usize::from(*at) % keys.len()) {
         let _ = data.set(name, value, 0);
     }
-    for found in there.find(&data, || 2, &key, true).found {
+    there.refresh(&data, || 2);
+    for found in there.find(&data, || 2, &key).found {
         let _ = there.headers(&data, &found);
         there.alias(
             &data,
@@ -72,13 +73,15 @@ fuzz_target!(|input: &[u8]| {
         );
     }
     let inserted = here.insert(&data, limits, 2, from_ref(&key), b"second", b"b");
-    let found = here.find(&data, || 2, &key, true).found;
+    here.refresh(&data, || 2);
+    let found = here.find(&data, || 2, &key).found;
     let second = found.iter().find(|found| found.context == b"second");
     assert_eq!(second.is_some(), inserted.stored);
     if let Some(second) = second {
         assert_eq!(here.headers(&data, second).as_deref(), Some(&b"b"[..]));
     }
-    let _ = here.find(&data, || 2, &other, true);
+    here.refresh(&data, || 2);
+    let _ = here.find(&data, || 2, &other);
     here.end(&data, limits, 3, inserted.ticket);
     here.tick(&data, 20_000);
 });
