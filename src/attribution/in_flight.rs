@@ -1,7 +1,6 @@
 //! The requests in flight, as this worker knows them from the journals of all.
 
 use super::names::Name;
-use std::collections::BTreeSet;
 
 /// Requests that are tracked, at most.
 const TRACKED: usize = 128;
@@ -40,8 +39,8 @@ impl Request {
 #[derive(Debug, Default)]
 pub(super) struct InFlight {
     tracked: Vec<Request>,
-    /// Numbers of the others.
-    untracked: BTreeSet<u64>,
+    /// Numbers of the others, in order: a BTreeSet would bring the module 5 KB.
+    untracked: Vec<u64>,
 }
 
 impl InFlight {
@@ -93,17 +92,21 @@ impl InFlight {
 
     /// Adds one that is not. The earliest goes if there are too many.
     pub(super) fn add_untracked(&mut self, number: u64) {
-        self.untracked.insert(number);
+        if let Err(at) = self.untracked.binary_search(&number) {
+            self.untracked.insert(at, number);
+        }
         if self.untracked.len() > UNTRACKED {
-            self.untracked.pop_first();
+            self.untracked.remove(0);
         }
     }
 
     /// Removes one, and returns it if it was tracked.
     pub(super) fn remove(&mut self, number: u64) -> Option<Request> {
         let at = self.tracked.iter().position(|known| known.number == number);
-        if at.is_none() {
-            self.untracked.remove(&number);
+        if at.is_none()
+            && let Ok(at) = self.untracked.binary_search(&number)
+        {
+            self.untracked.remove(at);
         }
         Some(self.tracked.swap_remove(at?))
     }
