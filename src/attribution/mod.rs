@@ -27,7 +27,7 @@ pub mod signature;
 mod sort;
 pub mod tracker;
 
-use crate::store::{Found, RequestOf, SharedData, Store, Ticket, WorkerOf, shared_data_name};
+use crate::store::{Found, RequestRef, SharedData, Store, Ticket, WorkerId, shared_data_name};
 use journal::{Event, Read, Reader, Writer};
 use keyed_hosts::KeyedHosts;
 use signature::Token;
@@ -76,7 +76,7 @@ fn number(worker: u16, id: u64) -> u64 {
 }
 
 /// The inverse, of a request.
-fn request_of(number: u64) -> RequestOf {
+fn request_of(number: u64) -> RequestRef {
     ((number >> 48) as u16, number & 0xffff_ffff_ffff)
 }
 
@@ -142,7 +142,7 @@ impl Attribution {
         data: &impl SharedData,
         now_us: u64,
         call: Call,
-        owner: RequestOf,
+        owner: RequestRef,
     ) -> u64 {
         let id = self.number_call();
         let Call { kind, tokens } = call;
@@ -285,7 +285,7 @@ impl Attribution {
     }
 
     /// Gives the tracker all events since the last time.
-    fn read_journals(&mut self, workers: &[WorkerOf], data: &impl SharedData, now_us: u64) {
+    fn read_journals(&mut self, workers: &[WorkerId], data: &impl SharedData, now_us: u64) {
         let mut gone: Vec<u16> = Vec::new();
         self.readers.retain(|reader| {
             let here = workers.contains(&reader.worker());

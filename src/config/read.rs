@@ -40,30 +40,30 @@ impl fmt::Display for Scalar<'_> {
     }
 }
 
-/// Whether a value was taken; if not, why, as far as what is allowed does not say it.
-pub(super) type Taken = Result<(), Option<String>>;
+/// Whether a value was accepted. If not, why, where the words for what is allowed do not say it.
+pub(super) type Accepted = Result<(), Option<String>>;
 
-/// Takes a value, with its name if it is of an object: a closure.
+/// Accepts a value, with its name if it is one of an object: a closure.
 ///
 /// The vtable of a `dyn FnMut` would hold the code of the closure twice.
-pub(super) trait Take {
-    /// Takes the value.
-    fn take(&mut self, name: &str, value: Scalar<'_>) -> Taken;
+pub(super) trait Accept {
+    /// Accepts the value, or says why not.
+    fn accept(&mut self, name: &str, value: Scalar<'_>) -> Accepted;
 }
 
-impl<F: FnMut(&str, Scalar<'_>) -> Taken> Take for F {
-    fn take(&mut self, name: &str, value: Scalar<'_>) -> Taken {
+impl<F: FnMut(&str, Scalar<'_>) -> Accepted> Accept for F {
+    fn accept(&mut self, name: &str, value: Scalar<'_>) -> Accepted {
         self(name, value)
     }
 }
 
-/// Where a value goes.
-pub(super) struct Place<'a> {
+/// Reads a value of any type, if it is what is allowed.
+pub(super) struct ValueVisitor<'a> {
     /// What may be there, in words.
     allowed: &'a dyn fmt::Display,
     shape: Shape<'a>,
     name: &'a str,
-    take: &'a mut dyn Take,
+    accept: &'a mut dyn Accept,
 }
 
 enum Shape<'a> {
@@ -86,18 +86,18 @@ pub(super) struct List {
 }
 
 impl List {
-    /// Reads a list, item by item; nothing is taken of a word that stands instead of one.
+    /// Reads a list, item by item; nothing is accepted of a word that stands instead of one.
     pub(super) fn read<'de, D: Deserializer<'de>>(
         &self,
         from: D,
-        mut take: impl FnMut(&str) -> Taken,
+        mut accept: impl FnMut(&str) -> Accepted,
     ) -> Result<(), D::Error> {
-        let place = Place {
+        let place = ValueVisitor {
             allowed: &self.allowed,
             shape: Shape::List(self),
             name: "",
-            take: &mut |_: &str, item: Scalar<'_>| match item {
-                Scalar::Text(text) => take(text),
+            accept: &mut |_: &str, item: Scalar<'_>| match item {
+                Scalar::Text(text) => accept(text),
                 _ => Err(None),
             },
         };
@@ -110,13 +110,13 @@ pub(super) fn object<'de, D: Deserializer<'de>>(
     from: D,
     allowed: &dyn fmt::Display,
     allowed_value: &dyn fmt::Display,
-    take: &mut dyn Take,
+    accept: &mut dyn Accept,
 ) -> Result<(), D::Error> {
-    let place = Place {
+    let place = ValueVisitor {
         allowed,
         shape: Shape::Object(allowed_value),
         name: "",
-        take,
+        accept,
     };
     place.deserialize(from)
 }
@@ -125,18 +125,18 @@ pub(super) fn object<'de, D: Deserializer<'de>>(
 pub(super) fn scalar<'de, D: Deserializer<'de>>(
     from: D,
     allowed: &dyn fmt::Display,
-    take: &mut dyn Take,
+    accept: &mut dyn Accept,
 ) -> Result<(), D::Error> {
-    let place = Place {
+    let place = ValueVisitor {
         allowed,
         shape: Shape::Scalar,
         name: "",
-        take,
+        accept,
     };
     place.deserialize(from)
 }
 
-impl Place<'_> {
+impl ValueVisitor<'_> {
     fn refuse<E: Error>(&self, found: &dyn fmt::Display, why: Option<String>) -> E {
         let mut text = format!("found {found}, allowed: {}", self.allowed);
         if let Some(why) = why {
@@ -146,16 +146,16 @@ impl Place<'_> {
     }
 
     fn scalar<E: Error>(self, scalar: Scalar<'_>) -> Result<(), E> {
-        let taken = match (&self.shape, scalar) {
-            (Shape::Scalar, _) => self.take.take(self.name, scalar),
+        let accepted = match (&self.shape, scalar) {
+            (Shape::Scalar, _) => self.accept.accept(self.name, scalar),
             (Shape::List(list), Scalar::Text(text)) if list.or == Some(text) => Ok(()),
             _ => Err(None),
         };
-        taken.map_err(|why| self.refuse(&scalar, why))
+        accepted.map_err(|why| self.refuse(&scalar, why))
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Place<'_> {
+impl<'de> DeserializeSeed<'de> for ValueVisitor<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
@@ -163,7 +163,7 @@ impl<'de> DeserializeSeed<'de> for Place<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Place<'_> {
+impl<'de> Visitor<'de> for ValueVisitor<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -201,11 +201,11 @@ impl<'de> Visitor<'de> for Place<'_> {
         let (least, most) = list.length;
         let mut length = 0;
         while length <= most {
-            let item = Place {
+            let item = ValueVisitor {
                 allowed: &list.item,
                 shape: Shape::Scalar,
                 name: "",
-                take: &mut *self.take,
+                accept: &mut *self.accept,
             };
             if items.next_element_seed(item)?.is_none() {
                 break;
@@ -224,18 +224,18 @@ impl<'de> Visitor<'de> for Place<'_> {
             return Err(self.refuse(&"an object", None));
         };
         while let Some(name) = values.next_key::<String>()? {
-            values.next_value_seed(Place {
+            values.next_value_seed(ValueVisitor {
                 allowed,
                 shape: Shape::Scalar,
                 name: &name,
-                take: &mut *self.take,
+                accept: &mut *self.accept,
             })?;
         }
         Ok(())
     }
 }
 
-/// Reads a struct that derives [`Deserialize`], from an object only: serde would take a
+/// Reads a struct that derives [`Deserialize`], from an object only: serde would accept a
 /// list of the values of all fields, too.
 pub(super) struct Object<T>(pub(super) PhantomData<T>);
 
@@ -251,11 +251,11 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<T> {
     }
 
     fn visit_unit<E: Error>(self) -> Result<T, E> {
-        Err(unlike(&self, &Scalar::Null))
+        Err(mismatch(&self, &Scalar::Null))
     }
 
     fn visit_bool<E: Error>(self, value: bool) -> Result<T, E> {
-        Err(unlike(&self, &Scalar::Bool(value)))
+        Err(mismatch(&self, &Scalar::Bool(value)))
     }
 
     fn visit_u64<E: Error>(self, value: u64) -> Result<T, E> {
@@ -267,21 +267,21 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<T> {
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<T, E> {
-        Err(unlike(&self, &Scalar::Number(value)))
+        Err(mismatch(&self, &Scalar::Number(value)))
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<T, E> {
-        Err(unlike(&self, &Scalar::Text(value)))
+        Err(mismatch(&self, &Scalar::Text(value)))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<T, A::Error> {
-        Err(unlike(&self, &"a list"))
+        Err(mismatch(&self, &"a list"))
     }
 }
 
-/// The values of an object, each of which is first asked for by its visitor. That is a
-/// [`Place`] for all of them, whatever their types: the module has the code that reads a
-/// value once, and not once for each key (3 KB).
+/// The values of an object, each read by the visitor of its type, which is a
+/// [`ValueVisitor`] for all types: the module has the code that reads a value once, and not
+/// once for each key (3 KB).
 struct Values<A>(A);
 
 impl<'de, A: MapAccess<'de>> MapAccess<'de> for Values<A> {
@@ -303,7 +303,7 @@ impl<'de, A: MapAccess<'de>> Deserializer<'de> for Values<&mut A> {
     type Error = A::Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, A::Error> {
-        self.0.next_value_seed(Asked(visitor))
+        self.0.next_value_seed(ByVisitor(visitor))
     }
 
     serde::forward_to_deserialize_any! {
@@ -314,9 +314,9 @@ impl<'de, A: MapAccess<'de>> Deserializer<'de> for Values<&mut A> {
 }
 
 /// A value, by its visitor.
-struct Asked<V>(V);
+struct ByVisitor<V>(V);
 
-impl<'de, V: Visitor<'de>> DeserializeSeed<'de> for Asked<V> {
+impl<'de, V: Visitor<'de>> DeserializeSeed<'de> for ByVisitor<V> {
     type Value = V::Value;
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<V::Value, D::Error> {
@@ -324,21 +324,21 @@ impl<'de, V: Visitor<'de>> DeserializeSeed<'de> for Asked<V> {
     }
 }
 
-fn unlike<E: Error>(expected: &dyn Expected, found: &dyn fmt::Display) -> E {
+fn mismatch<E: Error>(expected: &dyn Expected, found: &dyn fmt::Display) -> E {
     E::custom(format_args!("found {found}, allowed: {expected}"))
 }
 
 /// Reads `true` or `false`.
 pub(super) fn flag<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
     let mut flag = false;
-    let mut take = |_: &str, value: Scalar<'_>| match value {
+    let mut accept = |_: &str, value: Scalar<'_>| match value {
         Scalar::Bool(value) => {
             flag = value;
             Ok(())
         }
         _ => Err(None),
     };
-    scalar(from, &"true or false", &mut take)?;
+    scalar(from, &"true or false", &mut accept)?;
     Ok(flag)
 }
 
@@ -350,13 +350,13 @@ pub(super) fn number<'de, D: Deserializer<'de>>(
     fits: fn(f64) -> bool,
 ) -> Result<f64, D::Error> {
     let mut number = 0.0;
-    let mut take = |_: &str, value: Scalar<'_>| match value {
+    let mut accept = |_: &str, value: Scalar<'_>| match value {
         Scalar::Number(value) if fits(value) => {
             number = value;
             Ok(())
         }
         _ => Err(None),
     };
-    scalar(from, allowed, &mut take)?;
+    scalar(from, allowed, &mut accept)?;
     Ok(number)
 }

@@ -2,7 +2,7 @@
 
 use super::choices::SpanFormat;
 use super::error::cut;
-use super::read::{Scalar, Taken, object};
+use super::read::{Accepted, Scalar, object};
 use super::words::{Words, one_of};
 use serde::de::{Deserialize, Deserializer, Error};
 
@@ -32,7 +32,7 @@ impl<'de> Deserialize<'de> for Spans {
         let mut texts: [Option<String>; 3] = Default::default();
         let mut format = None;
         let mut is_empty = true;
-        let mut take = |name: &str, value: Scalar<'_>| -> Taken {
+        let mut accept = |name: &str, value: Scalar<'_>| -> Accepted {
             is_empty = false;
             if name == "format" {
                 let words = Words::of::<SpanFormat>();
@@ -56,7 +56,7 @@ impl<'de> Deserialize<'de> for Spans {
             Ok(())
         };
         let value = "1 to 255 visible characters of ASCII, a path with `/` first";
-        object(deserializer, &ALLOWED, &value, &mut take)?;
+        object(deserializer, &ALLOWED, &value, &mut accept)?;
         if is_empty {
             return Ok(Self(None));
         }

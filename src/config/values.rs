@@ -320,7 +320,7 @@ impl<'de> Deserialize<'de> for Rules {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut rules = Vec::new();
         let levels = Words::of::<Level>();
-        let mut take = |id: &str, level: Scalar<'_>| {
+        let mut accept = |id: &str, level: Scalar<'_>| {
             let mut known = Rule::ALL.iter();
             let unknown = || Some(format!("no rule of docs/rules.md is called `{}`", cut(id)));
             let rule = *known.find(|rule| rule.id() == id).ok_or_else(unknown)?;
@@ -337,7 +337,7 @@ impl<'de> Deserialize<'de> for Rules {
             Ok(())
         };
         let allowed = format_args!("an object of rule IDs, each with {levels}");
-        object(deserializer, &allowed, &levels, &mut take)?;
+        object(deserializer, &allowed, &levels, &mut accept)?;
         Ok(Self(rules))
     }
 }

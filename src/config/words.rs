@@ -1,6 +1,6 @@
 //! How the words of an enum that derives [`Deserialize`] are read.
 //!
-//! Its derive would take `{"word": null}` for a word, too, and not say which are allowed
+//! Its derive would accept `{"word": null}` for a word, too, and not say which are allowed
 //! where it finds a number. So the words are asked of it, and then the variant by the
 //! index of its word.
 
@@ -26,11 +26,11 @@ pub(super) fn one_of<T: for<'a> Deserialize<'a>>(word: Scalar<'_>) -> Option<T> 
 
 fn index<'de, D: Deserializer<'de>>(from: D, words: Words) -> Result<u32, D::Error> {
     let mut index = 0;
-    let mut take = |_: &str, word: Scalar<'_>| {
+    let mut accept = |_: &str, word: Scalar<'_>| {
         index = words.index(word).ok_or(None)?;
         Ok(())
     };
-    scalar(from, &words, &mut take)?;
+    scalar(from, &words, &mut accept)?;
     Ok(index)
 }
 

@@ -5,7 +5,7 @@ use super::lookup::{LookedUp, Owner};
 use super::request::{Request, removed};
 use super::span::Planned;
 use super::worker::WorkerState;
-use super::write::{Plan, Written};
+use super::write::Plan;
 use crate::b3::{B3, Sampling};
 use crate::config::{Direction, Mode, Outside};
 use crate::headers;
@@ -271,16 +271,13 @@ impl Filter {
 }
 
 impl Decided {
-    /// What was done, now that it is known what there was room for. A call that got
-    /// nothing for lack of room is counted by its decision alone.
-    pub fn done(self, written: &mut Written) -> Done {
-        let mut decision = self.decision;
-        let is_whole = written.is_whole;
+    /// What was done, now that it is known whether there was room for all of it.
+    pub fn done(self, is_whole: bool) -> Done {
         let is_too_large = self.writes && !is_whole;
-        if is_too_large {
-            decision = Decision::TooLarge;
-            written.is_whole = true;
-        }
+        let decision = match is_too_large {
+            true => Decision::TooLarge,
+            false => self.decision,
+        };
         let restored = self.restores_request_id && !is_too_large;
         // What had no room for the span in its headers gets none.
         let child = self.span.child().filter(|_| is_whole);

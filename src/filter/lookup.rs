@@ -1,7 +1,7 @@
-//! Step 3: the request that a call belongs to.
+//! Step 3: finds the inbound request that a call belongs to.
 //!
-//! The ladder, best evidence first. A rung that is not sure hands over to the next, and
-//! the last one leaves the call alone:
+//! The steps of the look-up, best evidence first. A step that is not sure goes on to the next
+//! one; after the last one the call is left alone:
 //!
 //! 1. a context of its own,
 //! 2. a key ([`Filter::by_keys`]),
@@ -10,6 +10,7 @@
 //! 5. what requests do, and when: [`crate::attribution`] for these three.
 
 use super::Filter;
+use super::keys::ByKeys;
 use super::request::Request;
 use super::worker::WorkerState;
 use crate::attribution::tracker::Basis;
@@ -17,11 +18,11 @@ use crate::attribution::{Call, signature};
 use crate::config::{AttributionMode, KeyOf, Mode, RestoreRequestId};
 use crate::headers::TraceHeaders;
 use crate::host::Host;
-use crate::relay::{self, Decision, Match, SpanRefs, StoredContext, W3cState};
+use crate::relay::{self, Decision, Match, StoredContext, W3cState};
 use crate::request_id;
-use crate::rules::{Extracted, Finding, Formats, Rule};
+use crate::rules::{Extracted, Finding, Rule};
 use crate::store::key::Key;
-use crate::store::{Candidates, Found, Limits, MatchedBy, Store};
+use crate::store::{Limits, Store};
 
 /// For so long it is known that a trace began in this pod, in milliseconds.
 const MADE_UP_MS: u64 = 30_000;
@@ -58,18 +59,8 @@ pub(super) struct Owner {
     pub guess: Option<(Decision, u32)>,
 }
 
-/// What a look-up by keys has found.
-enum ByKeys {
-    /// The request.
-    Found(Match),
-    /// None, for this reason; or by a guess, this one.
-    Nobody(Decision, Option<Match>),
-    /// None, but there was one that had to go for lack of room.
-    Forgotten(Decision),
-}
-
 impl Filter {
-    /// Climbs the ladder for a call.
+    /// Goes through these steps for a call.
     pub(super) fn look_up<'a>(
         &self,
         worker: &mut WorkerState,
@@ -131,85 +122,6 @@ impl Filter {
         looked_up
     }
 
-    /// By the keys of the call, among the requests of `all` workers. If not of all, of those
-    /// known here, until the span is found that the call names, and not by an ID that Envoy has
-    /// made up. The first key that any request has counts. Where several requests
-    /// have it, later keys may tell which of them it is.
-    fn by_keys(
-        &self,
-        store: &mut Store,
-        host: &impl Host,
-        request: &Request<'_>,
-        all: bool,
-    ) -> ByKeys {
-        let spans = SpanRefs::of(&request.extracted);
-        let match_request = |store: &Store, candidates: &Candidates| {
-            relay::match_request(candidates, |found| store.headers(host, found), spans)
-        };
-        let now_ms = || host.now_ms();
-        if all {
-            store.refresh(host, now_ms);
-        }
-        let names_span = |found: &Found| !all && spans.names(found);
-        let is_key = |key: &Key| all || !request.headers.has_new_request_id || !key.is_request_id();
-        let keys = request.keys(&self.config, Formats::default());
-        let mut keys = keys.into_iter().filter(is_key);
-        let mut among = Candidates::default();
-        let mut result = Err(Decision::NoKey);
-        let mut is_forgotten = false;
-        for key in keys.by_ref() {
-            let mut candidates = store.find_until(host, now_ms, &key, names_span);
-            if candidates.found.is_empty() {
-                is_forgotten |= !candidates.complete;
-            }
-            if !among.found.is_empty() {
-                let is_known =
-                    |found: &Found| among.found.iter().any(|one| one.request == found.request);
-                candidates.found.retain(is_known);
-                if candidates.found.is_empty() {
-                    continue;
-                }
-            }
-            match match_request(store, &candidates) {
-                Err(Decision::Unknown) if result.is_ok() => {}
-                found => result = found,
-            }
-            let is_one = candidates.complete && candidates.found.len() == 1;
-            among = candidates;
-            if result.as_ref().is_ok_and(|found| found.by_span || is_one) {
-                break;
-            }
-        }
-        let one = match result {
-            Ok(one) if one.matched_by == MatchedBy::Guess => {
-                return ByKeys::Nobody(Decision::Unknown, Some(one));
-            }
-            Ok(one) => one,
-            // It may be of one that had to go.
-            Err(decision) if is_forgotten => return ByKeys::Forgotten(decision),
-            Err(decision) => return ByKeys::Nobody(decision, None),
-        };
-        let foreign = foreign_trace(request, &one.stored);
-        for key in keys {
-            if foreign.as_ref() == Some(&key) {
-                // A call is of one request. A trace that nobody came with is the
-                // application's own.
-                let candidates = store.find(host, now_ms, &key);
-                if relay::all_of_other_traces(&candidates.found, &one.stored) {
-                    return ByKeys::Nobody(Decision::Conflict, None);
-                }
-            } else if !one.by_span && !spans.is_empty() && key.is_trace() {
-                // The span that a call names says more than a key does.
-                let candidates = store.find_until(host, now_ms, &key, names_span);
-                let other = match_request(store, &candidates);
-                if let Some(other) = other.ok().filter(|other| other.by_span) {
-                    return ByKeys::Found(other);
-                }
-            }
-        }
-        ByKeys::Found(one)
-    }
-
     /// The rules that a call breaks beside its request.
     fn propagation<'a>(&self, request: &Request<'a>, found: &Match) -> Vec<Finding<'a>> {
         relay::propagation(
@@ -246,9 +158,9 @@ impl Filter {
         })
     }
 
-    /// A trace that the application made up, on a call that is left alone: should a
-    /// request come in with it, the call that was left alone may have been its cause, and
-    /// further calls with this trace may be of either.
+    /// Stores a trace ID that the application generated, on a call that is left alone. A
+    /// request that comes in with that trace ID later may be an effect of this call (the
+    /// application calls itself). So the trace ID alone does not say whose a further call is.
     fn note_trace(&self, worker: &mut WorkerState, host: &impl Host, request: &Request<'_>) {
         let Extracted { b3, w3c, .. } = &request.extracted;
         let made_up = w3c.filter(|_| b3.ids.is_none() && !worker.writes_w3c());
@@ -269,9 +181,9 @@ impl Filter {
         }
     }
 
-    /// The last rungs, for a call that says nothing of itself, or nothing but a trace that
-    /// the application has made up. `guess`: an earlier call with that trace was found to be
-    /// of this request. Returns the call's number, too.
+    /// The last three steps, for a call without any context, or with nothing but a trace ID
+    /// that the application has generated. `guess`: the request that an earlier call with that
+    /// trace ID was attributed to. Returns the call's number, too.
     fn attribute(
         &self,
         worker: &mut WorkerState,
@@ -357,10 +269,10 @@ impl Filter {
     }
 }
 
-/// The call has neither a key nor a part of a context of its own. A request ID that
-/// is not of Envoy's form, or a trace ID, is of a request that is not known here; but a
-/// `traceparent` that the application's own tracing has made up, since the sidecar's
-/// gave it none, names nothing.
+/// The call has neither a key nor a part of a context: it names no request. A request ID
+/// that is not in Envoy's form, or a trace ID, names a request that is not known here. But a
+/// `traceparent` that the application's own tracing has generated, because the sidecar gave
+/// it none, names no request.
 fn names_nothing(request: &Request<'_>, worker: &WorkerState) -> bool {
     let Request {
         headers, extracted, ..
@@ -370,15 +282,6 @@ fn names_nothing(request: &Request<'_>, worker: &WorkerState) -> bool {
         && headers.keys.is_empty()
         && extracted.fragments.is_none()
         && (extracted.w3c.is_none() || !worker.writes_w3c())
-}
-
-/// The trace of a `traceparent`, if it is another one than this request's, and all that
-/// the call says of its own context.
-fn foreign_trace(request: &Request<'_>, one: &StoredContext) -> Option<Key> {
-    let Extracted { b3, w3c, .. } = &request.extracted;
-    let trace = w3c.filter(|_| b3.ids.is_none())?.trace;
-    let same = one.b3.ids.is_some_and(|ids| ids.trace.same(trace));
-    (!same).then(|| Key::trace(trace))
 }
 
 /// Where a call goes, for attribution.

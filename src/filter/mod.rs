@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `request` | reads the headers, and checks them |
 //! | `lookup` | looks up the request that a call belongs to |
+//! | `keys` | the same by the keys of the call |
 //! | `decide` | decides what is written |
 //! | `span` | gives a call a client span |
 //! | `write` | turns that into edits, as far as there is room |
@@ -14,6 +15,7 @@
 //! Each step returns what the next one needs; none reaches back.
 
 mod decide;
+mod keys;
 mod lookup;
 mod report;
 mod request;
@@ -133,10 +135,11 @@ impl Filter {
             let plan = self.plan(host, &request, &outcome.findings, direction);
             let mut decided = self.decide(worker, host, &request, &looked_up, plan);
             let plan = std::mem::take(&mut decided.plan);
-            let mut written = self.write(&request, plan);
-            let done = decided.done(&mut written);
+            let written = self.write(&request, plan);
+            let done = decided.done(written.is_whole);
             outcome.counters.extend(done.counters.into_iter().flatten());
-            outcome.counters.extend(written.counters(direction));
+            let counters = written.counters(direction, Some(done.decision));
+            outcome.counters.extend(counters);
             outcome.expected = done.expected;
             outcome.edits = written.edits;
             outcome.span = done.span.and_then(|b3| {
@@ -165,7 +168,7 @@ impl Filter {
         } else {
             let plan = self.plan(host, &request, &outcome.findings, direction);
             let mut written = self.write(&request, plan);
-            outcome.counters.extend(written.counters(direction));
+            outcome.counters.extend(written.counters(direction, None));
             if direction == Some(Direction::Inbound) {
                 let counter = self.add_request_id(host, &mut request, &mut written);
                 outcome.counters.extend(counter);

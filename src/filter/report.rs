@@ -6,15 +6,22 @@ use super::write::Written;
 use super::{Filter, Outcome};
 use crate::config::{Direction, ReportHeader};
 use crate::metrics::{Counter, direction_label};
+use crate::relay::Decision;
 
 /// The header in which b3relay says what it found and did, if it is told to.
 pub const REPORT: &str = "x-b3relay";
 
 impl Written {
-    /// What to count.
-    pub fn counters(&self, direction: Option<Direction>) -> impl Iterator<Item = Counter> + use<> {
+    /// What to count. `decision`: that of a call; one that was left alone for lack of room is
+    /// counted by that alone.
+    pub fn counters(
+        &self,
+        direction: Option<Direction>,
+        decision: Option<Decision>,
+    ) -> impl Iterator<Item = Counter> + use<> {
         let repaired = self.is_repaired.then_some(Counter::Repaired(direction));
-        let no_room = (!self.is_whole).then_some(Counter::NoRoom(direction));
+        let lacks_room = !self.is_whole && decision != Some(Decision::TooLarge);
+        let no_room = lacks_room.then_some(Counter::NoRoom(direction));
         repaired.into_iter().chain(no_room)
     }
 }

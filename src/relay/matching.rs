@@ -5,7 +5,7 @@ use super::stored::{Headers, StoredContext};
 use crate::b3::{Ids, SpanId};
 use crate::request_id;
 use crate::rules::Extracted;
-use crate::store::{Candidates, Found, MatchedBy, RequestOf};
+use crate::store::{Candidates, Found, MatchedBy, RequestRef};
 
 /// The spans that a call names, which tell requests of one trace apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,7 +65,7 @@ impl SpanRefs {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Match {
     /// Its number, and where the store has it.
-    pub request: (RequestOf, u16),
+    pub request: (RequestRef, u16),
     /// How it was found.
     pub matched_by: MatchedBy,
     /// What of it may be copied.

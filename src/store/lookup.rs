@@ -7,7 +7,7 @@
 use super::key::Key;
 use super::record::{Alias, Entry, Record, Records};
 use super::shared_data::{SharedData, bucket_name};
-use super::{RequestOf, Store};
+use super::{RequestRef, Store};
 use crate::bytes::alike;
 
 /// Requests that the aliases of one key are resolved to, at most.
@@ -28,7 +28,7 @@ pub enum MatchedBy {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     /// The request: the same under each of its keys.
-    pub request: RequestOf,
+    pub request: RequestRef,
     /// A bucket that has an entry of it, for [`Store::fetch`] and [`Store::alias`].
     pub bucket: u16,
     /// What was stored, without the headers.
@@ -73,7 +73,7 @@ pub struct Candidates {
 /// An alias that was found.
 struct FoundAlias {
     serial: u64,
-    request: RequestOf,
+    request: RequestRef,
     bucket: u16,
     matched_by: MatchedBy,
 }
@@ -201,7 +201,7 @@ impl Store {
             aliases,
             ..
         } = look_up;
-        let mut asked: Vec<RequestOf> = Vec::new();
+        let mut asked: Vec<RequestRef> = Vec::new();
         for (n, alias) in aliases.into_iter().enumerate() {
             let is_same = |found: &Found| found.request == alias.request;
             if asked.contains(&alias.request) || candidates.found.iter().any(is_same) {
@@ -229,7 +229,7 @@ impl Store {
     pub fn fetch(
         &self,
         data: &impl SharedData,
-        (worker, id): RequestOf,
+        (worker, id): RequestRef,
         bucket: u16,
     ) -> Option<Found> {
         self.read_bucket(data, worker, bucket, |bytes| {

@@ -54,7 +54,7 @@ pub use shared_data::InMemory;
 pub(crate) use shared_data::{IF_MISSING, PREFIX, name as shared_data_name};
 pub use shared_data::{NotSet, SharedData};
 pub use table::{Inserted, KEYS_MOST, Ticket};
-pub use workers::WorkerOf;
+pub use workers::WorkerId;
 
 use crate::bytes;
 use key::Key;
@@ -67,7 +67,7 @@ use workers::Workers;
 const IDS: u64 = 1 << 48;
 
 /// A request: the number of its worker, and its own number there.
-pub type RequestOf = (u16, u64);
+pub type RequestRef = (u16, u64);
 
 /// One worker's table, and which other workers there are.
 #[derive(Debug)]
@@ -149,7 +149,7 @@ impl Store {
         limits: Limits,
         now_ms: u64,
         key: &Key,
-        (request, bucket): (RequestOf, u16),
+        (request, bucket): (RequestRef, u16),
         guessed: bool,
     ) -> bool {
         let worker = self.join(data, now_ms);
@@ -191,13 +191,13 @@ impl Store {
     }
 
     /// All workers that have a number, this one included.
-    pub fn workers(&mut self, data: &impl SharedData, now_ms: u64) -> Vec<WorkerOf> {
+    pub fn workers(&mut self, data: &impl SharedData, now_ms: u64) -> Vec<WorkerId> {
         self.refresh(data, || now_ms);
         self.known_workers()
     }
 
     /// The same, as of the last time that the list was read: no later than ten seconds ago.
-    pub fn known_workers(&self) -> Vec<WorkerOf> {
+    pub fn known_workers(&self) -> Vec<WorkerId> {
         let own = self.workers.number.map(|number| (number, self.nonce()));
         let others = self.workers.others.iter().copied();
         own.into_iter().chain(others).collect()

@@ -21,7 +21,7 @@ const DEAD_AFTER_MS: u64 = 60_000;
 
 /// A worker: its number, and its nonce, which tells it from another one that has the same
 /// number earlier or later.
-pub type WorkerOf = (u16, u64);
+pub type WorkerId = (u16, u64);
 
 /// This worker's number, and the other workers.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub(super) struct Workers {
     /// heartbeat.
     alive_at_ms: u64,
     /// The other workers that are alive.
-    pub(super) others: Vec<WorkerOf>,
+    pub(super) others: Vec<WorkerId>,
     /// The whole list could be decoded.
     pub(super) all_known: bool,
     /// The CAS number of [`WORKERS_CHANGED`] when the list was read.

@@ -2,7 +2,7 @@
 
 use crate::attribution::signature::Token;
 use crate::bytes::{read_array, read_u16, read_u32, read_u64};
-use crate::store::RequestOf;
+use crate::store::RequestRef;
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub enum Event {
         /// [`crate::attribution::signature::tokens`]
         tokens: Vec<Token>,
         /// The request that it is known to belong to.
-        owner: Option<RequestOf>,
+        owner: Option<RequestRef>,
     },
     /// It has returned, or was broken off.
     CallEnd {

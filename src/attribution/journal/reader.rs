@@ -3,13 +3,13 @@
 use super::writer::Writer;
 use super::{Event, HEAD, SEGMENT, SEGMENTS, key};
 use crate::bytes::{read_u32, read_u64};
-use crate::store::{SharedData, WorkerOf};
+use crate::store::{SharedData, WorkerId};
 use std::borrow::Cow;
 
 /// How far the journal of a worker has been read.
 #[derive(Debug)]
 pub struct Reader {
-    worker: WorkerOf,
+    worker: WorkerId,
     /// The number of the next segment to be read, and the bytes of it that were read.
     number: u32,
     offset: usize,
@@ -26,7 +26,7 @@ pub enum Read {
 
 impl Reader {
     /// Begins with the oldest segment that is there.
-    pub fn new(worker: WorkerOf) -> Self {
+    pub fn new(worker: WorkerId) -> Self {
         Self {
             worker,
             number: 0,
@@ -35,7 +35,7 @@ impl Reader {
     }
 
     /// The worker that is read.
-    pub fn worker(&self) -> WorkerOf {
+    pub fn worker(&self) -> WorkerId {
         self.worker
     }
 

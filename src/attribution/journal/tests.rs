@@ -1,6 +1,6 @@
 use super::*;
 use crate::attribution::signature::Token;
-use crate::store::{InMemory, RequestOf, SharedData};
+use crate::store::{InMemory, RequestRef, SharedData};
 use proptest::prelude::*;
 
 fn end(request: u64) -> Event {
@@ -105,7 +105,7 @@ fn events() -> impl Strategy<Value = Event> {
             any::<u64>(),
             any::<[u32; 2]>(),
             tokens(),
-            any::<Option<RequestOf>>()
+            any::<Option<RequestRef>>()
         )
             .prop_map(|(call, kind, tokens, owner)| Event::Call {
                 call,
