@@ -5,18 +5,9 @@ use crate::store::limits::Limits;
 use crate::store::record::{BUCKETS, Record};
 use crate::store::shared_data::SharedData;
 
-/// With a grace of at least this, in milliseconds, the end of a request is published with
-/// its first key alone: [`Table::tick`], which is called every second or so, removes the
-/// other entries in time.
-const LONG_GRACE_MS: u64 = 1000;
-
 impl Table {
     /// The request has been answered: its entries expire after the grace. False if shared
     /// data could not be written.
-    ///
-    /// Other workers see that under the first key. Under the others the request is in flight
-    /// for them until its entries are removed, a second or so after the grace: that does not
-    /// matter to calls with the first key, nor to those that name its span.
     pub(in crate::store) fn end<D: SharedData>(
         &mut self,
         to: &Destination<'_, D>,
@@ -27,7 +18,7 @@ impl Table {
         let expires_ms = now_ms.saturating_add(limits.grace_ms);
         let id = ticket.id;
         let mut written = true;
-        for (n, bucket) in ticket.buckets().enumerate() {
+        for bucket in ticket.buckets() {
             let Some(bytes) = self.buckets.get_mut(usize::from(bucket)) else {
                 continue;
             };
@@ -40,9 +31,7 @@ impl Table {
                         expires_ms,
                     }),
                 }
-                if n == 0 || limits.grace_ms < LONG_GRACE_MS {
-                    written &= self.publish(to, bucket).is_ok();
-                }
+                written &= self.publish(to, bucket).is_ok();
             } else if self.remove_tombstone(bucket, id) {
                 let _ = self.publish(to, bucket);
             }

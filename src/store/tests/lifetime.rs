@@ -102,42 +102,24 @@ fn an_end_that_could_not_be_written_is_written_later() {
     assert!(find(&mut there, &data, 0, &key("a")).found[0].ended);
 }
 
-/// Of a request with two keys, the second one in another bucket.
+/// Of requests with one key in common, one in flight comes before one that has ended.
 #[test]
-fn an_end_is_published_with_the_first_key_alone() {
+fn an_end_is_published_with_each_key() {
     let data = Counting::default();
-    let limits = Limits {
-        grace_ms: 1000,
-        ..MANY
-    };
     let [mut here, mut there] = [7, 8].map(|n| Store::open(&data, n));
     let keys = [key("a"), key("b")];
     // The first of all takes a number.
-    here.insert(&data, limits, 0, &[key("z")], b"1", &[]);
+    here.insert(&data, MANY, 0, &[key("z")], b"1", &[]);
     data.counts();
-    let done = here.insert(&data, limits, 0, &keys, b"1", &[]);
+    let done = here.insert(&data, MANY, 0, &keys, b"1", &[]);
     assert_eq!(data.counts(), (0, 2));
-    assert!(here.end(&data, limits, 0, done.ticket));
-    assert_eq!(data.counts(), (0, 1));
-    let ended = |store: &mut Store, now: u64| {
-        let found = |key: &Key| find(store, &data, now, key).found.first().map(|f| f.ended);
-        [&keys[0], &keys[1]].map(found)
-    };
-    assert_eq!(ended(&mut here, 999), [Some(true); 2]);
-    assert_eq!(ended(&mut there, 999), [Some(true), Some(false)]);
-    assert_eq!(ended(&mut here, 1000), [None; 2]);
-    assert_eq!(ended(&mut there, 1000), [None, Some(false)]);
-    here.tick(&data, 1000);
-    assert_eq!(ended(&mut there, 1000), [None; 2]);
-    // With less of a grace each entry ends at once.
-    let short = Limits {
-        grace_ms: 999,
-        ..MANY
-    };
-    let done = here.insert(&data, short, 1000, &keys, b"1", &[]);
-    data.counts();
-    assert!(here.end(&data, short, 1000, done.ticket));
+    assert!(here.end(&data, MANY, 0, done.ticket));
     assert_eq!(data.counts(), (0, 2));
+    for store in [&mut here, &mut there] {
+        for key in &keys {
+            assert!(find(store, &data, 0, key).found[0].ended);
+        }
+    }
 }
 
 #[test]
