@@ -18,6 +18,10 @@ KEPT = ROOT / "docs" / "instructions.json"
 GROWTH = 1.10
 # From one worker to eight, a hit may.
 SPREAD = 4 / 3
+# A client span may cost so much of what Envoy's own does; and so many instructions where the
+# call is not sampled.
+OF_TRACER = 1 / 3
+UNSAMPLED = 2000
 
 # Instructions per request of the whole worker, by scene and route.
 Counts = dict[str, dict[Route, int]]
@@ -93,7 +97,8 @@ def rows(now: Figures, kept: Figures, workers: int) -> Rows:
         key=lambda cell: ORDER.index(cell[2]),
     ):
         ratio = now.ratio(workers, scene, route)
-        target = TARGETS.get(route) if scene in OURS and scene != "inferred" else None
+        has_target = scene in OURS and scene not in ("inferred", "spans", "no span")
+        target = TARGETS.get(route) if has_target else None
         found.append(
             [
                 route,
@@ -109,6 +114,27 @@ def rows(now: Figures, kept: Figures, workers: int) -> Rows:
     return found
 
 
+def span_rows(now: Figures, workers: int) -> Rows:
+    """What a client span costs: beside Envoy's tracer, and where a call is not sampled."""
+    found = [["path", "Envoy's tracer adds", "`spans` adds to b3relay", "share", "target", "met"]]
+    for route in ORDER:
+        with_spans = "no span" if route == "unsampled" else "spans"
+        tracer, spans, without = (
+            now.added(workers, scene, route) for scene in ("tracer", with_spans, "asleep")
+        )
+        if spans is None or without is None:
+            continue
+        more = spans - without
+        if tracer is None:
+            share, target, is_met = "", f"adds <= {_k(UNSAMPLED)}", more <= UNSAMPLED
+        else:
+            part = more / tracer
+            share, target, is_met = f"{part:.2f}", f"share <= {OF_TRACER:.2f}", part <= OF_TRACER
+        row = [route, _k(tracer), _k(more), share, target, "yes" if is_met else "no"]
+        found.append(row)
+    return found
+
+
 def call_rows(now: Figures, before: Figures) -> Rows:
     """Host calls per request, in brackets those before."""
     found = [["path", "filter", *(f"workers: {workers}" for workers in now.calls)]]
@@ -116,7 +142,7 @@ def call_rows(now: Figures, before: Figures) -> Rows:
         for route in routes:
             row: list[str] = [route, scene]
             for workers in now.calls:
-                then = before.calls[workers][scene].get(route)
+                then = before.calls[workers].get(scene, {}).get(route)
                 old = "" if then is None else f" ({then:.1f})"
                 row.append(f"{now.calls[workers][scene][route]:.1f}{old}")
             found.append(row)
@@ -146,5 +172,8 @@ def report(now: Figures, before: Figures) -> list[str]:
     if (spread := now.spread()) and (then := before.spread()):
         lines += ["", f"With eight workers a hit adds {spread:.2f} times what it does with one"]
         lines += [f"(target: <= {SPREAD:.2f}; before: {then:.2f})."]
+    if len(found := span_rows(now, 1)) > 1:
+        lines += ["", "### Client spans, in thousands of instructions per call", ""]
+        lines += figures.markdown(found)
     lines += ["", "### Host calls per request (before)", ""]
     return lines + figures.markdown(call_rows(now, before))

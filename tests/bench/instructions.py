@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bench import figures, hostcalls
 from bench.counts import GROWTH, KEPT, SPREAD, Calls, Counts, Figures
-from bench.counts import call_rows, grown, report, rows
+from bench.counts import call_rows, grown, report, rows, span_rows
 from bench.run import EMPTY, envoy_version, said, write
 from bench.scenes import LONG, OURS, SHORT, Plan, Route, Scene, scenes
 from bench.setups import Modules
@@ -45,7 +45,7 @@ def envoys(plan: Plan, workers: int) -> Iterator[list[Scene]]:
         if scene.name not in plan:
             continue
         # One for each worker, and one that those are cloned from.
-        own = 0 if scene.variant in ("none", "lua") else workers + 1
+        own = 0 if scene.variant in ("none", "tracer", "lua") else workers + 1
         if group and vms + own > VMS_MOST:
             yield group
             group, vms = [], 0
@@ -130,6 +130,9 @@ def main() -> int:
         print("\n".join(figures.text(rows(now, last, workers))), flush=True)
     if spread := now.spread():
         print(f"\na hit with eight workers, to one: {spread:.2f} (<= {SPREAD:.2f})")
+    if len(spans := span_rows(now, 1)) > 1:
+        print("\nclient spans; thousands of instructions per call")
+        print("\n".join(figures.text(spans)))
     print("\nhost calls per request\n" + "\n".join(figures.text(call_rows(now, last))))
     if given.markdown:
         KEPT.write_text(json.dumps({**kept, "now": asdict(now)}, indent=1) + "\n")

@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Literal
 
 from bench import shapes
-from bench.setups import Variant
+from bench.setups import SPANS, Variant
 from bench.shapes import HELD, Headers, Shape
 
 # What is counted as one: a request, or an inbound one with a call while it is served.
@@ -15,7 +15,15 @@ Route = Shape | Literal["inbound+hit", "inbound+keyless"]
 # Of one number of workers, by scene.
 Plan = dict[str, tuple[Route, ...]]
 
-_SHAPES: tuple[Route, ...] = ("hit", "miss", "present", "forwarded", "keyless", "inbound")
+_SHAPES: tuple[Route, ...] = (
+    "hit",
+    "miss",
+    "present",
+    "unsampled",
+    "forwarded",
+    "keyless",
+    "inbound",
+)
 # As they are shown.
 ORDER: tuple[Route, ...] = (*_SHAPES, "inbound+hit", "inbound+keyless")
 
@@ -36,12 +44,15 @@ class Scene:
     config: Mapping[str, object] = field(default_factory=dict)
     # What becomes of a call without a key.
     keyless: str = "unsure"
+    # Client spans are reported up to a second later: that belongs to the requests.
+    reports: bool = False
 
 
 def scenes() -> list[Scene]:
     asleep = tuple(route for route in ORDER if "keyless" not in route)
     return [
         Scene("none", "none", ORDER),
+        Scene("tracer", "tracer", ("hit", "present"), reports=True),
         Scene("empty", "empty", ORDER),
         Scene("reads", "reads", ("hit", "present", "inbound")),
         Scene("lua", "lua", ("hit", "miss", "present", "inbound")),
@@ -56,6 +67,8 @@ def scenes() -> list[Scene]:
             awake=True,
             config={"attribution": "inferred"},
         ),
+        Scene("spans", "b3relay", ("hit", "present"), config={"spans": SPANS}, reports=True),
+        Scene("no span", "b3relay", ("unsampled",), config={"spans": SPANS}),
     ]
 
 

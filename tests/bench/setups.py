@@ -17,7 +17,8 @@ from mesh.envoy import Address, Config, Envoy, Wasm
 from mesh.ports import HOST, free_port
 from mesh.procs import Processes
 
-Variant = Literal["none", "empty", "reads", "lua", "b3relay"]
+Variant = Literal["none", "tracer", "empty", "reads", "lua", "b3relay"]
+# Of CPU time; `tracer`, no filter but Envoy's own client spans, is counted in instructions.
 VARIANTS: tuple[Variant, ...] = ("none", "empty", "reads", "lua", "b3relay")
 
 _HERE = Path(__file__).resolve().parent
@@ -25,6 +26,21 @@ _TYPE = "type.googleapis.com/"
 _HTTP = _TYPE + "envoy.extensions.filters.http."
 # The upstream says here which trace ID reached it.
 ECHO = "x-bench-trace"
+_COLLECTOR = "outbound|9411||zipkin.istio-system.svc.cluster.local"
+# How b3relay reports client spans.
+SPANS: Config = {"cluster": _COLLECTOR, "format": "zipkin"}
+# How Envoy's own tracer does, with Istio's settings.
+_TRACER: Config = {
+    "name": "envoy.tracers.zipkin",
+    "typed_config": {
+        "@type": _TYPE + "envoy.config.trace.v3.ZipkinConfig",
+        "collector_cluster": _COLLECTOR,
+        "collector_endpoint": "/api/v2/spans",
+        "collector_endpoint_version": "HTTP_JSON",
+        "trace_id_128bit": True,
+        "shared_span_context": False,
+    },
+}
 HOLD_PATH = "/hold"
 
 
@@ -89,12 +105,16 @@ class Filters:
     behind_router: list[Config]
     inbound: list[Config]
     outbound: list[Config]
+    # Envoy's tracer, on the outbound side.
+    tracer: Config | None = None
 
     @classmethod
     def of(cls, variant: Variant, modules: Modules) -> Self:
         match variant:
             case "none":
                 return cls([], [], [])
+            case "tracer":
+                return cls([], [], [], _TRACER)
             case "lua":
                 relay = _remembered() + (_HERE / "relay.lua").read_text()
                 return cls([], [_lua((_HERE / "remember.lua").read_text())], [_lua(relay)])
@@ -145,6 +165,7 @@ def listeners(filters: Filters, ports: dict[Side, int], workers: int) -> list[Co
             filters=filters.outbound,
             routes=[_route("/", "outbound|9080||reviews.default.svc.cluster.local")],
             balanced=workers > 1,
+            tracer=filters.tracer,
         ),
     ]
 
@@ -160,6 +181,7 @@ def bootstrap_of(
             _cluster("inbound|9080||", upstream),
             _cluster("inbound|9081||", silent),
             _cluster("outbound|9080||reviews.default.svc.cluster.local", upstream),
+            _cluster(_COLLECTOR, upstream),
         ],
     )
 
@@ -232,6 +254,7 @@ def _listener(
     routes: list[Config],
     upstream_filters: list[Config] | None = None,
     balanced: bool = False,
+    tracer: Config | None = None,
 ) -> Config:
     router: Config = {"@type": _HTTP + "router.v3.Router"}
     if upstream_filters:
@@ -258,6 +281,7 @@ def _listener(
                             "stat_prefix": f"{direction.lower()}_{port}",
                             "codec_type": "AUTO",
                             "use_remote_address": False,
+                            **({"tracing": {"provider": tracer}} if tracer else {}),
                             # The held requests are idle for longer than the default.
                             "stream_idle_timeout": "0s",
                             "http_filters": [

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
-Shape = Literal["inbound", "hit", "miss", "present", "forwarded", "keyless"]
+Shape = Literal["inbound", "hit", "miss", "present", "unsampled", "forwarded", "keyless"]
 Side = Literal["inbound", "outbound"]
 Headers = dict[str, str]
 
@@ -15,6 +15,7 @@ SHAPES: dict[Shape, str] = {
     "hit": "outbound hit: a call with a known request ID and no context gets one",
     "miss": "outbound miss: a call with an unknown request ID and no context",
     "present": "outbound, context present: a call with B3 headers of its own",
+    "unsampled": "outbound, context present: the same with x-b3-sampled: 0",
     "forwarded": "outbound: a call with all headers of its request, its ID included",
     "keyless": "outbound: a call of an application that forwards nothing",
 }
@@ -110,6 +111,9 @@ def requests(shape: Shape, count: int, seed: int = 1) -> list[Headers]:
                 made.append(call_headers(context))
             case "present":
                 made.append({**_COMMON, "X-Request-Id": context.request_id, **context.b3})
+            case "unsampled":
+                b3 = {**context.b3, "X-B3-Sampled": "0"}
+                made.append({**_COMMON, "X-Request-Id": context.request_id, **b3})
             case "forwarded":
                 own = known[index % HELD]
                 made.append({**_COMMON, "X-Request-Id": own.request_id, **own.b3})

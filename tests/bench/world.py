@@ -18,6 +18,8 @@ from mesh.procs import MeshError, Processes
 # Under valgrind, on a machine with other things to do, nothing is quick.
 _SECONDS = 60
 _START_SECONDS = 300
+# b3relay reports client spans after a second, Envoy's tracer five by five.
+_REPORTED_SECONDS = 1.5
 
 
 class World:
@@ -88,6 +90,8 @@ class World:
                 _ask(to[0], headers[0])
             else:
                 self._serve(to, headers)
+        if scene.reports:
+            time.sleep(_REPORTED_SECONDS)
 
     def _serve(self, to: list[http.client.HTTPConnection], headers: list[Headers]) -> None:
         """An inbound request, and a call that the application makes before it answers."""
