@@ -1,10 +1,7 @@
 //! The host calls that b3relay makes (proxy-wasm ABI 0.2.1).
 //!
-//! Not those of the SDK (`proxy_wasm::hostcalls`, 0.2.5), because each of them
-//! panics on a status that it does not expect, and a panic ends the VM with every
-//! plugin that shares it. One exception: `dispatch_http_call` (`spans.rs`), since the SDK
-//! hands an answer only to a call that it has registered itself. It returns the two
-//! statuses that Envoy has for that call (2 and 10). Besides,
+//! Not those of the SDK (crate `proxy-wasm`, 0.2.5), because each of them panics on a status
+//! that it does not expect, and a panic ends the VM with every plugin that shares it. Besides,
 //! - `get_map_bytes` panics on a header name that is not UTF-8, and copies each name and
 //!   value;
 //! - keys of shared data and paths of properties are `&str` there, and bytes here.
@@ -13,8 +10,35 @@
 #![allow(unsafe_code)]
 
 use crate::headers;
-use proxy_wasm::types::{BufferType, LogLevel, MapType, MetricType};
 use std::ptr;
+
+/// Of a log line.
+#[repr(u32)]
+#[derive(Clone, Copy)]
+pub(super) enum LogLevel {
+    Trace = 0,
+    Debug = 1,
+    Info = 2,
+    Warn = 3,
+    Error = 4,
+    Critical = 5,
+}
+
+/// Maps of headers, of those of the ABI that are read or written.
+#[repr(u32)]
+#[derive(Clone, Copy)]
+pub(super) enum MapType {
+    RequestHeaders = 0,
+    ResponseHeaders = 2,
+    ResponseTrailers = 3,
+    /// Of the answer to a call of the plugin's own.
+    CallResponseHeaders = 6,
+}
+
+/// The buffer with a plugin's configuration.
+const PLUGIN_CONFIGURATION: u32 = 7;
+/// The type of a metric that only rises.
+const COUNTER: u32 = 0;
 
 /// A status other than OK (0), as the ABI numbers them: 1 not found, 2 bad argument,
 /// 8 CAS mismatch, 10 internal failure, ...
@@ -30,7 +54,7 @@ unsafe extern "C" {
     fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32;
     fn proxy_set_tick_period_milliseconds(period: u32) -> u32;
     fn proxy_get_buffer_bytes(
-        buffer: BufferType,
+        buffer: u32,
         start: usize,
         max_size: usize,
         data: *mut *mut u8,
@@ -87,12 +111,7 @@ unsafe extern "C" {
         value_size: usize,
         cas: u32,
     ) -> u32;
-    fn proxy_define_metric(
-        kind: MetricType,
-        name: *const u8,
-        name_size: usize,
-        id: *mut u32,
-    ) -> u32;
+    fn proxy_define_metric(kind: u32, name: *const u8, name_size: usize, id: *mut u32) -> u32;
     fn proxy_increment_metric(id: u32, offset: i64) -> u32;
     fn proxy_send_local_response(
         status: u32,
@@ -103,6 +122,18 @@ unsafe extern "C" {
         headers: *const u8,
         headers_size: usize,
         grpc_status: i32,
+    ) -> u32;
+    fn proxy_http_call(
+        cluster: *const u8,
+        cluster_size: usize,
+        headers: *const u8,
+        headers_size: usize,
+        body: *const u8,
+        body_size: usize,
+        trailers: *const u8,
+        trailers_size: usize,
+        timeout_ms: u32,
+        token: *mut u32,
     ) -> u32;
 }
 
@@ -121,9 +152,8 @@ fn bytes(call: impl FnOnce(*mut *mut u8, *mut usize) -> u32) -> Result<Vec<u8>, 
     if data.is_null() {
         return Ok(Vec::new());
     }
-    // SAFETY: the host has allocated `size` bytes at `data` with the SDK's
-    // `proxy_on_memory_allocate` (a boxed slice), has filled them, and has handed them
-    // over.
+    // SAFETY: the host has allocated `size` bytes at `data` with `proxy_on_memory_allocate`
+    // (a boxed slice), has filled them, and has handed them over.
     Ok(unsafe { Vec::from_raw_parts(data, size, size) })
 }
 
@@ -151,7 +181,7 @@ pub(super) fn set_tick_period(period_ms: u32) -> Result<(), Failure> {
 /// The plugin's configuration.
 pub(super) fn plugin_configuration() -> Result<Vec<u8>, Failure> {
     bytes(|data, size| unsafe {
-        proxy_get_buffer_bytes(BufferType::PluginConfiguration, 0, usize::MAX, data, size)
+        proxy_get_buffer_bytes(PLUGIN_CONFIGURATION, 0, usize::MAX, data, size)
     })
 }
 
@@ -216,7 +246,7 @@ pub(super) fn set_shared_data(key: &[u8], value: &[u8], cas: u32) -> Result<(), 
 pub(super) fn define_counter(name: &str) -> Result<u32, Failure> {
     let mut id = 0;
     let (n, size) = (name.as_ptr(), name.len());
-    checked(unsafe { proxy_define_metric(MetricType::Counter, n, size, &mut id) })?;
+    checked(unsafe { proxy_define_metric(COUNTER, n, size, &mut id) })?;
     Ok(id)
 }
 
@@ -244,4 +274,33 @@ pub(super) fn reply(status: u32, headers: &[(&str, &str)], body: &str) -> Result
             NO_GRPC_STATUS,
         )
     })
+}
+
+/// Sends a request of the plugin's own to a cluster of Envoy's, and returns its token: the
+/// answer comes with that. Envoy fails with 2 if there is no such cluster, and with 10 if
+/// it has no endpoint.
+pub(super) fn http_call(
+    cluster: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+    timeout_ms: u32,
+) -> Result<u32, Failure> {
+    let headers = headers::serialize(headers);
+    let trailers = headers::serialize::<&str>(&[]);
+    let mut token = 0;
+    checked(unsafe {
+        proxy_http_call(
+            cluster.as_ptr(),
+            cluster.len(),
+            headers.as_ptr(),
+            headers.len(),
+            body.as_ptr(),
+            body.len(),
+            trailers.as_ptr(),
+            trailers.len(),
+            timeout_ms,
+            &mut token,
+        )
+    })?;
+    Ok(token)
 }
