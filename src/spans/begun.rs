@@ -39,7 +39,7 @@ pub struct Begun {
     pub(super) tags: Vec<(&'static str, Vec<u8>)>,
     is_grpc: bool,
     /// Of gRPC: the status, and what the callee says of it.
-    pub(super) grpc_status: Option<(Vec<u8>, Vec<u8>)>,
+    pub(super) grpc_status: Option<(Vec<u8>, Option<Vec<u8>>)>,
 }
 
 impl Begun {
@@ -52,8 +52,12 @@ impl Begun {
         findings: &[Finding<'_>],
     ) -> Option<Self> {
         let ids = context.ids?;
-        let mut rules: Vec<Rule> = findings.iter().map(|finding| finding.rule).collect();
-        rules.dedup();
+        let mut rules = Vec::new();
+        for finding in findings {
+            if !rules.contains(&finding.rule) {
+                rules.push(finding.rule);
+            }
+        }
         let mut tags = Tags(Vec::with_capacity(11));
         // In the order of `READ`, and each by default what Envoy says then.
         let mut read: [&[u8]; READ.len()] = [b"http", b"-", b"-", b"", b"", b"", b""];
@@ -78,7 +82,10 @@ impl Begun {
         let shown = if original.is_empty() { path } else { original };
         let shown = shown.get(..PATH_MOST).unwrap_or(shown);
         tags.add("guid:x-request-id", request_id);
-        tags.add("http.url", &[scheme, b"://", authority, shown].concat());
+        // A CONNECT has no path.
+        if !path.is_empty() {
+            tags.add("http.url", &[scheme, b"://", authority, shown].concat());
+        }
         tags.add("http.method", method);
         tags.add("user_agent", agent);
         tags.add("downstream_cluster", downstream);
@@ -113,8 +120,10 @@ impl Begun {
     }
 
     /// `grpc-status` and `grpc-message`
-    pub fn answered(&mut self, status: Vec<u8>, mut message: Vec<u8>) {
-        message.truncate(VALUE_MOST);
+    pub fn answered(&mut self, status: Vec<u8>, mut message: Option<Vec<u8>>) {
+        if let Some(message) = &mut message {
+            message.truncate(VALUE_MOST);
+        }
         self.grpc_status = Some((status, message));
     }
 }

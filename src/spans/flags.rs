@@ -7,6 +7,9 @@ const FLAGS: [&str; 30] = [
     "UDO",
 ];
 
+/// `NR`
+pub(super) const NO_ROUTE: u64 = 1 << 8;
+
 /// As Envoy writes them, with commas between; `-` for none.
 pub(super) fn letters(bits: u64) -> String {
     let mut text = String::new();

@@ -46,7 +46,7 @@ impl Encoder for Otlp {
         if let Some(parent) = ids.parent {
             message(4, &parent.value().to_be_bytes(), &mut out);
         }
-        message(5, &text(&span.name()), &mut out);
+        message(5, &text(&span.name(b"egress ")), &mut out);
         number(6, CLIENT, &mut out);
         let start = span.ended.start_ns;
         fixed(7, start, &mut out);
@@ -54,7 +54,8 @@ impl Encoder for Otlp {
         span.tags(&self.node, &mut |name, value| {
             attribute(9, name, value, &mut out);
         });
-        if span.is_error() || span.ended.status >= 400 {
+        // As OpenTelemetry has it for clients; not quite what the tag `error` says.
+        if span.ended.status >= 400 || span.is_not_ok() {
             let mut status = Vec::new();
             number(3, ERROR, &mut status);
             message(15, &status, &mut out);

@@ -1,7 +1,7 @@
 //! A whole span: its name and its tags, as Envoy's tracing gives them
 //! (`HttpTracerUtility::finalizeDownstreamSpan`).
 
-use super::flags::letters;
+use super::flags::{NO_ROUTE, letters};
 use super::{Begun, Ended, Node, grpc};
 use std::borrow::Cow;
 
@@ -16,12 +16,13 @@ pub struct Span<'a> {
 
 impl Span<'_> {
     /// Of Istio's routes the virtual host with the port, and all of its paths; where
-    /// there is none, as Envoy calls what no route has named.
-    pub(super) fn name(&self) -> Vec<u8> {
+    /// there is none, `unnamed` and the host.
+    pub(super) fn name(&self, unnamed: &[u8]) -> Vec<u8> {
         let host = self.ended.virtual_host;
-        match host.contains(&b':') {
+        let is_named = host.contains(&b':') && self.ended.flags & NO_ROUTE == 0;
+        match is_named {
             true => [host, b"/*"].concat(),
-            false => [b"egress ", &*self.begun.authority].concat(),
+            false => [unnamed, &*self.begun.authority].concat(),
         }
     }
 
@@ -31,6 +32,12 @@ impl Span<'_> {
         let grpc_status = self.begun.grpc_status.as_ref();
         let is_of_grpc = grpc_status.is_some_and(|(status, _)| grpc::is_error(status));
         status == 0 || (500..600).contains(&status) || is_of_grpc
+    }
+
+    /// A status of gRPC other than `OK`.
+    pub(super) fn is_not_ok(&self) -> bool {
+        let status = self.begun.grpc_status.as_ref();
+        status.is_some_and(|(status, _)| status != b"0")
     }
 
     /// Each tag, besides those of the node.
@@ -55,7 +62,7 @@ impl Span<'_> {
         }
         if let Some((status, message)) = &begun.grpc_status {
             to("grpc.status_code", status);
-            if !message.is_empty() {
+            if let Some(message) = message {
                 to("grpc.message", message);
             }
         }

@@ -6,6 +6,7 @@ use crate::b3::{B3, Ids, Sampling, SpanId, TraceId};
 use crate::config::SpanFormat;
 use crate::headers::{Pairs, TraceHeaders, Wanted, serialize};
 use crate::relay::Decision;
+use crate::rules::{Finding, Rule};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -216,7 +217,7 @@ fn a_span_in_opentelemetrys_format() {
 fn what_is_an_error_says_so() {
     let call = begun(&CALL, Sampling::Accept);
     for (status, is_error, is_error_in_otlp) in [
-        (0, true, true),
+        (0, true, false),
         (101, false, false),
         (200, false, false),
         (404, false, true),
@@ -244,7 +245,7 @@ fn grpc_has_its_own_status() {
     lines.push(("grpc-timeout", "1S"));
     let mut call = begun(&lines, Sampling::Accept);
     assert!(call.is_grpc());
-    call.answered(b"14".to_vec(), b"down".to_vec());
+    call.answered(b"14".to_vec(), Some(b"down".to_vec()));
     let tags = zipkin(&call, &ended())["tags"].clone();
     for (name, value) in [
         ("grpc.path", "/ratings/0?a=\"b\""),
@@ -257,10 +258,30 @@ fn grpc_has_its_own_status() {
     ] {
         assert_eq!(tags[name], json!(value));
     }
-    call.answered(b"5".to_vec(), Vec::new());
-    let tags = zipkin(&call, &ended())["tags"].clone();
-    assert_eq!(tags.get("error"), None);
-    assert_eq!(tags.get("grpc.message"), None);
+    // Empty, as many servers have it; and none.
+    for message in [Some(Vec::new()), None] {
+        call.answered(b"5".to_vec(), message.clone());
+        let tags = zipkin(&call, &ended())["tags"].clone();
+        assert_eq!(tags.get("error"), None);
+        assert_eq!(tags.get("grpc.message"), None);
+        let ended = ended();
+        let span = Span {
+            begun: &call,
+            ended: &ended,
+        };
+        let span = &otlp(&[span])[0];
+        let told = attributes(span, 9).remove("grpc.message");
+        assert_eq!(told, message.map(|_| String::new()));
+        // To OpenTelemetry every status but `OK` is an error of the client's.
+        assert_eq!(fields(&field(span, 15)), [(3, 2u64.to_le_bytes().to_vec())]);
+    }
+    call.answered(b"0".to_vec(), None);
+    let ended_well = ended();
+    let span = Span {
+        begun: &call,
+        ended: &ended_well,
+    };
+    assert!(fields(&otlp(&[span])[0]).iter().all(|(n, _)| *n != 15));
     for other in ["application/grpc-web", "application/json", ""] {
         let lines = [
             CALL[0],
@@ -277,32 +298,74 @@ fn grpc_has_its_own_status() {
 #[test]
 fn names_addresses_and_flags_are_as_envoy_writes_them() {
     let call = begun(&CALL, Sampling::Accept);
-    let named = |virtual_host: &'static [u8]| {
+    let named = |virtual_host: &'static [u8], flags| {
         let ended = Ended {
             virtual_host,
+            flags,
             cluster: b"",
             ..ended()
         };
-        let span = zipkin(&call, &ended);
-        assert_eq!(span["tags"].get("upstream_cluster"), None);
-        span["name"].as_str().unwrap().to_string()
+        let in_zipkin = zipkin(&call, &ended);
+        assert_eq!(in_zipkin["tags"].get("upstream_cluster"), None);
+        let span = Span {
+            begun: &call,
+            ended: &ended,
+        };
+        let in_otlp = String::from_utf8(field(&otlp(&[span])[0], 5)).unwrap();
+        (in_zipkin["name"].as_str().unwrap().to_string(), in_otlp)
     };
-    assert_eq!(named(b"a:80"), "a:80/*");
-    assert_eq!(named(b"allow_any"), "egress ratings:9080");
-    assert_eq!(named(b""), "egress ratings:9080");
+    let same = |name: &str| (name.to_string(), name.to_string());
+    let unnamed = || {
+        (
+            "ratings:9080".to_string(),
+            "egress ratings:9080".to_string(),
+        )
+    };
+    assert_eq!(named(b"a:80", 0), same("a:80/*"));
+    assert_eq!(named(b"a:80", 0x20), same("a:80/*"));
+    assert_eq!(named(b"a:80", 0x100), unnamed());
+    assert_eq!(named(b"allow_any", 0), unnamed());
+    assert_eq!(named(b"", 0), unnamed());
     for (source, shown) in [
         (&b"[2001:db8::1]:80"[..], "2001:db8::1"),
         (b"10.0.0.1:80", "10.0.0.1"),
+        // What is empty is left out, as Envoy does.
         (b"", ""),
     ] {
         let ended = Ended { source, ..ended() };
-        assert_eq!(zipkin(&call, &ended)["tags"]["peer.address"], json!(shown));
+        let tags = &zipkin(&call, &ended)["tags"];
+        let told = tags.get("peer.address");
+        assert_eq!(
+            told,
+            Some(json!(shown)).filter(|_| !shown.is_empty()).as_ref()
+        );
     }
+    let connect = begun(&[(":method", "CONNECT"), CALL[1]], Sampling::Accept);
+    assert_eq!(zipkin(&connect, &ended())["tags"].get("http.url"), None);
     assert_eq!(letters(0), "-");
     assert_eq!(letters(0x4), "UT");
     assert_eq!(letters(0x20 | 0x8000), "UF,URX");
     assert_eq!(letters(1 << 29), "UDO");
     assert_eq!(letters(1 << 40), "-");
+}
+
+#[test]
+fn a_rule_that_is_broken_again_is_told_once() {
+    let map = serialize(&CALL);
+    let headers = TraceHeaders::read(Pairs::new(&map), &Wanted::default());
+    let context = B3 {
+        ids: Some(begun(&CALL, Sampling::Accept).ids),
+        sampling: Sampling::Accept,
+    };
+    let found = [Rule::L01, Rule::L02, Rule::L01, Rule::L01, Rule::L02].map(|rule| Finding {
+        rule,
+        header: "b3",
+        value: b"",
+    });
+    let call = Begun::new(context, (&headers, b"an-id"), Decision::Present, &found).unwrap();
+    let tags = zipkin(&call, &ended())["tags"].clone();
+    assert_eq!(tags["b3relay.rules"], json!("L01,L02"));
+    assert_eq!(tags["b3relay.decision"], json!("present"));
 }
 
 #[test]

@@ -20,7 +20,7 @@ impl Encoder for Zipkin {
             parent.write(batch);
         }
         put(batch, b"\",\"kind\":\"CLIENT\",\"name\":");
-        string(&span.name(), batch);
+        string(&span.name(b""), batch);
         let ended = span.ended;
         for (name, ns) in [
             (&b",\"timestamp\":"[..], ended.start_ns),
@@ -41,6 +41,10 @@ impl Encoder for Zipkin {
         put(batch, b"},\"tags\":");
         let mut before = b'{';
         span.tags(&self.0, &mut |name, value| {
+            // Envoy leaves it out, too.
+            if value.is_empty() {
+                return;
+            }
             batch.push(before);
             before = b',';
             string(name.as_bytes(), batch);

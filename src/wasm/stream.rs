@@ -31,8 +31,7 @@ impl Stream {
             return;
         };
         if let Ok(status) = host_calls::header(map, "grpc-status") {
-            let message = host_calls::header(map, "grpc-message").unwrap_or_default();
-            span.answered(status, message);
+            span.answered(status, host_calls::header(map, "grpc-message").ok());
         }
     }
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 import socket
 import threading
 import time
@@ -14,6 +13,7 @@ import pytest
 
 from mesh.collector import Collector, Span
 from mesh.envoy import Tracer
+from mesh.facts import clients, facts
 from mesh.mesh import Mesh
 from mesh.ports import HOST, free_port
 from mesh.tree import render, traces
@@ -56,35 +56,9 @@ def ours(
         return of(mesh, scenario, expected)
 
 
-# Another one each time; and the apps say in their answers what headers they got.
-VARIES = {"guid:x-request-id", "response_size", "zone"}
-OWN = {"b3relay.decision", "b3relay.rules"}
-
-
-def facts(spans: list[Span]) -> list[str]:
-    """What each span says, and below which it hangs; without IDs and times."""
-    names = {span["id"]: f"{_service(span)} {span.get('kind')}" for span in spans}
-    found = []
-    for span in spans:
-        tags = {name: value for name, value in span["tags"].items() if name not in VARIES | OWN}
-        for name in ("upstream_cluster", "upstream_cluster.name"):
-            if tags.get(name, "").startswith("inbound|"):
-                tags[name] = "inbound"
-        # The gateway's port is another one each time.
-        tags["http.url"] = re.sub(r":\d+/", "/", tags["http.url"])
-        parent = names.get(span.get("parentId", ""), span.get("parentId"))
-        told = [_service(span), span.get("kind"), span["name"], parent, span.get("error")]
-        found.append(json.dumps([*told, sorted(tags.items())]))
-    return sorted(found)
-
-
-def _service(span: Span) -> str:
-    service: str = span["localEndpoint"]["serviceName"]
-    return service
-
-
-def clients(spans: list[Span], service: str) -> list[Span]:
-    return [span for span in spans if span.get("kind") == "CLIENT" and _service(span) == service]
+def told(spans: list[Span]) -> list[str]:
+    # The apps say in their answers what headers they got.
+    return facts(spans, varies=["response_size"])
 
 
 @pytest.mark.parametrize("tracer", TRACERS)
@@ -96,7 +70,7 @@ def test_the_trace_is_that_of_envoys_own_client_spans(tracer: Tracer) -> None:
         print(render(next(iter(traces(spans).values()))), end="\n\n")
     assert len(theirs) == 2 * SPANS, "else the comparison shows nothing"
     assert len(traces(found)) == 2
-    assert facts(found) == facts(theirs)
+    assert told(found) == told(theirs)
     for span in clients(found, "productpage"):
         assert span["tags"]["b3relay.decision"] == "copied"
         began, took = span["timestamp"], span["duration"]
@@ -108,7 +82,7 @@ def test_the_trace_is_that_of_envoys_own_client_spans(tracer: Tracer) -> None:
 def test_calls_with_a_context_of_their_own_have_spans_too() -> None:
     theirs = reference(click, 2 * SPANS, "zipkin")
     found = ours(click, 2 * SPANS, "zipkin", forward="all7")
-    assert facts(found) == facts(theirs)
+    assert told(found) == told(theirs)
     assert {span["tags"]["b3relay.decision"] for span in clients(found, "reviews")} == {"present"}
 
 
@@ -142,7 +116,7 @@ def test_what_goes_wrong_is_in_the_trace(
 ) -> None:
     theirs = reference(scenario, expected, tracer, **options)
     found = ours(scenario, expected, tracer, **options)
-    assert facts(found) == facts(theirs)
+    assert told(found) == told(theirs)
     (span,) = clients(found, "reviews")
     assert span["tags"]["response_flags"] == flags
     assert span["tags"].get("error") == (None if options else "true")

@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from multidict import CIMultiDict
 
 from mesh import envoy, h2c
 from mesh.collector import Collector
-from mesh.envoy import Common, Config, Envoy, Wasm
+from mesh.envoy import Common, Config, Envoy, Tracer, Wasm
 from mesh.mesh import wasm_path
 from mesh.ports import HOST, free_port
 from mesh.procs import Processes
@@ -92,9 +92,22 @@ class Protocols:
 
     ``h1``, ``h2`` and ``grpc`` take what a server does, by path; a path without
     a handler is answered with the headers of the request, as JSON.
+
+    filter         whether the sidecar of ``app`` has the filter
+    spans          its key ``spans``
+    client_spans   Envoy's own client spans of ``app``
+    tracers        of ``app`` and of ``callee``
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        filter: bool = True,
+        spans: Mapping[str, str] | None = None,
+        client_spans: bool = False,
+        tracers: tuple[Tracer, Tracer] = ("zipkin", "zipkin"),
+    ) -> None:
+        self._filter, self._client_spans, self._tracers = filter, client_spans, tracers
+        self._config = {**CONFIGURATION, **({"spans": spans} if spans else {})}
         self.h1: dict[str, H1Handler] = {}
         self.h2: dict[str, H2Handler] = {}
         self.grpc: dict[str, grpc.RpcMethodHandler] = {}
@@ -119,14 +132,19 @@ class Protocols:
             self.collector = stack.enter_context(Collector())
             processes = stack.enter_context(Processes())
             copied = shutil.copy(wasm_path(), processes.directory / "b3relay.wasm")
-            wasm = Wasm(Path(copied), json.dumps(CONFIGURATION))
-            common = Common(
-                self.collector.address,
-                extra_stat_tags=("decision", "direction", "reason", "rule"),
+            wasm = Wasm(Path(copied), json.dumps(self._config)) if self._filter else None
+            common, of_callee = (
+                Common(
+                    self.collector.address,
+                    extra_stat_tags=("decision", "direction", "reason", "rule"),
+                    client_spans=self._client_spans,
+                    tracer=tracer,
+                )
+                for tracer in self._tracers
             )
             bootstraps = {
                 "app": _app(common, ports, self.inbound, self.outbound, wasm),
-                "callee": _callee(common, ports),
+                "callee": _callee(of_callee, ports),
             }
             self.envoys = {
                 name: Envoy(processes, name, bootstrap) for name, bootstrap in bootstraps.items()
@@ -364,10 +382,29 @@ def _managers(bootstrap: Config) -> list[Config]:
 
 
 def _host(name: str, route: Config, match: Config | None = None) -> Config:
+    """As Istio's: its names have the port."""
     return {
-        "name": name,
+        "name": f"{name}:9080",
         "domains": [name, f"{name}:*"],
-        "routes": [{"match": match or {"prefix": "/"}, **route}],
+        "routes": [
+            {
+                "match": match or {"prefix": "/"},
+                "decorator": {"operation": f"{name}:9080/*"},
+                **route,
+            }
+        ],
+    }
+
+
+def _outside(bootstrap: Config) -> Config:
+    """Where Istio's sidecars let hosts go that they do not know."""
+    clusters = bootstrap["static_resources"]["clusters"]
+    (known,) = (one for one in clusters if one["name"] == "outbound|9080||h1")
+    clusters.append({**known, "name": "PassthroughCluster"})
+    return {
+        "name": "allow_any",
+        "domains": ["*"],
+        "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "PassthroughCluster"}}],
     }
 
 
@@ -421,7 +458,7 @@ def _special(prefix: str) -> list[Config]:
 
 
 def _app(
-    common: Common, ports: dict[str, int], inbound_port: int, outbound_port: int, wasm: Wasm
+    common: Common, ports: dict[str, int], inbound_port: int, outbound_port: int, wasm: Wasm | None
 ) -> Config:
     bootstrap = envoy.sidecar(
         common,
@@ -430,7 +467,7 @@ def _app(
         inbound_port=inbound_port,
         outbound_port=outbound_port,
         app_port=ports["h1"],
-        callees=ports | dict.fromkeys(_CALLEES, ports["callee"]),
+        callees=ports | dict.fromkeys(_CALLEES, ports["callee"]) | {"empty": 9},
         wasm=wasm,
     )
     _protocols(bootstrap, h2=("h2", "grpc", "callee-over-http2"), as_it_came=("callee",))
@@ -458,10 +495,17 @@ def _app(
         _host("plain-fault", fault),
         *(_host(name, _to("callee")) for name in ("callee", "callee-h2", "callee-grpc")),
         *(_host(name, _to(name)) for name in _CALLEES),
+        _host("callee-slow", _to("callee", timeout="0.2s")),
+        _host("plain-empty", _to("empty")),
+        _host("plain-nowhere", _to("h1"), {"path": "/nowhere"}),
         _host("plain-hedge", _to("h1", **hedged)),
         _host("tunnel", _to("tcp", upgrade_configs=ends_here), connect),
         _host("passed-on", _to("proxy", upgrade_configs=[{"upgrade_type": "CONNECT"}]), connect),
+        _outside(bootstrap),
     ]
+    for cluster in bootstrap["static_resources"]["clusters"]:
+        if cluster["name"] == "outbound|9080||empty":
+            cluster["load_assignment"]["endpoints"] = []
     return bootstrap
 
 
@@ -481,6 +525,6 @@ def _callee(common: Common, ports: dict[str, int]) -> Config:
     inbound["upgrade_configs"] = [{"upgrade_type": "websocket"}]
     inbound["route_config"]["virtual_hosts"] = [
         *_special("callee"),
-        *(_host(name, _to("h1")) for name in _CALLEES),
+        *(_host(name, _to("h1")) for name in (*_CALLEES, "callee-slow")),
     ]
     return bootstrap
