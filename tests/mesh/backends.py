@@ -141,6 +141,8 @@ class Jaeger:
 
     def __init__(self, processes: Processes, program: Path) -> None:
         self.address = (HOST, free_port())
+        # Where spans go in OpenTelemetry's format.
+        self.otlp_address = (HOST, free_port())
         self._query_port = free_port()
         # All ports that it opens, or two could not run side by side.
         ports = {
@@ -149,7 +151,7 @@ class Jaeger:
             "query.grpc-server.host-port": free_port(),
             "collector.http-server.host-port": free_port(),
             "collector.grpc-server.host-port": free_port(),
-            "collector.otlp.http.host-port": free_port(),
+            "collector.otlp.http.host-port": self.otlp_address[1],
             "collector.otlp.grpc.host-port": free_port(),
             "admin.http.host-port": free_port(),
         }

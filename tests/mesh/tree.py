@@ -8,6 +8,7 @@ Envoy puts the URL into each span. Headers and trace IDs play no part in it.
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 from urllib.parse import parse_qs, urlsplit
 
 from mesh.collector import Span
@@ -201,3 +202,10 @@ def score(
         spans_missing=sum(max(0, expected_tree.size - count) for count in spans_of.values()),
         broken_clicks=broken,
     )
+
+
+def beside(left: str, right: str) -> str:
+    """Two texts side by side."""
+    pairs = list(zip_longest(left.splitlines(), right.splitlines(), fillvalue=""))
+    width = max(len(line) for line, _ in pairs) + 3
+    return "\n".join(f"{one:{width}}{other}".rstrip() for one, other in pairs)
