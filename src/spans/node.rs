@@ -5,6 +5,7 @@
 pub struct Node {
     service: Vec<u8>,
     address: Option<Vec<u8>>,
+    is_istio: bool,
     tags: Vec<(&'static str, Vec<u8>)>,
 }
 
@@ -59,6 +60,7 @@ impl Node {
         Self {
             service: property(b"cluster"),
             address: address.iter().all(is_of_it).then(|| address.to_vec()),
+            is_istio,
             tags,
         }
     }
@@ -73,6 +75,11 @@ impl Node {
         self.address
             .as_deref()
             .filter(|address| !address.is_empty())
+    }
+
+    /// What Istio puts behind the name of a cluster for its statistics (`alt_stat_name`).
+    pub(super) fn delimiter(&self) -> &'static [u8] {
+        if self.is_istio { b";" } else { b"" }
     }
 
     /// Tags.

@@ -58,7 +58,8 @@ impl Span<'_> {
         to("peer.address", without_port(ended.source));
         if !ended.cluster.is_empty() {
             to("upstream_cluster", ended.cluster);
-            to("upstream_cluster.name", ended.cluster);
+            let name = [ended.cluster, node.delimiter()].concat();
+            to("upstream_cluster.name", &name);
         }
         if let Some((status, message)) = &begun.grpc_status {
             to("grpc.status_code", status);

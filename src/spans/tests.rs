@@ -106,7 +106,7 @@ fn a_span_in_zipkins_format() {
             "response_flags": "-",
             "peer.address": "10.0.0.7",
             "upstream_cluster": "outbound|9080||ratings.shop.svc.cluster.local",
-            "upstream_cluster.name": "outbound|9080||ratings.shop.svc.cluster.local",
+            "upstream_cluster.name": "outbound|9080||ratings.shop.svc.cluster.local;",
             "b3relay.decision": "copied",
         },
     });

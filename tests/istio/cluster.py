@@ -20,6 +20,8 @@ PREFIX = 24
 PORT = 9080
 GATEWAY_PORT = 8080
 ZIPKIN_PORT = 9411
+# Of what takes the spans behind a pod of the mesh: its sidecar has no route for that.
+BEHIND_PORT = 19411
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,10 @@ GATEWAY = Pod(
 )
 
 
+# A pod with a sidecar before the trace backend, for meshes that have it.
+COLLECTOR = Pod("zipkin", ROOT_NAMESPACE, "10.77.0.20", "10.96.0.9", (("app", "zipkin"),))
+
+
 def mesh_config() -> dict[str, Any]:
     """Istio's mesh configuration, with a Zipkin to send traces to."""
     provider = {"service": f"zipkin.{ROOT_NAMESPACE}.svc.cluster.local", "port": ZIPKIN_PORT}
@@ -91,25 +97,25 @@ def _kind(group: str, kind: str, name: str, namespace: str, spec: dict[str, Any]
     }
 
 
-def objects(mtls: str = "DISABLE") -> list[dict[str, Any]]:
+def _collector() -> list[dict[str, Any]]:
+    """The trace backend: outside of the mesh."""
+    entry = {
+        "hosts": [COLLECTOR.host],
+        "addresses": [COLLECTOR.service_ip],
+        "location": "MESH_EXTERNAL",
+        "resolution": "STATIC",
+        "ports": [{"number": ZIPKIN_PORT, "name": "http", "protocol": "HTTP"}],
+        "endpoints": [{"address": NODE}],
+    }
+    return [_kind("networking", "ServiceEntry", COLLECTOR.name, COLLECTOR.namespace, entry)]
+
+
+def objects(mtls: str = "DISABLE", collector_pod: bool = False) -> list[dict[str, Any]]:
     """Services, pods, the gateway's route, and tracing of every request."""
     made = [
+        *(_service(COLLECTOR, mtls, ZIPKIN_PORT) if collector_pod else _collector()),
         _kind(
             "security", "PeerAuthentication", "default", ROOT_NAMESPACE, {"mtls": {"mode": mtls}}
-        ),
-        _kind(
-            "networking",
-            "ServiceEntry",
-            "zipkin",
-            ROOT_NAMESPACE,
-            {
-                "hosts": [f"zipkin.{ROOT_NAMESPACE}.svc.cluster.local"],
-                "addresses": ["10.96.0.9"],
-                "location": "MESH_EXTERNAL",
-                "resolution": "STATIC",
-                "ports": [{"number": ZIPKIN_PORT, "name": "http", "protocol": "HTTP"}],
-                "endpoints": [{"address": NODE}],
-            },
         ),
         _kind(
             "telemetry",
@@ -161,13 +167,13 @@ def objects(mtls: str = "DISABLE") -> list[dict[str, Any]]:
     return made
 
 
-def _service(pod: Pod, mtls: str) -> list[dict[str, Any]]:
+def _service(pod: Pod, mtls: str, port: int = PORT) -> list[dict[str, Any]]:
     entry = {
         "hosts": [pod.host],
         "addresses": [pod.service_ip],
         "location": "MESH_INTERNAL",
         "resolution": "STATIC",
-        "ports": [{"number": PORT, "name": "http", "protocol": "HTTP"}],
+        "ports": [{"number": port, "name": "http", "protocol": "HTTP"}],
         "workloadSelector": {"labels": {"app": pod.name}},
     }
     # By which callers know that they may use TLS; the injector sets it.

@@ -1,5 +1,6 @@
 """What `envoyfilter/` ships, as kubectl would apply it."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,18 @@ def load(name: str, directory: Path = SHIPPED) -> list[Document]:
     if done.exit_code != 0:
         raise MeshError(done.text)
     return documents(done.out)
+
+
+def load_with(name: str, component: str, directory: Path) -> list[Document]:
+    """A kustomization with a component, made in an empty directory."""
+    shipped = directory / "shipped"
+    shutil.copytree(SHIPPED, shipped)
+    made = shipped / "made"
+    made.mkdir()
+    made.joinpath("kustomization.yaml").write_text(
+        f"resources:\n- ../{name}\ncomponents:\n- ../{component}\n"
+    )
+    return load("made", shipped)
 
 
 def in_namespace(namespace: str, shipped: list[Document]) -> list[Document]:

@@ -153,6 +153,13 @@ class RunningPod:
         python_path = {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
         self.app = self._inside(f"app-{self.name}", command, python_path)
 
+    def start_forwarder(self, port: int, host: str, to: int) -> None:
+        """An application that hands connections to one of its ports on to another host."""
+        command: list[str | Path] = [sys.executable, "-P", "-m", "istio.forward"]
+        command += [str(port), host, str(to)]
+        python_path = {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+        self._inside(f"app-{self.name}", command, python_path)
+
     def start_agent(self, environment: Mapping[str, str], drain_seconds: int) -> None:
         """The istio-proxy container. Envoy closes the connections of a listener that was
         replaced after that many seconds, those in use too."""

@@ -40,6 +40,7 @@ class SidecarMesh:
     drain_seconds how long Envoy keeps a listener that was replaced, and what it was
                   refused; Istio's default is 45
     work_ms       how long each app works before it makes its calls
+    collector_pod whether a pod with a sidecar takes the spans, and hands them on
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class SidecarMesh:
         collect: bool = True,
         drain_seconds: int = 2,
         work_ms: float = 2,
+        collector_pod: bool = False,
     ) -> None:
         self._istio = program or istio()
         self._forward = forward
@@ -63,6 +65,7 @@ class SidecarMesh:
         self._collect = collect
         self._drain_seconds = drain_seconds
         self._work_ms = work_ms
+        self._collector_pod = collector_pod
         self._numbers = itertools.count(1)
         self.applied: set[str] = set()
         self.pods: dict[str, RunningPod] = {}
@@ -71,7 +74,8 @@ class SidecarMesh:
         with ExitStack() as stack:
             stack.enter_context(Node())
             stack.callback(self._remove_pods)
-            self.collector = Collector((cluster.NODE, cluster.ZIPKIN_PORT))
+            port = cluster.BEHIND_PORT if self._collector_pod else cluster.ZIPKIN_PORT
+            self.collector = Collector((cluster.NODE, port))
             if self._collect:
                 stack.enter_context(self.collector)
             self.processes = stack.enter_context(Processes(show_tails=True))
@@ -87,6 +91,9 @@ class SidecarMesh:
     ) -> None:
         self._stack.__exit__(type_, error, traceback)
 
+    def _objects(self) -> list[Document]:
+        return cluster.objects(self._mtls, self._collector_pod)
+
     def _remove_pods(self) -> None:
         for pod in self.pods.values():
             pod.remove()
@@ -96,7 +103,7 @@ class SidecarMesh:
         self.processes.directory.chmod(0o711)
         self._configuration = self.processes.directory / "configuration"
         self._configuration.mkdir()
-        self._write("cluster", cluster.objects(self._mtls))
+        self._write("cluster", self._objects())
         mesh = self.processes.directory / "mesh.yaml"
         mesh.write_text(json.dumps(cluster.mesh_config()))
         self.istiod = self.processes.start(
@@ -111,7 +118,10 @@ class SidecarMesh:
         )
         self.processes.wait_ready({self.istiod: _control_plane_ready})
         hosts = {pod.name: pod.service_ip for pod in PODS.values()}
-        for pod in (*PODS.values(), GATEWAY):
+        collector = cluster.COLLECTOR
+        hosts[collector.host] = collector.ip if self._collector_pod else cluster.NODE
+        others = (GATEWAY, collector) if self._collector_pod else (GATEWAY,)
+        for pod in (*PODS.values(), *others):
             certificates = (
                 self._certificates(self.processes.directory, pod) if self._certificates else None
             )
@@ -119,7 +129,9 @@ class SidecarMesh:
             self.pods[pod.name] = running
             if self._mounted:
                 shutil.copy(wasm_path(), running.volume / "plugin.wasm")
-            if not pod.gateway:
+            if pod == collector:
+                running.start_forwarder(cluster.ZIPKIN_PORT, cluster.NODE, cluster.BEHIND_PORT)
+            elif not pod.gateway:
                 running.start_app(self._forward, work_ms=self._work_ms)
             self.start_agent(running)
         self.wait_ready()
@@ -162,7 +174,7 @@ class SidecarMesh:
 
     def change_cluster(self, kind: str, change: Callable[[Document], object]) -> None:
         """The specification of the objects of that kind that were there before."""
-        objects = cluster.objects(self._mtls)
+        objects = self._objects()
         for document in objects:
             if document["kind"] == kind:
                 change(document["spec"])
@@ -173,7 +185,7 @@ class SidecarMesh:
         for name in self.applied - {"cluster"}:
             (self._configuration / f"{name}.yaml").unlink()
         if "cluster" in self.applied:
-            self._write("cluster", cluster.objects(self._mtls))
+            self._write("cluster", self._objects())
         self.applied.clear()
 
     def _write(self, name: str, shipped: Iterable[Document]) -> None:

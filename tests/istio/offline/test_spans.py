@@ -1,7 +1,6 @@
 """The component `envoyfilter/spans` on each of the forms for sidecars."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from istio import checks
 from istio.checks import ONE, OTHER
 from istio.cluster import GATEWAY, NAMESPACE, ROOT_NAMESPACE
 from istio.generator import generate
-from istio.manifests import SHIPPED, Document, Form, forms, in_namespace, load
+from istio.manifests import Document, Form, forms, in_namespace, load_with
 
 FORMS = {
     form.name: form
@@ -21,14 +20,7 @@ CLUSTER = "b3relay-collector"
 
 
 def with_spans(form: Form, directory: Path) -> list[Document]:
-    shipped = directory / "shipped"
-    shutil.copytree(SHIPPED, shipped)
-    made = shipped / "made"
-    made.mkdir()
-    made.joinpath("kustomization.yaml").write_text(
-        f"resources:\n- ../{form.name}\ncomponents:\n- ../spans\n"
-    )
-    return in_namespace(form.namespace, load("made", shipped))
+    return in_namespace(form.namespace, load_with(form.name, "spans", directory))
 
 
 @pytest.mark.parametrize("name", FORMS)
