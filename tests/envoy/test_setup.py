@@ -3,6 +3,8 @@
 import json
 import time
 
+import pytest
+
 from mesh.mesh import Mesh
 
 LINE = 15.0
@@ -27,6 +29,21 @@ def test_client_spans_that_overwrite_what_was_copied_are_told() -> None:
         mesh.clicks(5)
         assert "b3relay_overwritten_total{}" not in mesh.envoys["productpage"].stats("b3relay_")
         assert "overwritten" not in mesh.envoys["productpage"].log()
+
+
+@pytest.mark.parametrize("forward", ["request-id", "all7"])
+def test_client_spans_of_envoy_beside_those_of_b3relay_are_told(forward: str) -> None:
+    """Two client spans for each call, and the callee's hangs from Envoy's. With a context of
+    the application's own, too, which gets a client span as well."""
+    spans = json.dumps({"spans": {"cluster": "collector", "format": "zipkin"}})
+    with Mesh(forward=forward, client_spans=True, outbound_config=spans) as mesh:
+        mesh.clicks(5)
+        assert said(mesh, "productpage", "was overwritten by Envoy's own tracing") == 1
+        assert mesh.envoys["productpage"].stats("b3relay_")["b3relay_overwritten_total{}"] == 10
+        assert "envoyfilter/no-client-spans" in mesh.envoys["productpage"].log()
+    with Mesh(forward=forward, outbound_config=spans) as mesh:
+        mesh.clicks(5)
+        assert "b3relay_overwritten_total{}" not in mesh.envoys["productpage"].stats("b3relay_")
 
 
 def test_filters_of_a_pod_that_are_configured_differently_are_told() -> None:
