@@ -39,8 +39,11 @@ class Ports:
         apps: dict[tuple[Variant, int], int],
         outside: int,
         collector: int,
+        reports: int,
     ) -> None:
         self.apps, self.outside, self.collector = apps, outside, collector
+        # Of the client spans.
+        self.reports = reports
         services = range(len(world.services))
         self.inbound = {(v, s): free_port() for v in VARIANTS for s in services}
         self.outbound = {(v, s): free_port() for v in VARIANTS for s in services}
@@ -124,6 +127,12 @@ def bootstrap(world: World, number: int, ports: Ports, wasm: Path, directory: Pa
     retry: dict[str, Any] = (
         {"retry_policy": {"retry_on": "5xx", "num_retries": 2}} if world.retries else {}
     )
+    spans: Config = {}
+    if world.spans:
+        kind = "otlp" if world.tracer == "otel" else "zipkin"
+        spans["spans"] = {"cluster": "reports", "format": kind}
+        if world.spans != "missing":
+            cluster("reports", ports.reports)
     for variant in VARIANTS:
         hosts = []
         for service, _ in enumerate(world.services):
@@ -149,7 +158,7 @@ def bootstrap(world: World, number: int, ports: Ports, wasm: Path, directory: Pa
             if variant == "with" and each.filter:
                 vm = f"pod-{service}"
                 inbound = Wasm(wasm, json.dumps(each.config_in), vm_id=vm)
-                outbound = Wasm(wasm, json.dumps(each.config_out), vm_id=vm)
+                outbound = Wasm(wasm, json.dumps({**each.config_out, **spans}), vm_id=vm)
             app = cluster(f"inbound|{service}|{variant}|", ports.apps[variant, service])
             plain = inbound.http_filter() if inbound and each.position == "http" else None
             listeners.append(

@@ -7,13 +7,13 @@ to anyone before the application got its ID.
 
 import math
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from worlds.apps import Made, Received, Run, contexts, read_multi, read_single, read_w3c
 from worlds.http1 import Headers
 from worlds.mesh import Evidence
 from worlds.spans import Span
-from worlds.world import ODD, SHARED, Service
+from worlds.world import BAD, ODD, SHARED, WELL, Service
 
 GUESSES = ("exclusive", "token", "inferred")
 CONTEXT = ("b3", "x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled", "x-b3-flags")
@@ -38,6 +38,7 @@ KINDS = {
     "alone": "5: a call of the only request in its pod was not given to it",
     "metrics": "6: the metrics do not add up",
     "finding": "7: a finding, or a decision, is not true",
+    "client": "9: a client span is missing, hangs from another span, or is not accounted for",
     "alarm": "8: a panic, a crash, or a call to Envoy that failed",
 }
 
@@ -80,7 +81,13 @@ class Facts:
 
     def __init__(self, evidence: Evidence, run: Run) -> None:
         self.world, self.run = evidence.world, run
-        self.spans = {span.id: span for span in [*evidence.spans, *run.spans]}
+        # Without the client spans that b3relay reports: what hangs from those hangs from what
+        # they hang from.
+        self.relayed = {span.id: span for span in evidence.relayed}
+        spans = [*evidence.spans, *run.spans]
+        # What each hangs from, as it was reported.
+        self.reported_parent = {span.id: span.parent for span in spans}
+        self.spans = {span.id: replace(span, parent=self._above(span)) for span in spans}
         self.traced = evidence.world.tracer != "none"
         # By the ID of the span.
         self.owner: dict[str, Received] = {}
@@ -108,6 +115,17 @@ class Facts:
             if made.sdk:
                 self.sdk_call[made.sdk.span] = made
         self._legitimate()
+
+    def _above(self, span: Span) -> str | None:
+        parent = span.parent
+        if parent in self.relayed and self.relayed[parent].trace == span.trace:
+            return self.relayed[parent].parent
+        return parent
+
+    def is_unreported(self, got: Received) -> bool:
+        """It may hang from a client span that a bad collector did not get."""
+        span = self.server.get(got.number)
+        return self.world.spans in BAD and span is not None and span.parent not in self.spans
 
     def trace(self, got: Received) -> str | None:
         """The trace that a request is in."""
@@ -280,6 +298,7 @@ class Judge:
         self.unchanged()
         self.edges()
         self.metrics()
+        self.clients()
         for alarm in self.evidence.alarms:
             self.fault("alarm", alarm)
         return self.verdict
@@ -532,6 +551,8 @@ class Judge:
             # As an ordinary HTTP filter it knows the caller's parent alone.
             if rank in ("caller", "below caller") and now in ("caller", "below caller"):
                 lost = False
+            if self.facts.is_unreported(got):
+                continue
             if lost and not self._changes_what_is_forwarded(was, call) and not self._ambiguous(got):
                 self.fault("edge", f"hung from: {rank}; now: {now}", got, f"{rank}-{now}")
 
@@ -655,7 +676,7 @@ class Judge:
             return
         if alone and sender.position == "upstream":
             chain = self.facts.chain(got)
-            if chain not in ("call", "caller"):
+            if chain not in ("call", "caller") and not self.facts.is_unreported(got):
                 self.fault(
                     "piece", f"hangs from: {chain}", got, f"{chain} {decision_of(got) or ''}"
                 )
@@ -757,6 +778,63 @@ class Judge:
                     full = any(kind.startswith("huge") for kind in self.kinds())
                     if counted != count and not (full and counted > count):
                         self.fault("metrics", f"{label}: {counted} counted, {count} reported")
+
+    # 9
+
+    def clients(self) -> None:
+        """Client spans of b3relay's: all that have begun are accounted for, and with a
+        collector that is well each is there, between the spans of the caller and the callee."""
+        self.ask("client")
+        relayed = self.evidence.relayed
+        sent, dropped, lost = (
+            sum(
+                value
+                for name, value in self.evidence.stats.items()
+                if name == f"spans_{what}_total"
+            )
+            for what in ("sent", "dropped", "lost")
+        )
+        if len(self.facts.relayed) != len(relayed):
+            self.fault("client", "two client spans have one ID")
+        if sent != len(relayed):
+            self.fault("client", f"{sent} sent, {len(relayed)} received")
+        if self.world.spans not in WELL:
+            if sent:
+                self.fault("client", f"{sent} sent to a collector that is {self.world.spans!r}")
+            return
+        if dropped or lost:
+            self.fault("client", f"{dropped} dropped, {lost} lost")
+        for span in relayed:
+            above = self.facts.spans.get(span.parent or "")
+            if span.kind != "CLIENT" or span.parent is None:
+                self.fault("client", f"{span} is no client span of a call")
+            elif above is not None and above.trace != span.trace:
+                self.fault("client", f"{span} hangs from {above}")
+        for got in self.facts.run.received:
+            self._has_client_span(got)
+
+    def _has_client_span(self, got: Received) -> None:
+        """A call that was given the context of a request whose span was reported."""
+        call, span = got.call, self.facts.server.get(got.number)
+        if call is None or call.by is None or span is None:
+            return
+        by, sender = self.facts.server.get(call.by.number), self.sender(call)
+        if by is None or not sender.filter or not self.writes(sender):
+            return
+        if decision_of(got) not in ("copied", "exclusive", "inferred") or span.parent != by.id:
+            return
+        # The application has said something of its own beside it.
+        if contexts(call.sent) or not self._is_sampled(call.by) or self._is_sampling_said(call):
+            return
+        parent = self.facts.reported_parent[span.id]
+        if parent not in self.facts.relayed:
+            self.fault("client", "no client span between it and its caller", got)
+
+    def _is_sampled(self, got: Received) -> bool:
+        return any(context.sampled == "1" for context in contexts(got.headers).values())
+
+    def _is_sampling_said(self, call: Made) -> bool:
+        return bool(values(call.sent, "x-b3-sampled") or values(call.sent, "x-b3-flags"))
 
     def kinds(self) -> set[str]:
         """Of the clients."""

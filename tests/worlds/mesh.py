@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mesh import ports as mesh_ports
 from mesh.envoy import TICK, Envoy
+from mesh.ports import free_port
 from mesh.procs import MeshError, Processes
 from worlds import http1
 from worlds.apps import Run
@@ -35,6 +36,8 @@ class Evidence:
     alarms: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    # Client spans that b3relay has reported.
+    relayed: list[Span] = field(default_factory=list)
 
 
 class Servers:
@@ -60,6 +63,10 @@ class Servers:
         self._servers.append(server)
         server, self.collecting = await http1.serve(self._collect, self._tasks)
         self._servers.append(server)
+        self.reports = {"well": self.collecting, "down": free_port(), "missing": 0, "": 0}
+        for how, serve in (("slow", self._collect_slowly), ("500", self._refuse)):
+            server, self.reports[how] = await http1.serve(serve, self._tasks)
+            self._servers.append(server)
 
     def begin(self, variant: Variant, run: Run) -> None:
         self._current = variant
@@ -76,6 +83,13 @@ class Servers:
     async def _collect(self, request: Message) -> tuple[int, Headers, bytes]:
         return await self.collector.take(request)
 
+    async def _collect_slowly(self, request: Message) -> tuple[int, Headers, bytes]:
+        await asyncio.sleep(0.7)
+        return await self.collector.take(request)
+
+    async def _refuse(self, _request: Message) -> tuple[int, Headers, bytes]:
+        return 500, [], b""
+
 
 class Admin:
     """The admin interface of an Envoy, without waiting for it in the event loop's thread."""
@@ -91,7 +105,8 @@ class Admin:
 async def witness(world: World, servers: Servers, wasm: Path) -> Evidence:
     """Run the world."""
     servers.collector = Collector()
-    ports = Ports(world, servers.apps, servers.outside, servers.collecting)
+    reports = servers.reports[world.spans]
+    ports = Ports(world, servers.apps, servers.outside, servers.collecting, reports)
     notes = []
     began = time.monotonic()
     seconds = {}
@@ -173,11 +188,14 @@ async def _ready(envoy: Envoy) -> None:
 
 async def _spans(collector: Collector, evidence: Evidence) -> None:
     """Wait until all have come: the Envoys hand them over every 0.06 s."""
-    if evidence.world.tracer != "none":
+    # b3relay does so every second.
+    quiet = 2.2 if evidence.world.spans else 0.25
+    if evidence.world.tracer != "none" or evidence.world.spans:
         begun = time.monotonic()
-        while time.monotonic() < max(begun, collector.last) + 0.25 and time.monotonic() < begun + 5:
+        while time.monotonic() < max(begun, collector.last) + quiet and time.monotonic() < begun + 8:
             await asyncio.sleep(0.03)
-    evidence.spans = collector.spans
+    evidence.spans = [span for span in collector.spans if not span.relay]
+    evidence.relayed = [span for span in collector.spans if span.relay]
 
 
 async def _stats(envoy: Envoy, evidence: Evidence) -> None:

@@ -26,6 +26,9 @@ def _steps(world: World) -> Iterator[World]:
             yield changed(lambda w, at=at, b=halved: w.batches.__setitem__(at, b))  # type: ignore[misc]
     if world.background:
         yield changed(lambda w: w.background.clear())
+    for how in ("", "well"):
+        if world.spans not in ("", how):
+            yield changed(lambda w, how=how: setattr(w, "spans", how))  # type: ignore[misc]
     for at, route in enumerate(world.routes):
         for less in _routes(route):
             yield _tidy(changed(lambda w, at=at, r=less: w.routes.__setitem__(at, r)))  # type: ignore[misc]

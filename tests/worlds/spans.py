@@ -2,10 +2,14 @@
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from worlds.http1 import Headers, Message
+
+
+# A tag that b3relay's client spans have alone.
+_OURS = b"b3relay.decision"
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,8 @@ class Span:
     # False for those of the applications' SDKs.
     envoys: bool = True
     shared: bool = False
+    # A client span of b3relay's.
+    relay: bool = False
 
 
 class Collector:
@@ -50,6 +56,7 @@ def _zipkin(span: dict[str, Any]) -> Span:
         span.get("kind", ""),
         span.get("timestamp", 0),
         shared=bool(span.get("shared")),
+        relay=_OURS.decode() in span.get("tags", {}),
     )
 
 
@@ -94,7 +101,10 @@ def _otlp(body: bytes) -> list[Span]:
         for number, scope in _fields(resource) if isinstance(resource, bytes) else ():
             for field, span in _fields(scope) if number == 2 and isinstance(scope, bytes) else ():
                 if field == 2 and isinstance(span, bytes):
-                    spans.append(_otlp_span(dict(_fields(span))))
+                    fields = _fields(span)
+                    tags = (value for number, value in fields if number == 9)
+                    is_ours = any(isinstance(tag, bytes) and _OURS in tag for tag in tags)
+                    spans.append(replace(_otlp_span(dict(fields)), relay=is_ours))
     return spans
 
 

@@ -53,6 +53,7 @@ def _world() -> World:
     services.append(Service(config_out={"report_header": "request"}))
     return World(
         1,
+        spans="well",
         services=services,
         routes=routes,
         batches=[
@@ -113,7 +114,14 @@ def move(
 ) -> None:
     """Its server span is in another trace, or below another span."""
     span = Facts(evidence, evidence.runs["with"]).server[got.number]
-    at = evidence.spans.index(span)
+    move_raw(evidence, span.id, parent, trace)
+
+
+def move_raw(
+    evidence: Evidence, span_id: str, parent: str | None, trace: str | None = None
+) -> None:
+    (at,) = (at for at, span in enumerate(evidence.spans) if span.id == span_id)
+    span = evidence.spans[at]
     evidence.spans[at] = replace(span, trace=trace or span.trace, parent=parent or span.parent)
 
 
@@ -206,6 +214,34 @@ def alone(evidence: Evidence) -> None:
     move(evidence, got, trace="9" * 32)
 
 
+def client_alone(evidence: Evidence) -> None:
+    """The client span of a call is missing, and the callee hangs from its caller."""
+    facts = Facts(evidence, evidence.runs["with"])
+    got = next(
+        g
+        for g in evidence.runs["with"].received
+        if g.call and g.call.by and g.number in facts.server and not contexts(g.call.sent)
+        and facts.chain(g) == "caller"
+    )
+    above = facts.relayed.pop(facts.reported_parent[facts.server[got.number].id] or "")
+    evidence.relayed.remove(above)
+    evidence.stats["spans_sent_total"] -= 1
+    move_raw(evidence, facts.server[got.number].id, above.parent)
+
+
+def client_lost(evidence: Evidence) -> None:
+    evidence.stats["spans_lost_total"] += 1
+
+
+def client_twice(evidence: Evidence) -> None:
+    evidence.relayed.append(evidence.relayed[0])
+    evidence.stats["spans_sent_total"] += 1
+
+
+def client_elsewhere(evidence: Evidence) -> None:
+    evidence.relayed[0] = replace(evidence.relayed[0], trace="9" * 32)
+
+
 def metrics(evidence: Evidence) -> None:
     evidence.stats["decision=.=copied;.;calls_total"] += 1
 
@@ -235,6 +271,10 @@ def alarm(evidence: Evidence) -> None:
         ("edge", edge),
         ("piece", piece),
         ("alone", alone),
+        ("client", client_alone),
+        ("client", client_lost),
+        ("client", client_twice),
+        ("client", client_elsewhere),
         ("metrics", metrics),
         ("finding", finding),
         ("alarm", alarm),
@@ -244,7 +284,8 @@ def test_each_invariant_can_fail(
     seen: Evidence, kind: str, change: Callable[[Evidence], None]
 ) -> None:
     runs = {name: copy.deepcopy(_bare(run)) for name, run in seen.runs.items()}
-    evidence = replace(seen, runs=runs, spans=list(seen.spans), stats=dict(seen.stats))
+    spans, relayed = list(seen.spans), list(seen.relayed)
+    evidence = replace(seen, runs=runs, spans=spans, relayed=relayed, stats=dict(seen.stats))
     change(evidence)
     assert kind in kinds(evidence)
 

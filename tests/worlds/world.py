@@ -57,6 +57,9 @@ ODD = (
     "sampling_only",
 )
 SANE = ("plain", "id", "b3multi", "b3", "w3c", "both")
+# Where the client spans of calls go; see SPANS.
+WELL = ("well", "slow")
+BAD = ("500", "down", "missing")
 # All requests of a batch have the same request ID and trace, or just one of them.
 SHARED = ("shared", "shared_id", "shared_trace")
 
@@ -142,6 +145,8 @@ class World:
     gateway: bool = True
     spawn_upstream_span: bool = True
     retries: bool = False
+    # How the collector of client spans is; none are reported if empty.
+    spans: str = ""
     # Requests have bodies, in which the truth travels; else it does in the answers alone.
     bodies: bool = True
     envoys: list[EnvoyOf] = field(default_factory=lambda: [EnvoyOf()])
@@ -184,7 +189,8 @@ class World:
             f"seed {self.seed}: {self.tracer}{'' if self.wide else ', 64 bit'}, "
             f"{'HTTP/2' if self.http2 else 'HTTP/1.1'}, "
             f"{'gateway' if self.gateway else 'no gateway'}"
-            f"{', retries' if self.retries else ''}, envoys "
+            f"{', retries' if self.retries else ''}"
+            f"{f', client spans ({self.spans})' if self.spans else ''}, envoys "
             + ", ".join(f"{each.version} x{each.workers}" for each in self.envoys)
         ]
         for number, service in enumerate(self.services):
@@ -366,6 +372,10 @@ def generate(seed: int) -> World:
                 pause_ms=rng.choice((0, 0, 0, 5)),
             )
         )
+    # Drawn apart, so that worlds stay what they were before there were spans.
+    apart = random.Random(f"spans of {seed}")
+    if apart.random() < 0.6:
+        world.spans = apart.choices((*WELL, *BAD), (6, 2, 1, 1, 1))[0]
     return world
 
 
