@@ -318,6 +318,13 @@ accuracy: accuracy-simulated go node java $(WASM) $(TOOLS)/venv/.accuracy-done #
 	$(PYTHON) -m pytest -q tests/accuracy
 	$(PYTHON) -m accuracy.run $(ACCURACY)
 
+SPAN_COLLECTORS ?= --markdown docs/spans.md
+.PHONY: span-collectors
+span-collectors: $(WASM) $(TOOLS)/venv/.done ## 100,000 requests with client spans for each of eight collectors, most of them bad: failures, losses, memory, latency (needs wrk); writes into docs/spans.md
+	@command -v wrk >/dev/null || { echo 'b3relay: wrk is missing (Debian: wrk)'; exit 1; }
+	$(call say,spans: good and bad collectors$(comma) about 12 minutes; leave the machine alone meanwhile)
+	$(PYTHON) -m load.collectors $(SPAN_COLLECTORS)
+
 SOAK_MINUTES ?= 30
 .PHONY: soak
 soak: go $(WASM) $(TOOLS)/venv/.done ## Full speed for SOAK_MINUTES (30): memory, misses, latency with and without the filter (Go); writes docs/soak.md

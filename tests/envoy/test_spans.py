@@ -1,16 +1,13 @@
 """Client spans that b3relay reports, against Envoy's own where the apps forward everything."""
 
-import asyncio
 import json
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from mesh.bad_collector import behaving
 from mesh.collector import Collector, Span
 from mesh.envoy import Tracer
 from mesh.facts import clients, facts
@@ -148,54 +145,6 @@ def counted(mesh: Mesh) -> dict[str, int]:
         what: sum(count(mesh, service, what) for service in mesh.envoys)
         for what in ("sent", "dropped", "lost")
     }
-
-
-@contextmanager
-def behaving(how: str) -> Iterator[int]:
-    """A collector that does what it should not."""
-    if how == "down":
-        yield free_port()
-        return
-    stopped = threading.Event()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while not stopped.is_set():
-                if how == "never reads":
-                    await asyncio.sleep(0.05)
-                    continue
-                head = await reader.readuntil(b"\r\n\r\n")
-                if b"chunked" in head:
-                    await reader.readuntil(b"0\r\n\r\n")
-                else:
-                    length = head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]
-                    await reader.readexactly(int(length))
-                if how == "resets":
-                    linger = b"\x01\0\0\0\0\0\0\0"
-                    writer.get_extra_info("socket").setsockopt(
-                        socket.SOL_SOCKET, socket.SO_LINGER, linger
-                    )
-                    writer.close()
-                    return
-                if how == "500":
-                    writer.write(b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n")
-        except (OSError, asyncio.IncompleteReadError):
-            pass
-
-    async def run() -> None:
-        server = await asyncio.start_server(serve, HOST, port)
-        while not stopped.is_set():
-            await asyncio.sleep(0.05)
-        server.close()
-
-    port = free_port()
-    thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
-    thread.start()
-    try:
-        yield port
-    finally:
-        stopped.set()
-        thread.join(timeout=10)
 
 
 @pytest.mark.parametrize(
