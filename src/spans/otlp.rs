@@ -4,6 +4,7 @@
 
 use super::span::text;
 use super::{Encoder, Node, Span};
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 
 pub(super) struct Otlp {
     node: Node,
@@ -77,49 +78,37 @@ impl Encoder for Otlp {
 }
 
 /// A `KeyValue` with a string.
-fn attribute(field: u64, name: &str, value: &[u8], to: &mut Vec<u8>) {
+fn attribute(field: u32, name: &str, value: &[u8], to: &mut Vec<u8>) {
     let value = text(value);
     // AnyValue { string_value = 1 }
-    let any = 1 + size(value.len()) + value.len();
-    let pair = 1 + size(name.len()) + name.len() + 1 + size(any) + any;
-    varint(field << 3 | 2, to);
-    varint(pair as u64, to);
+    let any = size(value.len());
+    let pair = size(name.len()) + size(any);
+    encode_key(field, WireType::LengthDelimited, to);
+    encode_varint(pair as u64, to);
     message(1, name.as_bytes(), to);
-    varint(2 << 3 | 2, to);
-    varint(any as u64, to);
+    encode_key(2, WireType::LengthDelimited, to);
+    encode_varint(any as u64, to);
     message(1, &value, to);
 }
 
 /// A field with a length: a message, a string, or bytes.
-fn message(field: u64, value: &[u8], to: &mut Vec<u8>) {
-    varint(field << 3 | 2, to);
-    varint(value.len() as u64, to);
+fn message(field: u32, value: &[u8], to: &mut Vec<u8>) {
+    encode_key(field, WireType::LengthDelimited, to);
+    encode_varint(value.len() as u64, to);
     to.extend_from_slice(value);
 }
 
-fn number(field: u64, value: u64, to: &mut Vec<u8>) {
-    varint(field << 3, to);
-    varint(value, to);
-}
-
-fn fixed(field: u64, value: u64, to: &mut Vec<u8>) {
-    varint(field << 3 | 1, to);
-    to.extend_from_slice(&value.to_le_bytes());
-}
-
-fn varint(mut value: u64, to: &mut Vec<u8>) {
-    while value >= 0x80 {
-        to.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    to.push(value as u8);
-}
-
-/// Bytes of a length.
+/// Bytes of such a field, with a number below 16.
 fn size(length: usize) -> usize {
-    match length {
-        0..0x80 => 1,
-        0x80..0x4000 => 2,
-        _ => 3,
-    }
+    1 + encoded_len_varint(length as u64) + length
+}
+
+fn number(field: u32, value: u64, to: &mut Vec<u8>) {
+    encode_key(field, WireType::Varint, to);
+    encode_varint(value, to);
+}
+
+fn fixed(field: u32, value: u64, to: &mut Vec<u8>) {
+    encode_key(field, WireType::SixtyFourBit, to);
+    to.extend_from_slice(&value.to_le_bytes());
 }
