@@ -3,17 +3,18 @@
 import json
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
+from mesh.apps import PATHS
 from mesh.bad_collector import behaving
 from mesh.collector import Collector, Span
 from mesh.envoy import Tracer
 from mesh.facts import clients, facts
 from mesh.mesh import Mesh
 from mesh.ports import HOST, free_port
-from mesh.tree import render, traces
+from mesh.tree import Node, normal_forms, render, traces
 
 FORMATS = {"zipkin": "zipkin", "opentelemetry": "otlp"}
 TRACERS: list[Tracer] = ["zipkin", "opentelemetry"]
@@ -81,6 +82,47 @@ def test_calls_with_a_context_of_their_own_have_spans_too() -> None:
     found = ours(click, 2 * SPANS, "zipkin", forward="all7")
     assert told(found) == told(theirs)
     assert {span["tags"]["b3relay.decision"] for span in clients(found, "reviews")} == {"present"}
+
+
+def node(service: str, kind: str, path: str, *children: Node) -> Node:
+    return Node(service, kind, PATHS[path], tuple(sorted(children)))
+
+
+def test_a_filter_before_the_router_has_each_edge_too() -> None:
+    """As a WasmPlugin has it: without client spans a trace is flat. With them each call hangs
+    from that by which its service was called, beside the span of the service."""
+    with Mesh(inbound="http", config=spans_to()) as mesh:
+        mesh.click()
+        (trace,) = traces(mesh.wait_spans(SPANS)).values()
+    ratings = node("reviews", "CLIENT", "ratings", node("ratings", "SERVER", "ratings"))
+    reviews = node("reviews", "SERVER", "reviews")
+    details = node("details", "SERVER", "details")
+    expected = node(
+        *("gateway", "CLIENT", "productpage"),
+        node("productpage", "SERVER", "productpage"),
+        node("productpage", "CLIENT", "details", details),
+        node("productpage", "CLIENT", "reviews", reviews, ratings),
+    )
+    assert normal_forms(trace) == (expected,)
+
+
+@pytest.mark.parametrize("inbound", ["upstream", "http"])
+def test_where_tracing_is_off_client_spans_alone_make_a_tree(
+    inbound: Literal["upstream", "http"],
+) -> None:
+    """Of requests that come with a context."""
+    context = {"x-b3-traceid": "a" * 32, "x-b3-spanid": "b" * 16, "x-b3-sampled": "1"}
+    with Mesh(inbound=inbound, config=spans_to(), tracer="none") as mesh:
+        mesh.click(headers=context)
+        spans = mesh.wait_spans(3)
+    # The client of the gateway does not report its span.
+    for span in spans:
+        if span["parentId"] == context["x-b3-spanid"]:
+            del span["parentId"]
+    (trace,) = traces(spans).values()
+    ratings = node("reviews", "CLIENT", "ratings")
+    details = node("productpage", "CLIENT", "details")
+    assert normal_forms(trace) == (details, node("productpage", "CLIENT", "reviews", ratings))
 
 
 def without_callee(mesh: Mesh) -> None:

@@ -9,7 +9,7 @@ import pytest
 from istio import certificates
 from istio.clicks import CLICKS, TREE, apply
 from istio.cluster import COLLECTOR, NAMESPACE
-from istio.images import changed
+from istio.images import INSECURE, changed, ours, serve
 from istio.manifests import Document, in_namespace, load_with
 from istio.sidecar_mesh import SidecarMesh
 from mesh.collector import Span
@@ -60,6 +60,28 @@ def test_they_are_those_of_istio(tmp_path: Path) -> None:
     assert tags["istio.namespace"] == NAMESPACE
     assert tags["istio.canonical_service"] and tags["istio.mesh_id"] and tags["istio.cluster_id"]
     assert tags["upstream_cluster.name"].endswith(";")
+
+
+def test_as_a_wasmplugin() -> None:
+    """`spans` in the configuration of both sides, by Istio's own cluster: each call hangs from
+    that by which its service was called."""
+    (plugin, *others) = ours("wasmplugin")
+    plugin["spec"]["pluginConfig"] = {"spans": {"cluster": ISTIOS, "format": "zipkin"}}
+    with SidecarMesh(environment=INSECURE) as mesh:
+        serve(mesh)
+        apply(mesh, [plugin, *others])
+        mesh.wait_until("spans are sent", lambda: mesh.pods["reviews"].stat("spans_sent") > 0)
+        spans = clicked(mesh)
+        assert mesh.pods["reviews"].stat("spans_lost") == 0
+    assert len(spans) == CLICKS * SPANS
+    names = {span["id"]: service(span) for span in spans}
+    for trace in traces(spans).values():
+        (ratings,) = clients(trace, f"reviews.{NAMESPACE}")
+        (above,) = (span for span in trace if span["id"] == ratings["parentId"])
+        assert above in clients(trace, f"productpage.{NAMESPACE}")
+        for span in trace:
+            if span["kind"] == "SERVER" and span.get("parentId"):
+                assert names[span["parentId"]] != service(span)
 
 
 @pytest.mark.parametrize("has_sidecar", [False, True], ids=["plain", "with a sidecar"])
