@@ -177,7 +177,7 @@ test-mesh: $(TOOLS)/venv/.done $(TOOLS)/venv/.docker ## Tests with long builds: 
 
 .PHONY: test-backends
 test-backends: go $(WASM) $(TOOLS)/venv/.done ## The trees in a real Zipkin and a real Jaeger (Go, Java 17 and Maven)
-	$(call say,backends: a real Zipkin and a real Jaeger; half a minute$(comma) the first time about 5 more)
+	$(call say,backends: a real Zipkin and a real Jaeger; two minutes$(comma) the first time about 5 more)
 	$(PYTHON) -m mesh.backends
 	$(PYTHON) -m pytest -q tests/backends
 
@@ -214,7 +214,7 @@ test-manifests: $(WASM) $(TOOLS)/venv/.docker istio-tools
 # Pods are network namespaces, in a world of their own that ends with the command.
 .PHONY: test-sidecars
 test-sidecars: $(WASM) $(TOOLS)/venv/.done istio-tools zipkin
-	$(call say,sidecars: pilot-agents and Envoys in pods$(comma) under a real control plane; 8 minutes)
+	$(call say,sidecars: pilot-agents and Envoys in pods$(comma) under a real control plane; 10 minutes)
 	$(ISTIO_ENV) $(PYTHON) -m istio.world $(PYTHON) -m pytest -q -rs tests/istio/live
 
 .PHONY: test-changes
