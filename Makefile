@@ -27,10 +27,13 @@ WASM_FEATURES := --enable-bulk-memory --enable-sign-ext --enable-nontrapping-flo
   --enable-mutable-globals --enable-reference-types --enable-multivalue
 # The stack is first, and grows down: nothing lies in the first KB.
 WASM_OPT := -Oz --converge --low-memory-unused --strip-debug --strip-producers
+# The callbacks that the module exports: Envoy calls each, for every request.
+WASM_EXPORTS := src/wasm/exports.json
 BINARYEN_BIN := $(TOOLS)/npm/node_modules/.bin
-INSTALL_BINARYEN = [ -x '$(BINARYEN_BIN)/wasm-opt' ] || npm install --silent --no-fund --no-audit --prefix '$(TOOLS)/npm' binaryen@$(BINARYEN)
+INSTALL_BINARYEN = [ -x '$(BINARYEN_BIN)/wasm-metadce' ] || npm install --silent --no-fund --no-audit --prefix '$(TOOLS)/npm' binaryen@$(BINARYEN)
 # With the programs of folder 1 module 2 becomes 3.
-shrink = "$(1)/wasm-opt" $(WASM_FEATURES) $(WASM_OPT) '$(2)' -o '$(3)'
+shrink = "$(1)/wasm-metadce" $(WASM_FEATURES) '$(2)' --graph-file='$(WASM_EXPORTS)' -o '$(3).exports' >/dev/null \
+  && "$(1)/wasm-opt" $(WASM_FEATURES) $(WASM_OPT) '$(3).exports' -o '$(3)'
 
 # Istio asks for this platform, wherever it runs, and for no index of several.
 IMAGE_BUILD := BUILDX_NO_DEFAULT_ATTESTATIONS=1 docker build --platform linux/amd64
@@ -141,13 +144,13 @@ KUSTOMIZE := $(TOOLS)/go/bin/kustomize
 ACTIONLINT := $(TOOLS)/go/bin/actionlint
 RELEASE_TOOLS := $(CYCLONEDX) $(ABOUT) $(KUSTOMIZE) $(TOOLS)/go/bin/oras
 .PHONY: release
-release: cargo go node $(BUILT) $(RELEASE_TOOLS) ## What users install from: module, images, manifests, sums, bill of materials into dist/release; REPOSITORY=registry/name of the image (Go, Node; first time 10 min): docs/release.md
+release: cargo go node $(BUILT) $(WASM_EXPORTS) $(RELEASE_TOOLS) ## What users install from: module, images, manifests, sums, bill of materials into dist/release; REPOSITORY=registry/name of the image (Go, Node; first time 10 min): docs/release.md
 	$(call say,release: $(RELEASE))
 	@mkdir -p dist
 	$(INSTALL_BINARYEN)
 	$(call shrink,$(BINARYEN_BIN),$(BUILT),dist/.release.wasm)
 	python3 release/build.py --module dist/.release.wasm --repository '$(REPOSITORY)' --tools '$(TOOLS)' --into $(RELEASE)
-	@rm -f dist/.release.wasm
+	@rm -f dist/.release.wasm dist/.release.wasm.exports
 
 .PHONY: test-release
 test-release: cargo go node $(RELEASE_TOOLS) $(ACTIONLINT) $(TOOLS)/venv/.done ## The same bytes from two folders, what is in them, the workflows (Go, Node; 2 min, the first time 10 more)
@@ -490,15 +493,17 @@ $(BUILT): $(SOURCES) | cargo
 	cargo build --release --target $(TARGET) --target-dir target --locked
 	@test -s '$@' && touch '$@' 
 
-# wasm-opt makes the module smaller; it loads and works without.
-$(WASM): $(BUILT)
+# wasm-metadce removes the callbacks that have nothing to do, wasm-opt makes the module
+# smaller; the module loads and works without either.
+$(WASM): $(BUILT) $(WASM_EXPORTS)
 	@mkdir -p dist
 	@if command -v npm >/dev/null && command -v node >/dev/null; then \
 	  bin='$(BINARYEN_BIN)'; $(INSTALL_BINARYEN) || true; \
 	else bin="$$(dirname "$$(command -v wasm-opt || true)")"; fi; \
-	if [ -x "$$bin/wasm-opt" ] \
+	if [ -x "$$bin/wasm-metadce" ] \
 	  && $(call shrink,$$bin,$<,$@.part); \
-	then mv '$@.part' '$@'; else echo 'b3relay: no wasm-opt (npm package binaryen, or Debian package binaryen): the module stays as rustc made it'; cp '$<' '$@'; fi
+	then mv '$@.part' '$@'; else echo 'b3relay: no wasm-metadce and wasm-opt (npm package binaryen, or Debian package binaryen): the module stays as rustc made it'; cp '$<' '$@'; fi
+	@rm -f '$@.part.exports'
 	@chmod 0644 '$@'
 	@printf '%s: %s bytes\n' '$@' "$$(stat -c %s '$@')"
 

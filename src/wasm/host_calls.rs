@@ -1,7 +1,11 @@
 //! The host calls that b3relay makes (proxy-wasm ABI 0.2.1).
 //!
-//! Not those of the SDK (crate `proxy-wasm`, 0.2.5), because each of them panics on a status
-//! that it does not expect, and a panic ends the VM with every plugin that shares it. Besides,
+//! Not those of the SDK (`proxy_wasm::hostcalls`, 0.2.5), because each of them
+//! panics on a status that it does not expect, and a panic ends the VM with every
+//! plugin that shares it. One exception: `dispatch_http_call` (`spans.rs`), since the SDK's
+//! entry points panic on the answer to a call that it has not registered itself. It returns
+//! the two statuses that Envoy has for that call (2 and 10), and panics on others: so
+//! [`has_envoys_http_call`] is asked before. Besides,
 //! - `get_map_bytes` panics on a header name that is not UTF-8, and copies each name and
 //!   value;
 //! - keys of shared data and paths of properties are `&str` there, and bytes here.
@@ -10,35 +14,8 @@
 #![allow(unsafe_code)]
 
 use crate::headers;
+use proxy_wasm::types::{BufferType, LogLevel, MapType, MetricType};
 use std::ptr;
-
-/// Of a log line.
-#[repr(u32)]
-#[derive(Clone, Copy)]
-pub(super) enum LogLevel {
-    Trace = 0,
-    Debug = 1,
-    Info = 2,
-    Warn = 3,
-    Error = 4,
-    Critical = 5,
-}
-
-/// Maps of headers, of those of the ABI that are read or written.
-#[repr(u32)]
-#[derive(Clone, Copy)]
-pub(super) enum MapType {
-    RequestHeaders = 0,
-    ResponseHeaders = 2,
-    ResponseTrailers = 3,
-    /// Of the answer to a call of the plugin's own.
-    CallResponseHeaders = 6,
-}
-
-/// The buffer with a plugin's configuration.
-const PLUGIN_CONFIGURATION: u32 = 7;
-/// The type of a metric that only rises.
-const COUNTER: u32 = 0;
 
 /// A status other than OK (0), as the ABI numbers them: 1 not found, 2 bad argument,
 /// 8 CAS mismatch, 10 internal failure, ...
@@ -47,6 +24,7 @@ pub(super) struct Failure(pub(super) u32);
 
 impl Failure {
     pub(super) const NOT_FOUND: Self = Self(1);
+    pub(super) const BAD_ARGUMENT: Self = Self(2);
 }
 
 unsafe extern "C" {
@@ -54,7 +32,7 @@ unsafe extern "C" {
     fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32;
     fn proxy_set_tick_period_milliseconds(period: u32) -> u32;
     fn proxy_get_buffer_bytes(
-        buffer: u32,
+        buffer: BufferType,
         start: usize,
         max_size: usize,
         data: *mut *mut u8,
@@ -111,7 +89,12 @@ unsafe extern "C" {
         value_size: usize,
         cas: u32,
     ) -> u32;
-    fn proxy_define_metric(kind: u32, name: *const u8, name_size: usize, id: *mut u32) -> u32;
+    fn proxy_define_metric(
+        kind: MetricType,
+        name: *const u8,
+        name_size: usize,
+        id: *mut u32,
+    ) -> u32;
     fn proxy_increment_metric(id: u32, offset: i64) -> u32;
     fn proxy_send_local_response(
         status: u32,
@@ -152,8 +135,9 @@ fn bytes(call: impl FnOnce(*mut *mut u8, *mut usize) -> u32) -> Result<Vec<u8>, 
     if data.is_null() {
         return Ok(Vec::new());
     }
-    // SAFETY: the host has allocated `size` bytes at `data` with `proxy_on_memory_allocate`
-    // (a boxed slice), has filled them, and has handed them over.
+    // SAFETY: the host has allocated `size` bytes at `data` with the SDK's
+    // `proxy_on_memory_allocate` (a boxed slice), has filled them, and has handed them
+    // over.
     Ok(unsafe { Vec::from_raw_parts(data, size, size) })
 }
 
@@ -181,7 +165,7 @@ pub(super) fn set_tick_period(period_ms: u32) -> Result<(), Failure> {
 /// The plugin's configuration.
 pub(super) fn plugin_configuration() -> Result<Vec<u8>, Failure> {
     bytes(|data, size| unsafe {
-        proxy_get_buffer_bytes(PLUGIN_CONFIGURATION, 0, usize::MAX, data, size)
+        proxy_get_buffer_bytes(BufferType::PluginConfiguration, 0, usize::MAX, data, size)
     })
 }
 
@@ -246,7 +230,7 @@ pub(super) fn set_shared_data(key: &[u8], value: &[u8], cas: u32) -> Result<(), 
 pub(super) fn define_counter(name: &str) -> Result<u32, Failure> {
     let mut id = 0;
     let (n, size) = (name.as_ptr(), name.len());
-    checked(unsafe { proxy_define_metric(COUNTER, n, size, &mut id) })?;
+    checked(unsafe { proxy_define_metric(MetricType::Counter, n, size, &mut id) })?;
     Ok(id)
 }
 
@@ -276,31 +260,14 @@ pub(super) fn reply(status: u32, headers: &[(&str, &str)], body: &str) -> Result
     })
 }
 
-/// Sends a request of the plugin's own to a cluster of Envoy's, and returns its token: the
-/// answer comes with that. Envoy fails with 2 if there is no such cluster, and with 10 if
-/// it has no endpoint.
-pub(super) fn http_call(
-    cluster: &str,
-    headers: &[(&str, &str)],
-    body: &[u8],
-    timeout_ms: u32,
-) -> Result<u32, Failure> {
-    let headers = headers::serialize(headers);
-    let trailers = headers::serialize::<&str>(&[]);
+/// Whether the host's HTTP calls fail with Envoy's statuses: a call to a cluster without a
+/// name, which sends nothing, is a bad argument (2).
+pub(super) fn has_envoys_http_call() -> bool {
+    let none = headers::serialize::<&str>(&[]);
+    let (map, size) = (none.as_ptr(), none.len());
     let mut token = 0;
-    checked(unsafe {
-        proxy_http_call(
-            cluster.as_ptr(),
-            cluster.len(),
-            headers.as_ptr(),
-            headers.len(),
-            body.as_ptr(),
-            body.len(),
-            trailers.as_ptr(),
-            trailers.len(),
-            timeout_ms,
-            &mut token,
-        )
-    })?;
-    Ok(token)
+    let cluster = ptr::null();
+    let status =
+        unsafe { proxy_http_call(cluster, 0, map, size, cluster, 0, map, size, 1, &mut token) };
+    checked(status) == Err(Failure::BAD_ARGUMENT)
 }

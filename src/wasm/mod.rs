@@ -1,24 +1,26 @@
-//! The module that Envoy loads; on `wasm32` only.
+//! The module that Envoy loads, on the SDK (crate `proxy-wasm`); on `wasm32` only.
 //!
 //! | module | what it is |
 //! |---|---|
-//! | `entry` | what Envoy calls, and the contexts that it calls them for |
 //! | `plugin` | the root context: configuration, ticks, what its streams share |
 //! | `stream` | the HTTP context: the headers of a request, its end |
 //! | `spans` | client spans: what Envoy knows of a call, and reports |
 //! | `envoy` | Envoy, as the core sees it |
-//! | `host_calls` | the host calls |
+//! | `host_calls` | the host calls, where the SDK's own would panic |
+//!
+//! `exports.json` lists the callbacks that the build leaves in the module: Envoy calls
+//! every one that is exported, for each request. A new one goes there too.
 
-mod entry;
 mod envoy;
 mod host_calls;
 mod plugin;
 mod spans;
 mod stream;
 
-use host_calls::LogLevel;
+use proxy_wasm::types::LogLevel;
 
-/// Writes to Envoy's log, component `wasm`.
+/// Writes to Envoy's log, component `wasm`. The SDK's logger panics where a line cannot
+/// be written.
 struct Logger;
 
 impl log::Log for Logger {
@@ -42,8 +44,7 @@ impl log::Log for Logger {
     fn flush(&self) {}
 }
 
-/// Before anything else.
-fn start() {
+proxy_wasm::main! {{
     // Fails if there is a logger already: there is none.
     let _ = log::set_logger(&Logger);
     log::set_max_level(log::LevelFilter::Info);
@@ -51,4 +52,5 @@ fn start() {
     std::panic::set_hook(Box::new(|panic| {
         host_calls::log(LogLevel::Critical, &panic.to_string());
     }));
-}
+    proxy_wasm::set_root_context(|_| Box::new(plugin::Root::default()));
+}}

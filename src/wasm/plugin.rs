@@ -1,8 +1,9 @@
 //! A plugin: its root context, and what its streams on one worker have in common.
 
 use super::envoy::Envoy;
-use super::host_calls::{self, Failure, MapType};
+use super::host_calls::{self, Failure};
 use super::spans::Reporter;
+use super::stream::{Idle, Stream};
 use crate::config::{Config, Direction};
 use crate::filter::{Filter, Outcome, REPORT, WorkerState};
 use crate::headers::Edit;
@@ -13,10 +14,12 @@ use crate::report::{self, RateLimit};
 use crate::rules::Severity;
 use crate::setup::{self, Setup};
 use crate::store;
+use proxy_wasm::traits::{Context, HttpContext, RootContext};
+use proxy_wasm::types::{ContextType, MapType};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-/// How often Envoy calls [`Plugin::on_tick`], in milliseconds.
+/// How often Envoy calls [`RootContext::on_tick`], in milliseconds.
 pub(super) const TICK_MS: u32 = 1000;
 /// A plugin that has not ticked for so long is gone.
 const AT_WORK_MS: u64 = 5 * TICK_MS as u64;
@@ -27,27 +30,65 @@ thread_local! {
     static MEMORY: Rc<RefCell<WorkerState>> = Rc::new(RefCell::new(WorkerState::open(&Envoy, Envoy.seed())));
 }
 
-/// Reads a plugin's configuration. A plugin if that is good; false if it is refused.
-pub(super) fn configure() -> (Option<Rc<Plugin>>, bool) {
-    // No configuration at all is not found, and is the default.
-    let configuration = match host_calls::plugin_configuration() {
-        Ok(configuration) => configuration,
-        Err(Failure::NOT_FOUND) => Vec::new(),
-        Err(Failure(status)) => {
-            log::error!("configuration: cannot be read (status {status})");
-            return (None, false);
+/// The root context: one for each plugin configuration. Without a plugin until it is
+/// configured, and if its configuration is bad.
+#[derive(Default)]
+pub(super) struct Root(Option<Rc<Plugin>>);
+
+impl Context for Root {
+    fn on_http_call_response(&mut self, token: u32, _: usize, _: usize, _: usize) {
+        if let Some(plugin) = &self.0 {
+            plugin.reported(token);
         }
-    };
-    match Config::parse(&configuration) {
-        Ok(config) => (Some(Rc::new(Plugin::start(config))), true),
-        Err(error) => {
-            log::error!("{error}");
-            let idle = is_idle(&configuration);
-            if idle {
-                log::error!("configuration: nothing is done until it is corrected");
+    }
+}
+
+impl RootContext for Root {
+    /// False to refuse the configuration.
+    fn on_configure(&mut self, _: usize) -> bool {
+        // No configuration at all is not found, and is the default.
+        let configuration = match host_calls::plugin_configuration() {
+            Ok(configuration) => configuration,
+            Err(Failure::NOT_FOUND) => Vec::new(),
+            Err(Failure(status)) => {
+                log::error!("configuration: cannot be read (status {status})");
+                return false;
             }
-            (None, idle)
+        };
+        match Config::parse(&configuration) {
+            Ok(config) => {
+                self.0 = Some(Rc::new(Plugin::start(config)));
+                true
+            }
+            Err(error) => {
+                log::error!("{error}");
+                let idle = is_idle(&configuration);
+                if idle {
+                    log::error!("configuration: nothing is done until it is corrected");
+                }
+                idle
+            }
         }
+    }
+
+    fn on_tick(&mut self) {
+        if let Some(plugin) = &self.0 {
+            plugin.tick_of_spans();
+            if plugin.is_due() {
+                plugin.tick();
+            }
+        }
+    }
+
+    fn create_http_context(&self, _: u32) -> Option<Box<dyn HttpContext>> {
+        Some(match &self.0 {
+            Some(plugin) => Box::new(Stream::new(plugin.clone())),
+            None => Box::new(Idle),
+        })
+    }
+
+    fn get_type(&self) -> Option<ContextType> {
+        Some(ContextType::HttpContext)
     }
 }
 
@@ -146,14 +187,6 @@ impl Plugin {
             log::warn!("{}", problem.text);
         }
         plugin
-    }
-
-    /// Every second, or when the spans have asked for it.
-    pub(super) fn on_tick(&self) {
-        self.tick_of_spans();
-        if self.is_due() {
-            self.tick();
-        }
     }
 
     /// The spans may have asked for an earlier one.
@@ -301,7 +334,7 @@ impl Plugin {
 
     /// Writes the outcome's edits onto the request.
     pub(super) fn edit(&self, outcome: &Outcome<'_>) {
-        let map = MapType::RequestHeaders;
+        let map = MapType::HttpRequestHeaders;
         for edit in &outcome.edits {
             self.ok(match edit {
                 Edit::Set(name, value) => host_calls::replace_header(map, name, value),

@@ -4,15 +4,18 @@
 //! before asks for an earlier tick.
 
 use super::envoy::Envoy;
-use super::host_calls::{self, MapType};
+use super::host_calls;
 use super::plugin::{Plugin, TICK_MS};
 use crate::config::SpanReports;
 use crate::headers::Pairs;
 use crate::host::{Host, Recording};
 use crate::metrics::Counter;
 use crate::spans::{Added, Begun, Ended, Node, PROPERTIES, Recorder, Span, TIMEOUT_MS};
+use proxy_wasm::hostcalls::dispatch_http_call;
+use proxy_wasm::types::MapType;
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Of a trace that is not sampled: a proxy before the collector is not to trace reports.
 const UNSAMPLED: [(&str, &str); 2] = [
@@ -81,15 +84,18 @@ impl Reporter {
             ("content-type", report.content_type),
         ];
         headers.extend(UNSAMPLED);
-        let sent = host_calls::http_call(cluster, &headers, &report.body, TIMEOUT_MS);
+        let timeout = Duration::from_millis(TIMEOUT_MS.into());
+        let body = Some(report.body.as_slice());
+        let sent = host_calls::has_envoys_http_call()
+            .then(|| dispatch_http_call(cluster, headers, body, Vec::new(), timeout));
         let mut recorder = self.recorder.borrow_mut();
         match sent {
-            Ok(token) => {
+            Some(Ok(token)) => {
                 recorder.sent(token, report.spans, now_ms);
                 None
             }
-            // There is no such cluster, or it has no endpoint.
-            Err(_) => {
+            // There is no such cluster, or it has no endpoints.
+            Some(Err(_)) | None => {
                 recorder.failed(now_ms);
                 Some(Counter::SpansLost(report.spans))
             }
@@ -177,7 +183,7 @@ impl Plugin {
         let Some(reporter) = &self.reporter else {
             return;
         };
-        let status = host_calls::header(MapType::CallResponseHeaders, ":status");
+        let status = host_calls::header(MapType::HttpCallResponseHeaders, ":status");
         let status = status
             .ok()
             .and_then(|text| str::from_utf8(&text).ok()?.parse().ok());

@@ -1,8 +1,7 @@
 //! An HTTP stream; as an upstream filter, one attempt of the router.
 
-use super::entry::Action;
 use super::envoy::{Envoy, EnvoyOf};
-use super::host_calls::{self, MapType};
+use super::host_calls;
 use super::plugin::Plugin;
 use crate::filter::REPORT;
 use crate::headers::Pairs;
@@ -10,7 +9,15 @@ use crate::metrics::Counter;
 use crate::setup::{self, Expected};
 use crate::spans::Begun;
 use crate::store::Ticket;
+use proxy_wasm::traits::{Context, HttpContext};
+use proxy_wasm::types::{Action, MapType};
 use std::rc::Rc;
+
+/// A stream of a plugin without a valid configuration.
+pub(super) struct Idle;
+
+impl Context for Idle {}
+impl HttpContext for Idle {}
 
 pub(super) struct Stream {
     plugin: Rc<Plugin>,
@@ -46,12 +53,15 @@ impl Stream {
             span: None,
         }
     }
+}
 
-    pub(super) fn on_request_headers(&mut self) -> Action {
+impl Context for Stream {}
+impl HttpContext for Stream {
+    fn on_http_request_headers(&mut self, _: usize, _: bool) -> Action {
         let plugin = &*self.plugin;
         let direction = plugin.direction();
         plugin.setup.borrow_mut().request(direction);
-        let Some(map) = plugin.ok(host_calls::headers(MapType::RequestHeaders)) else {
+        let Some(map) = plugin.ok(host_calls::headers(MapType::HttpRequestHeaders)) else {
             return Action::Continue;
         };
         let outcome = plugin.filter.request(
@@ -77,27 +87,29 @@ impl Stream {
         Action::Continue
     }
 
-    pub(super) fn on_response_headers(&mut self) {
+    fn on_http_response_headers(&mut self, _: usize, _: bool) -> Action {
         self.answered = true;
         if let Some(report) = self.response_report.take() {
-            let map = MapType::ResponseHeaders;
+            let map = MapType::HttpResponseHeaders;
             self.plugin
                 .ok(host_calls::add_header(map, REPORT, report.as_bytes()));
         }
-        self.read_grpc_status(MapType::ResponseHeaders);
+        self.read_grpc_status(MapType::HttpResponseHeaders);
+        Action::Continue
     }
 
-    pub(super) fn on_response_trailers(&mut self) {
-        self.read_grpc_status(MapType::ResponseTrailers);
+    fn on_http_response_trailers(&mut self, _: usize) -> Action {
+        self.read_grpc_status(MapType::HttpResponseTrailers);
+        Action::Continue
     }
 
     /// An ordinary HTTP filter gets this call at the end of a stream, while the headers
     /// of the request can still be read, as they were sent. An upstream filter does not.
-    pub(super) fn on_log(&mut self) {
+    fn on_log(&mut self) {
         let Some(expected) = self.expected.take() else {
             return;
         };
-        let map = host_calls::headers(MapType::RequestHeaders);
+        let map = host_calls::headers(MapType::HttpRequestHeaders);
         let Some(map) = self.plugin.ok(map) else {
             return;
         };
@@ -111,7 +123,7 @@ impl Stream {
 }
 
 /// The end of a stream, whichever way: one that is reset gets no response callbacks.
-/// `proxy_on_delete` drops the context.
+/// The SDK has no callback for `proxy_on_delete`; it drops the context.
 impl Drop for Stream {
     fn drop(&mut self) {
         let plugin = &*self.plugin;

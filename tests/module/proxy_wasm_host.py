@@ -346,6 +346,9 @@ class Host:
         plugin.tick_period_ms = period & MASK
         return OK
 
+    def host_proxy_set_effective_context(self, number: int) -> int:
+        return OK if number in self._contexts else BAD_ARGUMENT
+
     def host_proxy_call_foreign_function(
         self, at: int, size: int, argument_at: int, argument_size: int, data_at: int, size_at: int
     ) -> int:
@@ -384,6 +387,8 @@ class Host:
         timeout: int,
         token_at: int,
     ) -> int:
+        if not cluster_size:
+            return BAD_ARGUMENT
         self._last_call += 1
         self.http_calls.append(
             Call(
@@ -567,9 +572,8 @@ class Plugin:
         self.host.enter(self, "proxy_on_tick")
 
     def answer(self, call: Call, status: bytes) -> None:
-        """The HTTP call was answered, perhaps not for the first time."""
-        if call in self.host.http_calls:
-            self.host.http_calls.remove(call)
+        """The HTTP call was answered."""
+        self.host.http_calls.remove(call)
         self.headers, self.handing = [(":status", status)], CALL_HEADERS
         self.host.enter(self, "proxy_on_http_call_response", call.token, 1, 0, 0)
         self.handing = None
