@@ -56,7 +56,7 @@ demo: $(WASM) $(TOOLS)/venv/.done ## One click as a trace, without the filter an
 	$(PYTHON) -m mesh.demo
 
 .PHONY: test
-test: test-core test-wasm test-worlds ## Every test that needs no root: core, compiled module, real Envoy (under 5 min, the first time about 10)
+test: test-core test-wasm test-rules test-worlds ## Every test that needs no root: core, compiled module, real Envoy (under 5 min, the first time about 12)
 
 ##@ More
 .PHONY: demo-ui
@@ -117,6 +117,14 @@ test-check: $(WASM) $(TOOLS)/venv/.done ## The part of it that is about check.sh
 	$(call say,check: real sidecars that are set up wrong; half a minute)
 	$(PYTHON) -m pytest -q tests/check
 
+# Go is no prerequisite of `make test`: without it the names are compared, and the rest is
+# said not to have run.
+.PHONY: test-rules
+test-rules: $(TOOLS)/venv/.done ## Rules for Prometheus and dashboard for Grafana, with the real promtool (Go; the first time 2 to 4 min)
+	$(call say,rules: promtool$(comma) the schema of Grafana$(comma) and the names; half a minute)
+	@if command -v go >/dev/null; then $(PYTHON) -m mesh.prometheus promtool dashboard-check; fi
+	$(PYTHON) -m pytest -q -rs tests/monitoring/offline
+
 CLICKS ?= 1000
 .PHONY: clicks
 clicks: $(WASM) $(TOOLS)/venv/.done ## CLICKS (1000) one after the other, of services with 2, 50 and 300 ms of work, on one and two workers: all whole (about 45 min)
@@ -127,7 +135,7 @@ clicks: $(WASM) $(TOOLS)/venv/.done ## CLICKS (1000) one after the other, of ser
 test-types: $(TOOLS)/venv/.accuracy-done $(TOOLS)/venv/.docker $(TOOLS)/mypy/.done-$(MYPY) ## The types of the Python in tests/, by mypy --strict
 	$(call say,types: mypy$(comma) half a minute the first time)
 	cd tests && '$(TOOLS)/mypy/bin/mypy' --config-file mypy.ini --python-executable '$(PYTHON)' \
-	  accuracy agreement backends bench check cluster docker envoy istio load mesh module release sdks worlds
+	  accuracy agreement backends bench check cluster docker envoy istio load mesh module monitoring release sdks worlds
 	MYPYPATH=release '$(TOOLS)/mypy/bin/mypy' --strict --cache-dir target/mypy --python-executable '$(PYTHON)' release/*.py
 
 $(TOOLS)/mypy/.done-$(MYPY):
