@@ -52,7 +52,7 @@ say = @printf '\n\033[1m%s\033[0m\n' '$(1)'
 ##@ The two commands
 .PHONY: demo
 demo: $(WASM) $(TOOLS)/venv/.done ## One click as a trace, without the filter and with it, on real Envoy (first time 3 min, then 1 min)
-	$(call say,demo: five Envoys and four services$(comma) four times$(comma) about half a minute)
+	$(call say,demo: five Envoys and four services$(comma) five times$(comma) three quarters of a minute)
 	$(PYTHON) -m mesh.demo
 
 .PHONY: test
