@@ -180,9 +180,9 @@ artifact-push: $(WASM) $(ORAS) ## The module as an OCI artifact, pushed to IMAGE
 	cd dist && '$(ORAS)' push --no-tty --config module.json:$(WASM_TYPE).config.v1+json '$(IMAGE)' \
 	  b3relay.wasm:$(WASM_TYPE).content.layer.v1+wasm module.json:$(WASM_TYPE).config.v1+json
 
-PARTS ?= agreement backends docker envoys instructions manifests release sdks sidecars
+PARTS ?= agreement backends docker envoys instructions manifests monitoring release sdks sidecars
 .PHONY: test-mesh
-test-mesh: $(TOOLS)/venv/.done $(TOOLS)/venv/.docker ## Tests with long builds: PARTS (agreement backends docker envoys instructions manifests release sdks sidecars); says at the end what this machine could not run (about 15 min, the first time about 30)
+test-mesh: $(TOOLS)/venv/.done $(TOOLS)/venv/.docker ## Tests with long builds: PARTS (agreement backends docker envoys instructions manifests monitoring release sdks sidecars); says at the end what this machine could not run (about 15 min, the first time about 30)
 	$(call say,mesh: $(PARTS); about 15 minutes$(comma) the first time about 30)
 	$(PYTHON) -m mesh.parts $(PARTS)
 
@@ -191,6 +191,16 @@ test-backends: go $(WASM) $(TOOLS)/venv/.done ## The trees in a real Zipkin and 
 	$(call say,backends: a real Zipkin and a real Jaeger; half a minute$(comma) the first time about 5 more)
 	$(PYTHON) -m mesh.backends
 	$(PYTHON) -m pytest -q tests/backends
+
+.PHONY: test-monitoring
+test-monitoring: go $(WASM) $(TOOLS)/venv/.done ## A real Prometheus on the sidecars of the demo: every panel of the dashboard has data (Go)
+	$(call say,monitoring: a real Prometheus; half a minute$(comma) the first time 4 more)
+	$(PYTHON) -m mesh.prometheus prometheus
+	$(PYTHON) -m pytest -q tests/monitoring/live
+
+.PHONY: monitoring
+monitoring: go $(WASM) $(TOOLS)/venv/.accuracy-done ## What the dashboard shows of the demo; writes docs/monitoring.png (Go; 4 min)
+	$(PYTHON) -m monitoring.picture
 
 .PHONY: test-docker
 test-docker: go $(WASM) $(ORAS) $(TOOLS)/venv/.docker ## The images and the local trial on a real Docker engine of its own (Go; root on Debian 12)

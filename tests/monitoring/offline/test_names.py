@@ -5,6 +5,7 @@ The tables of docs/metrics.md and docs/rules.md are made from src/ (tests/docs.r
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from mesh.mesh import ROOT
+from mesh.pages import commands
 from mesh.prometheus import DASHBOARD, RULES, queries
 
 # What whoever scrapes gives a target, and what the rules make of it.
@@ -141,6 +143,16 @@ def test_every_decision_is_either_with_a_context_or_in_pieces_or_needs_none() ->
 def test_the_alert_about_broken_headers_has_the_rules_of_severity_error() -> None:
     (listed,) = words_of("rule", "=~")
     assert listed == {rule for rule, severity in SEVERITIES.items() if severity == "error"}
+
+
+def test_the_command_of_the_page_makes_a_prometheusrule(tmp_path: Path) -> None:
+    (command,) = [one for one in commands("docs/monitoring.md") if "PrometheusRule" in one]
+    (tmp_path / "envoyfilter").symlink_to(ROOT / "envoyfilter")
+    subprocess.run(["sh", "-euc", command], cwd=tmp_path, check=True)
+    made = yaml.safe_load((tmp_path / "b3relay-rules.yaml").read_text())
+    assert made["kind"] == "PrometheusRule"
+    assert made["metadata"] == {"name": "b3relay"}
+    assert made["spec"] == yaml.safe_load(RULES.read_text())
 
 
 def test_every_alert_is_explained() -> None:
