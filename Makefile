@@ -132,10 +132,10 @@ clicks: $(WASM) $(TOOLS)/venv/.done ## CLICKS (1000) one after the other, of ser
 
 # tests/istio and tests/docker have requirements of their own.
 .PHONY: test-types
-test-types: $(TOOLS)/venv/.accuracy-done $(TOOLS)/venv/.docker $(TOOLS)/mypy/.done-$(MYPY) ## The types of the Python in tests/, by mypy --strict
+test-types: $(TOOLS)/venv/.accuracy-done $(TOOLS)/venv/.browser $(TOOLS)/venv/.docker $(TOOLS)/mypy/.done-$(MYPY) ## The types of the Python in tests/, by mypy --strict
 	$(call say,types: mypy$(comma) half a minute the first time)
 	cd tests && '$(TOOLS)/mypy/bin/mypy' --config-file mypy.ini --python-executable '$(PYTHON)' \
-	  accuracy agreement backends bench check cluster docker envoy istio load mesh module monitoring release sdks worlds
+	  accuracy agreement backends bench browser check cluster docker envoy istio load mesh module monitoring release sdks worlds
 	MYPYPATH=release '$(TOOLS)/mypy/bin/mypy' --strict --cache-dir target/mypy --python-executable '$(PYTHON)' release/*.py
 
 $(TOOLS)/mypy/.done-$(MYPY):
@@ -180,9 +180,9 @@ artifact-push: $(WASM) $(ORAS) ## The module as an OCI artifact, pushed to IMAGE
 	cd dist && '$(ORAS)' push --no-tty --config module.json:$(WASM_TYPE).config.v1+json '$(IMAGE)' \
 	  b3relay.wasm:$(WASM_TYPE).content.layer.v1+wasm module.json:$(WASM_TYPE).config.v1+json
 
-PARTS ?= agreement backends docker envoys instructions manifests monitoring release sdks sidecars
+PARTS ?= agreement backends browser docker envoys instructions manifests monitoring release sdks sidecars
 .PHONY: test-mesh
-test-mesh: $(TOOLS)/venv/.done $(TOOLS)/venv/.docker ## Tests with long builds: PARTS (agreement backends docker envoys instructions manifests monitoring release sdks sidecars); says at the end what this machine could not run (about 15 min, the first time about 30)
+test-mesh: $(TOOLS)/venv/.done $(TOOLS)/venv/.docker ## Tests with long builds: PARTS (agreement backends browser docker envoys instructions manifests monitoring release sdks sidecars); says at the end what this machine could not run (about 15 min, the first time about 30)
 	$(call say,mesh: $(PARTS); about 15 minutes$(comma) the first time about 30)
 	$(PYTHON) -m mesh.parts $(PARTS)
 
@@ -191,6 +191,12 @@ test-backends: go $(WASM) $(TOOLS)/venv/.done ## The trees in a real Zipkin and 
 	$(call say,backends: a real Zipkin and a real Jaeger; half a minute$(comma) the first time about 5 more)
 	$(PYTHON) -m mesh.backends
 	$(PYTHON) -m pytest -q tests/backends
+
+# With PICTURES=docs the pictures of the pages are made anew.
+.PHONY: test-browser
+test-browser: $(WASM) $(TOOLS)/venv/.browser zipkin ## A click on the page of a real Zipkin, read in headless Chromium: before, after, and a callee that is down; PICTURES=docs keeps the pictures (Java 17, Maven, Chromium)
+	$(call say,browser: a real Zipkin in a real browser; half a minute)
+	B3RELAY_PICTURES='$(PICTURES)' $(PYTHON) -m pytest -q tests/browser
 
 .PHONY: test-monitoring
 test-monitoring: go $(WASM) $(TOOLS)/venv/.done ## A real Prometheus on the sidecars of the demo: every panel of the dashboard has data (Go)
@@ -527,6 +533,10 @@ $(TOOLS)/venv/.done: tests/requirements.txt
 
 $(TOOLS)/venv/.accuracy-done: tests/accuracy/requirements.txt $(TOOLS)/venv/.done
 	$(call say,tools: what the applications and the plot need$(comma) from PyPI$(comma) about a minute the first time)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+$(TOOLS)/venv/.browser: tests/browser/requirements.txt $(TOOLS)/venv/.done
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 

@@ -22,6 +22,7 @@ from mesh.mesh import ROOT
 from mesh.procs import MeshError
 from mesh.unrun import NOTE, noted
 
+CHROMIUM = ("chromium-headless-shell", "chromium", "google-chrome")
 _PACKAGES = {
     "cargo": "install Rust with rustup (rustup.rs)",
     "go": "install Go 1.26 or newer (go.dev)",
@@ -52,6 +53,12 @@ def docker_obstacles() -> list[str]:
     return lacking("go") + ([] if why is None else [why])
 
 
+def browser_obstacles() -> list[str]:
+    if any(map(shutil.which, CHROMIUM)):
+        return []
+    return ["Chromium is missing: install it (Debian: chromium-headless-shell)"]
+
+
 @dataclass(frozen=True)
 class Part:
     target: tuple[str, ...]
@@ -64,6 +71,9 @@ PARTS = {
         lambda: lacking("cargo", "go", "node", "npm", "java", "javac", "mvn"),
     ),
     "backends": Part(("test-backends",), lambda: lacking("go", "java", "mvn")),
+    "browser": Part(
+        ("test-browser",), lambda: lacking("java", "mvn") + browser_obstacles()
+    ),
     "docker": Part(("test-docker",), docker_obstacles),
     # 1.40 runs the same in `make test`.
     "envoys": Part(("test-envoys", "ENVOYS=1.38.2 1.39.3"), lambda: []),
