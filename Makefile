@@ -135,7 +135,7 @@ clicks: $(WASM) $(TOOLS)/venv/.done ## CLICKS (1000) one after the other, of ser
 test-types: $(TOOLS)/venv/.accuracy-done $(TOOLS)/venv/.browser $(TOOLS)/venv/.docker $(TOOLS)/mypy/.done-$(MYPY) ## The types of the Python in tests/, by mypy --strict
 	$(call say,types: mypy$(comma) half a minute the first time)
 	cd tests && '$(TOOLS)/mypy/bin/mypy' --config-file mypy.ini --python-executable '$(PYTHON)' \
-	  accuracy agreement backends bench browser check cluster docker envoy istio load mesh module monitoring release sdks worlds
+	  accuracy agreement backends bench bookinfo browser check cluster docker envoy istio load mesh module monitoring release sdks worlds
 	MYPYPATH=release '$(TOOLS)/mypy/bin/mypy' --strict --cache-dir target/mypy --python-executable '$(PYTHON)' release/*.py
 
 $(TOOLS)/mypy/.done-$(MYPY):
@@ -180,9 +180,9 @@ artifact-push: $(WASM) $(ORAS) ## The module as an OCI artifact, pushed to IMAGE
 	cd dist && '$(ORAS)' push --no-tty --config module.json:$(WASM_TYPE).config.v1+json '$(IMAGE)' \
 	  b3relay.wasm:$(WASM_TYPE).content.layer.v1+wasm module.json:$(WASM_TYPE).config.v1+json
 
-PARTS ?= agreement backends browser docker envoys instructions manifests monitoring release sdks sidecars
+PARTS ?= agreement backends bookinfo browser docker envoys instructions manifests monitoring release sdks sidecars
 .PHONY: test-mesh
-test-mesh: $(TOOLS)/venv/.done $(TOOLS)/venv/.docker ## Tests with long builds: PARTS (agreement backends browser docker envoys instructions manifests monitoring release sdks sidecars); says at the end what this machine could not run (about 15 min, the first time about 30)
+test-mesh: $(TOOLS)/venv/.done $(TOOLS)/venv/.docker ## Tests with long builds: PARTS (agreement backends bookinfo browser docker envoys instructions manifests monitoring release sdks sidecars); says at the end what this machine could not run (about 15 min, the first time about 30)
 	$(call say,mesh: $(PARTS); about 15 minutes$(comma) the first time about 30)
 	$(PYTHON) -m mesh.parts $(PARTS)
 
@@ -197,6 +197,12 @@ test-backends: go $(WASM) $(TOOLS)/venv/.done ## The trees in a real Zipkin and 
 test-browser: $(WASM) $(TOOLS)/venv/.browser zipkin ## A click on the page of a real Zipkin, read in headless Chromium: before, after, and a callee that is down; PICTURES=docs keeps the pictures (Java 17, Maven, Chromium)
 	$(call say,browser: a real Zipkin in a real browser; half a minute)
 	B3RELAY_PICTURES='$(PICTURES)' $(PYTHON) -m pytest -q tests/browser
+
+.PHONY: test-bookinfo
+test-bookinfo: go node java $(WASM) $(TOOLS)/venv/.docker istio-tools ## Istio's Bookinfo, unmodified, by what it forwards: the trees of one user's clicks (root on Debian 12, Go, Node, Java 17 and Maven)
+	$(call say,bookinfo: four services in four languages behind Envoys; a minute and a half)
+	$(ISTIO_ENV) $(PYTHON) -c 'from cluster import bookinfo, settings; bookinfo.prepare(), settings.packages()'
+	$(ISTIO_ENV) $(PYTHON) -m istio.world $(PYTHON) -m pytest -q -s tests/bookinfo
 
 .PHONY: test-monitoring
 test-monitoring: go $(WASM) $(TOOLS)/venv/.done ## A real Prometheus on the sidecars of the demo: every panel of the dashboard has data (Go)

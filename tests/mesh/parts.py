@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import docker.debian
 import docker.world
 import istio.world
 from mesh.backends import check_java
@@ -53,6 +54,13 @@ def docker_obstacles() -> list[str]:
     return lacking("go") + ([] if why is None else [why])
 
 
+def bookinfo_obstacles() -> list[str]:
+    why = docker.debian.missing()
+    programs = lacking("go", "node", "npm", "java", "javac", "mvn")
+    ruby = [] if why is None else [why.replace("the Docker engine", "Ruby")]
+    return programs + istio.world.obstacles() + ruby
+
+
 def browser_obstacles() -> list[str]:
     if any(map(shutil.which, CHROMIUM)):
         return []
@@ -71,9 +79,8 @@ PARTS = {
         lambda: lacking("cargo", "go", "node", "npm", "java", "javac", "mvn"),
     ),
     "backends": Part(("test-backends",), lambda: lacking("go", "java", "mvn")),
-    "browser": Part(
-        ("test-browser",), lambda: lacking("java", "mvn") + browser_obstacles()
-    ),
+    "bookinfo": Part(("test-bookinfo",), bookinfo_obstacles),
+    "browser": Part(("test-browser",), lambda: lacking("java", "mvn") + browser_obstacles()),
     "docker": Part(("test-docker",), docker_obstacles),
     # 1.40 runs the same in `make test`.
     "envoys": Part(("test-envoys", "ENVOYS=1.38.2 1.39.3"), lambda: []),
