@@ -248,6 +248,7 @@ test-manifests: $(WASM) $(TOOLS)/venv/.docker istio-tools
 .PHONY: test-sidecars
 test-sidecars: $(WASM) $(TOOLS)/venv/.done istio-tools zipkin
 	$(call say,sidecars: pilot-agents and Envoys in pods$(comma) under a real control plane; 8 minutes)
+	$(PYTHON) -m mesh.prometheus prometheus
 	$(ISTIO_ENV) $(PYTHON) -m istio.world $(PYTHON) -m pytest -q -rs tests/istio/live
 
 .PHONY: test-changes
