@@ -52,11 +52,11 @@ say = @printf '\n\033[1m%s\033[0m\n' '$(1)'
 ##@ The two commands
 .PHONY: demo
 demo: $(WASM) $(TOOLS)/venv/.done ## One click as a trace, without the filter and with it, on real Envoy (first time 3 min, then 1 min)
-	$(call say,demo: five Envoys and four services$(comma) four times$(comma) about half a minute)
+	$(call say,demo: five Envoys and four services$(comma) five times$(comma) three quarters of a minute)
 	$(PYTHON) -m mesh.demo
 
 .PHONY: test
-test: test-core test-wasm test-worlds ## Every test that needs no root: core, compiled module, real Envoy (under 5 min, the first time about 10)
+test: test-core test-wasm test-rules test-worlds ## Every test that needs no root: core, compiled module, real Envoy (under 5 min, the first time about 12)
 
 ##@ More
 .PHONY: demo-ui
@@ -117,6 +117,14 @@ test-check: $(WASM) $(TOOLS)/venv/.done ## The part of it that is about check.sh
 	$(call say,check: real sidecars that are set up wrong; half a minute)
 	$(PYTHON) -m pytest -q tests/check
 
+# Go is no prerequisite of `make test`: without it the names are compared, and the rest is
+# said not to have run.
+.PHONY: test-rules
+test-rules: $(TOOLS)/venv/.done ## Rules for Prometheus and dashboard for Grafana, with the real promtool (Go; the first time 2 to 4 min)
+	$(call say,rules: promtool$(comma) the schema of Grafana$(comma) and the names; half a minute)
+	@if command -v go >/dev/null; then $(PYTHON) -m mesh.prometheus promtool dashboard-check; fi
+	$(PYTHON) -m pytest -q -rs tests/monitoring/offline
+
 CLICKS ?= 1000
 .PHONY: clicks
 clicks: $(WASM) $(TOOLS)/venv/.done ## CLICKS (1000) one after the other, of services with 2, 50 and 300 ms of work, on one and two workers: all whole (about 45 min)
@@ -124,10 +132,10 @@ clicks: $(WASM) $(TOOLS)/venv/.done ## CLICKS (1000) one after the other, of ser
 
 # tests/istio and tests/docker have requirements of their own.
 .PHONY: test-types
-test-types: $(TOOLS)/venv/.accuracy-done $(TOOLS)/venv/.docker $(TOOLS)/mypy/.done-$(MYPY) ## The types of the Python in tests/, by mypy --strict
+test-types: $(TOOLS)/venv/.accuracy-done $(TOOLS)/venv/.browser $(TOOLS)/venv/.docker $(TOOLS)/mypy/.done-$(MYPY) ## The types of the Python in tests/, by mypy --strict
 	$(call say,types: mypy$(comma) half a minute the first time)
 	cd tests && '$(TOOLS)/mypy/bin/mypy' --config-file mypy.ini --python-executable '$(PYTHON)' \
-	  accuracy agreement backends bench check cluster docker envoy istio load mesh module release sdks worlds
+	  accuracy agreement backends bench bookinfo browser check cluster docker envoy istio load mesh module monitoring release sdks worlds
 	MYPYPATH=release '$(TOOLS)/mypy/bin/mypy' --strict --cache-dir target/mypy --python-executable '$(PYTHON)' release/*.py
 
 $(TOOLS)/mypy/.done-$(MYPY):
@@ -172,9 +180,9 @@ artifact-push: $(WASM) $(ORAS) ## The module as an OCI artifact, pushed to IMAGE
 	cd dist && '$(ORAS)' push --no-tty --config module.json:$(WASM_TYPE).config.v1+json '$(IMAGE)' \
 	  b3relay.wasm:$(WASM_TYPE).content.layer.v1+wasm module.json:$(WASM_TYPE).config.v1+json
 
-PARTS ?= agreement backends docker envoys instructions manifests release sdks sidecars
+PARTS ?= agreement backends bookinfo browser docker envoys instructions manifests monitoring release sdks sidecars
 .PHONY: test-mesh
-test-mesh: $(TOOLS)/venv/.done $(TOOLS)/venv/.docker ## Tests with long builds: PARTS (agreement backends docker envoys instructions manifests release sdks sidecars); says at the end what this machine could not run (about 15 min, the first time about 30)
+test-mesh: $(TOOLS)/venv/.done $(TOOLS)/venv/.docker ## Tests with long builds: PARTS (agreement backends bookinfo browser docker envoys instructions manifests monitoring release sdks sidecars); says at the end what this machine could not run (about 15 min, the first time about 30)
 	$(call say,mesh: $(PARTS); about 15 minutes$(comma) the first time about 30)
 	$(PYTHON) -m mesh.parts $(PARTS)
 
@@ -183,6 +191,28 @@ test-backends: go $(WASM) $(TOOLS)/venv/.done ## The trees in a real Zipkin and 
 	$(call say,backends: a real Zipkin and a real Jaeger; two minutes$(comma) the first time about 5 more)
 	$(PYTHON) -m mesh.backends
 	$(PYTHON) -m pytest -q tests/backends
+
+# With PICTURES=docs the pictures of the pages are made anew.
+.PHONY: test-browser
+test-browser: $(WASM) $(TOOLS)/venv/.browser zipkin ## A click on the page of a real Zipkin, read in headless Chromium: before, after, and a callee that is down; PICTURES=docs keeps the pictures (Java 17, Maven, Chromium)
+	$(call say,browser: a real Zipkin in a real browser; half a minute)
+	B3RELAY_PICTURES='$(PICTURES)' $(PYTHON) -m pytest -q tests/browser
+
+.PHONY: test-bookinfo
+test-bookinfo: go node java $(WASM) $(TOOLS)/venv/.docker istio-tools ## Istio's Bookinfo, unmodified, by what it forwards: the trees of one user's clicks (root on Debian 12, Go, Node, Java 17 and Maven)
+	$(call say,bookinfo: four services in four languages behind Envoys; a minute and a half)
+	$(ISTIO_ENV) $(PYTHON) -c 'from cluster import bookinfo, settings; bookinfo.prepare(), settings.packages()'
+	$(ISTIO_ENV) $(PYTHON) -m istio.world $(PYTHON) -m pytest -q -s tests/bookinfo
+
+.PHONY: test-monitoring
+test-monitoring: go $(WASM) $(TOOLS)/venv/.done ## A real Prometheus on the sidecars of the demo: every panel of the dashboard has data (Go)
+	$(call say,monitoring: a real Prometheus; half a minute$(comma) the first time 4 more)
+	$(PYTHON) -m mesh.prometheus prometheus
+	$(PYTHON) -m pytest -q tests/monitoring/live
+
+.PHONY: monitoring
+monitoring: go $(WASM) $(TOOLS)/venv/.accuracy-done ## What the dashboard shows of the demo; writes docs/monitoring.png (Go; 4 min)
+	$(PYTHON) -m monitoring.picture
 
 .PHONY: test-docker
 test-docker: go $(WASM) $(ORAS) $(TOOLS)/venv/.docker ## The images and the local trial on a real Docker engine of its own (Go; root on Debian 12)
@@ -218,6 +248,7 @@ test-manifests: $(WASM) $(TOOLS)/venv/.docker istio-tools
 .PHONY: test-sidecars
 test-sidecars: $(WASM) $(TOOLS)/venv/.done istio-tools zipkin
 	$(call say,sidecars: pilot-agents and Envoys in pods$(comma) under a real control plane; 10 minutes)
+	$(PYTHON) -m mesh.prometheus prometheus
 	$(ISTIO_ENV) $(PYTHON) -m istio.world $(PYTHON) -m pytest -q -rs tests/istio/live
 
 .PHONY: test-changes
@@ -516,6 +547,10 @@ $(TOOLS)/venv/.done: tests/requirements.txt
 
 $(TOOLS)/venv/.accuracy-done: tests/accuracy/requirements.txt $(TOOLS)/venv/.done
 	$(call say,tools: what the applications and the plot need$(comma) from PyPI$(comma) about a minute the first time)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+$(TOOLS)/venv/.browser: tests/browser/requirements.txt $(TOOLS)/venv/.done
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 

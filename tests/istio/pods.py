@@ -29,6 +29,10 @@ _BRIDGE = "b3relay"
 _PROXY_UID = 1337
 _ADMIN_PORT = 15000
 _READY_PORT = 15021
+# Where the agent has Envoy's metrics for Prometheus, and its own.
+STATS_PORT = 15020
+# The labels of b3relay's metrics.
+EXTRA_STAT_TAGS = ("action", "decision", "direction", "key", "reason", "rule")
 _CLONE_NEWNET = 0x40000000
 
 
@@ -190,6 +194,8 @@ class RunningPod:
                     "drainDuration": f"{drain_seconds}s",
                     # Istio leaves out most statistics.
                     "proxyStatsMatcher": {"inclusionSuffixes": ["ssl.handshake"]},
+                    # As docs/metrics.md has it: b3relay's labels are labels.
+                    "extraStatTags": list(EXTRA_STAT_TAGS),
                 }
             ),
             **environment,

@@ -3,13 +3,14 @@
 Zipkin comes from Maven Central; Java 17 or newer and mvn have to be there.
 """
 
+import json
 import signal
 import subprocess
 import sys
 
 from mesh.backends import Zipkin, check_java, fetch_zipkin, wait_for_trace
-from mesh.demo import bold, say
-from mesh.mesh import EXPECTED_TREE, Mesh, wasm_path
+from mesh.demo import SPANS, WITH_CLIENT_SPANS, bold, say
+from mesh.mesh import Mesh, wasm_path
 from mesh.procs import MeshError, Processes
 
 CLICKS = 5
@@ -37,10 +38,11 @@ def demo() -> None:
             broken = send_clicks(mesh)
             # Gateway and productpage; the rest is in traces of its own.
             wait_for_trace(zipkin, broken, 2)
-        say(f"    starting the mesh with the filter; sending {CLICKS} clicks ...")
-        with Mesh(forward="request-id", filter=True, collector=zipkin.address) as mesh:
+        say(f"    starting the mesh with the filter and its client spans; {CLICKS} clicks ...")
+        spans = json.dumps(SPANS)
+        with Mesh(forward="request-id", outbound_config=spans, collector=zipkin.address) as mesh:
             whole = send_clicks(mesh)
-            wait_for_trace(zipkin, whole, EXPECTED_TREE.size)
+            wait_for_trace(zipkin, whole, WITH_CLIENT_SPANS.size)
             say()
             say(f"    All traces:            {zipkin.url}?lookback=1h&limit=100")
             say(f"    A click without it:    {zipkin.url}traces/{broken}")

@@ -12,13 +12,15 @@ from mesh.procs import MeshError
 TOOLS = Path(os.environ.get("B3RELAY_TOOLS") or ROOT / ".tools")
 
 
-def build(name: str, source: Path, package: str = ".", takes: str = "a minute") -> Path:
+def build(
+    name: str, source: Path, package: str = ".", takes: str = "a minute", tags: str = ""
+) -> Path:
     """The program of a package of the module in ``source``, built if it is not there yet.
 
-    ``takes`` says how long the first time is.
+    ``takes`` says how long the first time is, ``tags`` are build tags, by comma.
     """
     files = sorted([*source.glob("*.go"), source / "go.mod", source / "go.sum"])
-    content = b"\0".join(file.read_bytes() for file in files)
+    content = b"\0".join(file.read_bytes() for file in files) + tags.encode()
     program = TOOLS / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}"
     if not program.is_file():
         if shutil.which("go") is None:
@@ -27,7 +29,7 @@ def build(name: str, source: Path, package: str = ".", takes: str = "a minute") 
         TOOLS.mkdir(parents=True, exist_ok=True)
         # Beside it, so that there is never a half of it, whoever else builds.
         part = program.with_name(f"{program.name}.part-{os.getpid()}")
-        options = ["-mod=readonly", "-trimpath", "-ldflags=-s -w", "-o", str(part)]
+        options = ["-mod=readonly", "-trimpath", "-ldflags=-s -w", f"-tags={tags}", "-o", str(part)]
         try:
             subprocess.run(
                 ["go", "build", *options, package],

@@ -34,20 +34,36 @@ _QUIET_SECONDS = 0.6
 Headers = Iterable[tuple[str, str]] | Mapping[str, str]
 
 
-def expected_tree(ratings: int = 1) -> Node:
+def expected_tree(
+    ratings: int = 1, client_spans: bool = False, ratings_down: bool = False
+) -> Node:
     """The tree of a click when the apps forward all seven headers.
 
     ``ratings`` is how often that service is called: twice if the outbound
-    router of reviews retries once.
+    router of reviews retries once. ``client_spans``: the callers report their calls;
+    ``ratings_down``: nobody else reports that one.
     """
 
     def server(service: str, *children: Node) -> Node:
         return Node(service, "SERVER", PATHS[service], children)
 
-    reviews = server("reviews", *[server("ratings")] * ratings)
-    productpage = server("productpage", server("details"), reviews)
+    def call(caller: str, callee: str, *served: Node) -> Node:
+        return Node(caller, "CLIENT", PATHS[callee], served)
+
+    def called(caller: str, *served: Node) -> tuple[Node, ...]:
+        """What hangs below the caller's server span."""
+        if not client_spans:
+            return served
+        return tuple(call(caller, one.service, one) for one in served)
+
+    below = called("reviews", *[server("ratings")] * ratings)
+    if ratings_down:
+        below = (call("reviews", "ratings"),) if client_spans else ()
+    productpage = server(
+        "productpage", *called("productpage", server("details"), server("reviews", *below))
+    )
     # Istio's gateways report client spans: their listeners are outbound ones.
-    return Node("gateway", "CLIENT", PATHS["productpage"], (productpage,))
+    return call("gateway", "productpage", productpage)
 
 
 EXPECTED_TREE = expected_tree()

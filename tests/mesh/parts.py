@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import docker.debian
 import docker.world
 import istio.world
 from mesh.backends import check_java
@@ -22,6 +23,7 @@ from mesh.mesh import ROOT
 from mesh.procs import MeshError
 from mesh.unrun import NOTE, noted
 
+CHROMIUM = ("chromium-headless-shell", "chromium", "google-chrome")
 _PACKAGES = {
     "cargo": "install Rust with rustup (rustup.rs)",
     "go": "install Go 1.26 or newer (go.dev)",
@@ -52,6 +54,19 @@ def docker_obstacles() -> list[str]:
     return lacking("go") + ([] if why is None else [why])
 
 
+def bookinfo_obstacles() -> list[str]:
+    why = docker.debian.missing()
+    programs = lacking("go", "node", "npm", "java", "javac", "mvn")
+    ruby = [] if why is None else [why.replace("the Docker engine", "Ruby")]
+    return programs + istio.world.obstacles() + ruby
+
+
+def browser_obstacles() -> list[str]:
+    if any(map(shutil.which, CHROMIUM)):
+        return []
+    return ["Chromium is missing: install it (Debian: chromium-headless-shell)"]
+
+
 @dataclass(frozen=True)
 class Part:
     target: tuple[str, ...]
@@ -64,11 +79,14 @@ PARTS = {
         lambda: lacking("cargo", "go", "node", "npm", "java", "javac", "mvn"),
     ),
     "backends": Part(("test-backends",), lambda: lacking("go", "java", "mvn")),
+    "bookinfo": Part(("test-bookinfo",), bookinfo_obstacles),
+    "browser": Part(("test-browser",), lambda: lacking("java", "mvn") + browser_obstacles()),
     "docker": Part(("test-docker",), docker_obstacles),
     # 1.40 runs the same in `make test`.
     "envoys": Part(("test-envoys", "ENVOYS=1.38.2 1.39.3"), lambda: []),
     "instructions": Part(("bench-instructions",), lambda: lacking("cargo", "valgrind")),
     "manifests": Part(("test-manifests",), lambda: lacking("go")),
+    "monitoring": Part(("test-monitoring",), lambda: lacking("go")),
     "release": Part(("test-release",), lambda: lacking("cargo", "go", "node", "npm")),
     "sdks": Part(("test-sdks",), lambda: lacking("node", "npm", "java", "javac", "mvn")),
     "sidecars": Part(

@@ -131,6 +131,10 @@ def render(trace: Iterable[Span], durations: bool = True) -> str:
         node = branch.normal()
         took = f"  {branch.span.get('duration', 0) / 1000:.1f} ms" if durations else ""
         note = "  (its parent was never received)" if branch.broken else ""
+        tags = branch.span.get("tags", {})
+        if "error" in tags:
+            what = (tags.get("http.status_code", ""), tags.get("response_flags", "").strip("-"))
+            note += f"  error {' '.join(filter(None, what))}".rstrip()
         lines.append(f"{first}{node.service} {node.kind} {node.path}{took}{note}")
         for index, child in enumerate(branch.children):
             last = index == len(branch.children) - 1
