@@ -13,8 +13,6 @@ PODS = "10.88.0.0/16"
 SERVICES = "10.96.0.0/16"
 DOMAIN = "cluster.local"
 API = f"https://{ADDRESS}:6443"
-# The host of the examples in the docs: a registry that the node and the pods reach.
-REGISTRY = "registry.example.com"
 
 # The version of the images. The programs are those of tests/istio.
 ISTIO_TAG = "1.31.0"

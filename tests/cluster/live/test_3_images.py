@@ -10,10 +10,10 @@ import urllib.request
 import pytest
 
 from cluster import steps
-from cluster.settings import REGISTRY
 from cluster.steps import SHOP, configured, eventually, settle, statistics
 from cluster.traces import Jaeger
 from cluster.walk import FORMS, GUIDE, Walk
+from docker.registry import REGISTRY
 from istio.tools import istio
 from mesh.mesh import wasm_path
 

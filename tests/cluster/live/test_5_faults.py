@@ -8,9 +8,9 @@ import re
 import pytest
 
 from cluster import steps
-from cluster.settings import REGISTRY
 from cluster.steps import click_in_shop, configured, eventually, settle
 from cluster.walk import FORMS, GUIDE, Walk
+from docker.registry import REGISTRY
 from mesh.pages import ROOT
 
 pytestmark = pytest.mark.timeout(900)
