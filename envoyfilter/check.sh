@@ -146,6 +146,42 @@ listeners() {
     }'
 }
 
+# The filters as the sidecar has received them last, taken or refused: `name type time`.
+received() {
+  awk '
+    function text(line) { sub(/^[^:]*: *"/, "", line); sub(/".*/, "", line); return line }
+    /"ecds_filter": / { name = type = ""; inner = 0 }
+    /"name": / && name == "" { name = text($0) }
+    /"typed_config": / && !inner { inner = 1; next }
+    inner && type == "" && /"@type": / { type = text($0); sub(/.*\./, "", type) }
+    /"last_updated": / { if (name ~ /b3relay/) print name, type, text($0) }'
+}
+
+# Those of them that Envoy refused when they came, or one of them if they came together.
+# It says so at once, or when a module that it compiles first is ready.
+refused() {
+  [ -s "$work/received" ] || return 0
+  awk '
+    function seconds(time) { return substr(time, 12, 2) * 3600 + substr(time, 15, 2) * 60 + substr(time, 18, 6) }
+    NR == FNR { name[++n] = $1; came[n] = seconds($3); next }
+    /TypedExtensionConfig rejected: .*b3relay/ && match($0, /[0-9]+-[0-9][0-9]-[0-9][0-9]T[0-9:.]+/) {
+      said = seconds(substr($0, RSTART, RLENGTH))
+      # The last that came before, and what came with it.
+      least = 10
+      for (i = 1; i <= n; i++) { age[i] = (said - came[i] + 86400) % 86400; if (age[i] < least) least = age[i] }
+      for (i = 1; i <= n; i++) if (age[i] < 10 && age[i] - least < 1) found[i]
+    }
+    END { for (i = 1; i <= n; i++) if (i in found) { printf "%s%s", between, name[i]; between = " or " } }
+  ' "$work/received" "$work/log"
+}
+# A refused configuration is not seen in the counters if there is one from before.
+beside() {
+  refused=$(refused)
+  [ -n "$refused" ] && [ "$seen_in" -gt 0 ] && [ "$seen_out" -gt 0 ] || return 0
+  wrong "$pod: the configuration of $refused that came last is refused, and the one before is still at work${said:+: $said}"
+  remedy "$said"
+}
+
 # The last of what Envoy, or the agent, says of why it did not take something.
 complaint() {
   kubectl -n "$namespace" logs "$1" -c istio-proxy --tail=5000 2>/dev/null >"$work/log" || true
@@ -194,19 +230,27 @@ sidecar() {
         ;;
     esac
   fi
+  ask "$pod" 'config_dump?mask=ecds_filters' | received >"$work/received" || true
   said=$(complaint "$pod")
+  # Istio's agent puts another filter into the place of a plugin whose image it cannot fetch.
+  missing=$(awk '$2 != "Wasm" {n++} END {print n + 0}' "$work/received")
   loaded=no
   ! grep -q '^wasmcustom\.b3relay_' "$work/stats" || loaded=yes
   seen_in=$(count 'direction=.=inbound;.;requests_total') seen_out=$(count 'direction=.=outbound;.;requests_total')
   if [ "$((in_ours + out_ours))" -eq 0 ]; then
     wrong "$pod: no listener has a place for the filter"
     do_ 'apply a form that selects this pod; another EnvoyFilter may be in the way (envoyfilter/README.md)'
+  elif [ "$missing" -gt 0 ]; then
+    loaded=no
+    wrong "$pod: the filter is not there: its image could not be fetched${said:+: $said}"
+    remedy "$said"
   elif [ $loaded = no ]; then
     wrong "$pod: the filter is not loaded, on either side${said:+: $said}"
     remedy "$said"
   else
     side "$pod" inbound "$in_ours" "$seen_in" 'requests'
     side "$pod" outbound "$out_ours" "$seen_out" 'calls'
+    beside
   fi
   if [ "$in_most" -gt 1 ] || [ "$out_most" -gt 1 ]; then
     wrong "$pod: the filter is there twice: two forms select this pod"

@@ -1,6 +1,7 @@
 """envoyfilter/check.sh on what goes wrong for users. The sidecars are real Envoys; what
 kubectl answers beside them is made of objects as a cluster has them."""
 
+import re
 import subprocess
 import sys
 from functools import cache
@@ -40,6 +41,8 @@ SETUPS = {
     "nothing forwarded": Setup(
         forwards=(), outbound={"attribution": "off"}, inbound={"attribution": "off"}
     ),
+    "refused later": Setup(afterwards={"modus": "repair"}),
+    "changed later": Setup(afterwards={"mode": "repair"}),
     "two configurations": Setup(outbound={"copy_headers": ["x-tenant"]}),
 }
 
@@ -142,6 +145,49 @@ def test_a_refused_configuration(tmp_path: Path) -> None:
     )
     assert "do: correct the configuration" in said.text
     assert "front-1: inbound, 3 requests seen" in said.text
+
+
+def test_a_refused_configuration_beside_one_that_is_at_work(tmp_path: Path) -> None:
+    """Of what there is at work Envoy's counters tell, and they go on."""
+    said = check(cluster("refused later"), tmp_path)
+    wrong(
+        said,
+        "front-1: the configuration of b3relay.outbound that came last is refused, and the one"
+        " before is still at work: configuration key `modus`: not known, allowed: ",
+    )
+    assert "do: correct the configuration" in said.text
+    assert "front-1: outbound, 6 calls seen" in said.text
+
+
+def test_a_configuration_that_was_corrected(tmp_path: Path) -> None:
+    """What the log has of an older one is no fault."""
+    refused, changed = sidecar("refused later"), sidecar("changed later")
+    state = cluster()
+    # Half a day apart.
+    log = re.sub(r"(?<=T)\d\d(?=:)", lambda hour: f"{(int(hour[0]) + 12) % 24:02}", refused.log)
+    assert log != refused.log
+    state.sidecars["front-1"] = Recorded(changed.pages, log)
+    said = check(state, tmp_path)
+    right(said)
+    assert "front-1: outbound, 6 calls seen" in said.text
+
+
+def test_a_plugin_whose_image_cannot_be_fetched(tmp_path: Path) -> None:
+    """Istio's agent puts a filter that lets all requests pass into its place; what was
+    counted before is still there."""
+    before = sidecar("right")
+    page = "config_dump?mask=ecds_filters"
+    stand_in = before.pages[page].replace("filters.http.wasm.v3.Wasm", "filters.http.rbac.v3.RBAC")
+    assert stand_in != before.pages[page]
+    log = (
+        "2026-11-26T12:00:00Z\terror\twasm\tcannot fetch Wasm module shop.b3relay: "
+        "could not fetch Wasm OCI image: MANIFEST_UNKNOWN: manifest unknown\n"
+    )
+    state = cluster().without("EnvoyFilter").put(shipped("wasmplugin/wasmplugin.yaml"))
+    state.sidecars["front-1"] = Recorded({**before.pages, page: stand_in}, log)
+    said = check(state, tmp_path)
+    wrong(said, "front-1: the filter is not there: its image could not be fetched: ")
+    assert "correct the name of the image" in said.text
 
 
 def test_an_image_that_cannot_be_fetched(tmp_path: Path) -> None:
