@@ -119,7 +119,7 @@ fi
 # --- sidecars -----------------------------------------------------------------------
 
 # Listeners of Envoy, as it prints them: for each direction `direction HTTP-managers
-# with-tracing with-b3relay most-b3relay-in-one provider both-forms sampling`.
+# with-tracing with-b3relay most-b3relay-in-one provider both-forms sampling collector`.
 listeners() {
   awk '
     function text(line) { sub(/^[^:]*: *"/, "", line); sub(/".*/, "", line); return line }
@@ -128,11 +128,12 @@ listeners() {
       end_of_manager()
       http[side] += managers; spans[side] += traced; filters[side] += ours
       if (most > twice[side]) twice[side] = most
-      if (provider != "") { name[side] = provider; w3c[side] = both; share[side] = sampling }
-      managers = traced = ours = most = 0; provider = sampling = ""; both = 0
+      if (provider != "") { name[side] = provider; w3c[side] = both; share[side] = sampling; to[side] = collector }
+      managers = traced = ours = most = 0; provider = sampling = collector = ""; both = 0
     }
     /"@type":.*HttpConnectionManager"/ { end_of_manager(); managers++ }
     /"name": "envoy\.tracers\./ { provider = text($0); sub(/envoy\.tracers\./, "", provider); tracing = 1 }
+    provider != "" && collector == "" && /"(collector_cluster|cluster|cluster_name)": "/ { collector = text($0) }
     /"trace_context_option": "USE_B3_WITH_W3C/ { both = 1 }
     /"random_sampling": *\{ *\}/ { sampling = 0 }
     /"random_sampling": *\{ *$/ { getline; sampling = $0; sub(/.*: */, "", sampling); sub(/[^0-9.].*/, "", sampling); if (sampling == "") sampling = 0 }
@@ -142,7 +143,7 @@ listeners() {
     /"traffic_direction": / { end_of_listener(text($0)) }
     END {
       for (side in http) print side, http[side] + 0, spans[side] + 0, filters[side] + 0, twice[side] + 0, \
-        (name[side] == "" ? "-" : name[side]), w3c[side] + 0, (share[side] == "" ? 100 : share[side])
+        (name[side] == "" ? "-" : name[side]), w3c[side] + 0, (share[side] == "" ? 100 : share[side]), (to[side] == "" ? "-" : to[side])
     }'
 }
 
@@ -216,7 +217,7 @@ sidecar() {
   listeners <"$work/dump" >"$work/sides"
   # shellcheck disable=SC2046 # one line of numbers
   set -- $(awk '$1 == "INBOUND" {print; exit}' "$work/sides")
-  in_http=${2:-0} in_spans=${3:-0} in_ours=${4:-0} in_most=${5:-0} tracer=${6:--} both=${7:-0} sampling=${8:-100}
+  in_http=${2:-0} in_spans=${3:-0} in_ours=${4:-0} in_most=${5:-0} tracer=${6:--} both=${7:-0} sampling=${8:-100} collector=${9:--}
   # shellcheck disable=SC2046
   set -- $(awk '$1 == "OUTBOUND" {print; exit}' "$work/sides")
   out_http=${2:-0} out_spans=${3:-0} out_ours=${4:-0} out_most=${5:-0}
@@ -292,6 +293,10 @@ tracing() {
       ;;
   esac
   ok "$pod: traces by $form"
+  if [ "$collector" != - ] && ask "$pod" clusters >"$work/clusters" && ! grep -qF "$collector::" "$work/clusters"; then
+    wrong "$pod: the sidecar does not know $collector, to which it should report: no trace arrives"
+    do_ 'if a Sidecar restricts its egress, add the namespace of the collector to the hosts: istio-system/*'
+  fi
   if awk -v share="$sampling" 'BEGIN {exit !(share < 0.005)}'; then
     wrong "$pod: $sampling % of the traces are sampled: none"
     do_ 'randomSamplingPercentage: 100 in the Telemetry, while trying'

@@ -30,6 +30,7 @@ PAGES = (
     "stats?filter=b3relay|update_rejected|config_fail",
     "stats/prometheus?filter=b3relay",
     "config_dump?mask=ecds_filters",
+    "clusters",
     "config_dump?resource=static_listeners",
 )
 _RELOADED = "extension_config_discovery.http_filter.b3relay.outbound.config_reload$"

@@ -217,6 +217,17 @@ def test_requests_are_not_traced(tmp_path: Path) -> None:
     wrong(said, "front-1: requests are not traced")
 
 
+@pytest.mark.parametrize("name", ["right", "opentelemetry"])
+def test_the_collector_is_not_known(name: str, tmp_path: Path) -> None:
+    """As with a Sidecar whose egress leaves it out."""
+    right_ = sidecar(name)
+    others = [line for line in right_.pages["clusters"].splitlines() if "collector" not in line]
+    state = cluster()
+    state.sidecars["front-1"] = Recorded({**right_.pages, "clusters": "\n".join(others)}, right_.log)
+    said = check(state, tmp_path)
+    wrong(said, "front-1: the sidecar does not know collector, to which it should report")
+
+
 def test_no_trace_is_sampled(tmp_path: Path) -> None:
     wrong(check(cluster("none sampled"), tmp_path), "front-1: 0 % of the traces are sampled")
 
