@@ -147,30 +147,39 @@ listeners() {
     }'
 }
 
-# The filters as the sidecar has received them last, taken or refused: `name type time`.
+# The filters as the sidecar has received them last, taken or refused: `name type time
+# configuration`, the last as Envoy prints it.
 received() {
   awk '
     function text(line) { sub(/^[^:]*: *"/, "", line); sub(/".*/, "", line); return line }
-    /"ecds_filter": / { name = type = ""; inner = 0 }
+    /"ecds_filter": / { name = type = told = ""; inner = 0 }
+    inner && /"value": "/ { told = $0 }
     /"name": / && name == "" { name = text($0) }
     /"typed_config": / && !inner { inner = 1; next }
     inner && type == "" && /"@type": / { type = text($0); sub(/.*\./, "", type) }
-    /"last_updated": / { if (name ~ /b3relay/) print name, type, text($0) }'
+    /"last_updated": / { if (name ~ /b3relay/) print name, type, text($0), told }'
 }
 
 # Those of them that Envoy refused when they came, or one of them if they came together.
 # It says so at once, or when a module that it compiles first is ready.
 refused() {
   [ -s "$work/received" ] || return 0
-  awk '
+  awk -v key="$(printf '%s\n' "$said" | sed -n 's/^configuration key `\([a-z0-9_]*\).*/\1/p')" '
     function seconds(time) { return substr(time, 12, 2) * 3600 + substr(time, 15, 2) * 60 + substr(time, 18, 6) }
-    NR == FNR { name[++n] = $1; came[n] = seconds($3); next }
+    # How long after the one the other is, in a day.
+    function since(one, other) { return (other - one + 86400) % 86400 }
+    NR == FNR { name[++n] = $1; came[n] = seconds($3); told[n] = $0; next }
     /TypedExtensionConfig rejected: .*b3relay/ && match($0, /[0-9]+-[0-9][0-9]-[0-9][0-9]T[0-9:.]+/) {
       said = seconds(substr($0, RSTART, RLENGTH))
       # The last that came before, and what came with it.
-      least = 10
-      for (i = 1; i <= n; i++) { age[i] = (said - came[i] + 86400) % 86400; if (age[i] < least) least = age[i] }
-      for (i = 1; i <= n; i++) if (age[i] < 10 && age[i] - least < 1) found[i]
+      least = 10; later = 0
+      for (i = 1; i <= n; i++) {
+        if (since(came[i], said) < least) least = since(came[i], said)
+        if (since(said, came[i]) < 43200) later = 1
+      }
+      for (i = 1; i <= n; i++)
+        # What came later may be the correction of the one that was meant.
+        if (since(came[i], said) < 10 && since(came[i], said) - least < 1 && (!later || key == "" || index(told[i], "\"" key "\\\""))) found[i]
     }
     END { for (i = 1; i <= n; i++) if (i in found) { printf "%s%s", between, name[i]; between = " or " } }
   ' "$work/received" "$work/log"
@@ -192,14 +201,16 @@ complaint() {
     grep -e 'Invalid path' -e 'b3relay: configuration' -e 'cannot fetch Wasm module' -e 'MANIFEST_UNKNOWN' \
       -e 'Failed to load Wasm' -e 'which does not match' "$work/log" | tail -n 1 || true
   } | tail -n 1 |
-    sed -e 's/.*b3relay: configuration/configuration/' -e 's/.*rejected: /rejected: /' -e 's/ *thread=.*//' | cut -c 1-300
+    sed -e 's/.*b3relay: configuration/configuration/' -e 's/.*rejected: /rejected: /' \
+      -e 's/.*\(cannot fetch Wasm module\)/\1/' -e 's/[[:space:]]*thread=.*//' -e 's/ applying allow RBAC filter.*//' |
+    cut -c 1-400
 }
 remedy() {
   case $1 in
     *'Invalid path'*) do_ 'mount the module (mount.yaml) and restart the pod; the ConfigMap must be there before the pod starts' ;;
     *configuration*) do_ 'correct the configuration, and apply it again' ;;
-    *fetch* | *MANIFEST_UNKNOWN*) do_ 'correct the name of the image, or let the pods reach its registry' ;;
     *'does not match'*) do_ "sha256 is the digest of the image's manifest, not of the file" ;;
+    *fetch* | *MANIFEST_UNKNOWN*) do_ 'correct the name of the image, or let the pods reach its registry' ;;
     *'Failed to load'* | *'Unable to create'*) do_ 'see the log of istio-proxy: the file is not the module, or its configuration is refused' ;;
     *) do_ 'envoyfilter/README.md#check' ;;
   esac
@@ -233,8 +244,11 @@ sidecar() {
   fi
   ask "$pod" 'config_dump?mask=ecds_filters' | received >"$work/received" || true
   said=$(complaint "$pod")
-  # Istio's agent puts another filter into the place of a plugin whose image it cannot fetch.
-  missing=$(awk '$2 != "Wasm" {n++} END {print n + 0}' "$work/received")
+  # Istio's agent puts another filter into the place of a plugin whose image it cannot fetch;
+  # of a plugin that was deleted it may still be there.
+  missing=0
+  ! grep -q -e '^WasmPlugin' -e '^TrafficExtension' "$work/forms" ||
+    missing=$(awk '$2 != "Wasm" {n++} END {print n + 0}' "$work/received")
   loaded=no
   ! grep -q '^wasmcustom\.b3relay_' "$work/stats" || loaded=yes
   seen_in=$(count 'direction=.=inbound;.;requests_total') seen_out=$(count 'direction=.=outbound;.;requests_total')

@@ -42,6 +42,7 @@ SETUPS = {
         forwards=(), outbound={"attribution": "off"}, inbound={"attribution": "off"}
     ),
     "refused later": Setup(afterwards={"modus": "repair"}),
+    "corrected later": Setup(outbound={"modus": "repair"}, afterwards={"mode": "observe"}),
     "changed later": Setup(afterwards={"mode": "repair"}),
     "two configurations": Setup(outbound={"copy_headers": ["x-tenant"]}),
 }
@@ -172,22 +173,56 @@ def test_a_configuration_that_was_corrected(tmp_path: Path) -> None:
     assert "front-1: outbound, 6 calls seen" in said.text
 
 
-def test_a_plugin_whose_image_cannot_be_fetched(tmp_path: Path) -> None:
+def test_one_that_was_refused_from_the_first_and_corrected(tmp_path: Path) -> None:
+    """The inbound filter came with the refused one, and was taken."""
+    said = check(cluster("corrected later"), tmp_path)
+    right(said)
+    assert "front-1: outbound, 3 calls seen" in said.text
+
+
+@pytest.mark.parametrize(
+    ("why", "remedy"),
+    [
+        (
+            "could not fetch Wasm OCI image: could not fetch manifest: GET https://registry."
+            "example.com/v2/b3relay/manifests/0.1.0: MANIFEST_UNKNOWN: manifest unknown",
+            "correct the name of the image",
+        ),
+        (
+            f"module downloaded from {IMAGE} has checksum {'7' * 64}, which does not match: {'0' * 64}",
+            "sha256 is the digest of the image's manifest",
+        ),
+    ],
+)
+def test_a_plugin_whose_image_cannot_be_fetched(why: str, remedy: str, tmp_path: Path) -> None:
     """Istio's agent puts a filter that lets all requests pass into its place; what was
     counted before is still there."""
     before = sidecar("right")
     page = "config_dump?mask=ecds_filters"
     stand_in = before.pages[page].replace("filters.http.wasm.v3.Wasm", "filters.http.rbac.v3.RBAC")
     assert stand_in != before.pages[page]
+    # As the agent logs it.
     log = (
-        "2026-11-26T12:00:00Z\terror\twasm\tcannot fetch Wasm module shop.b3relay: "
-        "could not fetch Wasm OCI image: MANIFEST_UNKNOWN: manifest unknown\n"
+        "2026-11-26T12:00:00.000000Z\terror\twasm\terror in converting the wasm config to local: "
+        f"cannot fetch Wasm module {IMAGE}: {why}. applying allow RBAC filter\n"
     )
     state = cluster().without("EnvoyFilter").put(shipped("wasmplugin/wasmplugin.yaml"))
     state.sidecars["front-1"] = Recorded({**before.pages, page: stand_in}, log)
     said = check(state, tmp_path)
-    wrong(said, "front-1: the filter is not there: its image could not be fetched: ")
-    assert "correct the name of the image" in said.text
+    fetched = f"its image could not be fetched: cannot fetch Wasm module {IMAGE}: {why}."
+    wrong(said, f"front-1: the filter is not there: {fetched}")
+    assert f"do: {remedy}" in said.text
+    assert "allow RBAC" not in said.text
+
+
+def test_a_plugin_that_was_deleted(tmp_path: Path) -> None:
+    """What the agent had put there is drained, 45 s long."""
+    before = sidecar("right")
+    page = "config_dump?mask=ecds_filters"
+    stand_in = before.pages[page].replace("filters.http.wasm.v3.Wasm", "filters.http.rbac.v3.RBAC")
+    state = cluster()
+    state.sidecars["front-1"] = Recorded({**before.pages, page: stand_in}, "")
+    right(check(state, tmp_path))
 
 
 def test_an_image_that_cannot_be_fetched(tmp_path: Path) -> None:
