@@ -19,7 +19,7 @@ from pathlib import Path
 import istio.world
 from cluster import bookinfo, images
 from cluster.components import Components, cgroup_obstacle, make_cgroups, remove_cgroups
-from cluster.settings import ADDRESS, NODE, packages, programs
+from cluster.settings import ADDRESS, ISTIO_TAG, NODE, OLDER_TAG, packages, programs
 from cluster.tools import install
 from docker import debian
 from docker.registry import REGISTRY
@@ -121,7 +121,8 @@ def _load_images(directory: Path, components: Components) -> None:
     makers: list[Callable[[], list[images.Tagged]]] = [
         images.pause,
         images.pilot,
-        lambda: images.proxy(components.authority),
+        lambda: images.proxy(components.authority, "1.31", ISTIO_TAG),
+        lambda: images.proxy(components.authority, "1.30", OLDER_TAG),
         images.python,
         images.jaeger,
         bookinfo.details,
