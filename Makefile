@@ -152,6 +152,9 @@ release: cargo go node $(BUILT) $(WASM_EXPORTS) $(RELEASE_TOOLS) ## What users i
 	python3 release/build.py --module dist/.release.wasm --repository '$(REPOSITORY)' --tools '$(TOOLS)' --into $(RELEASE)
 	@rm -f dist/.release.wasm dist/.release.wasm.exports
 
+.PHONY: release-tools
+release-tools: $(RELEASE_TOOLS)
+
 .PHONY: test-release
 test-release: cargo go node $(RELEASE_TOOLS) $(ACTIONLINT) $(TOOLS)/venv/.done ## The same bytes from two folders, what is in them, the workflows (Go, Node; 2 min, the first time 10 more)
 	$(call say,release: twice from nothing$(comma) in folders of their own; 2 minutes$(comma) the first time 10 more)
@@ -172,10 +175,10 @@ artifact-push: $(WASM) $(ORAS) ## The module as an OCI artifact, pushed to IMAGE
 	cd dist && '$(ORAS)' push --no-tty --config module.json:$(WASM_TYPE).config.v1+json '$(IMAGE)' \
 	  b3relay.wasm:$(WASM_TYPE).content.layer.v1+wasm module.json:$(WASM_TYPE).config.v1+json
 
-PARTS ?= agreement backends docker envoys instructions manifests release sdks sidecars
+PARTS ?= agreement backends cluster docker envoys instructions manifests release sdks sidecars
 .PHONY: test-mesh
-test-mesh: $(TOOLS)/venv/.done $(TOOLS)/venv/.docker ## Tests with long builds: PARTS (agreement backends docker envoys instructions manifests release sdks sidecars); says at the end what this machine could not run (about 15 min, the first time about 30)
-	$(call say,mesh: $(PARTS); about 15 minutes$(comma) the first time about 30)
+test-mesh: $(TOOLS)/venv/.done $(TOOLS)/venv/.docker ## Tests with long builds: PARTS (agreement backends cluster docker envoys instructions manifests release sdks sidecars); says at the end what this machine could not run (about 20 min, the first time about 40)
+	$(call say,mesh: $(PARTS); about 20 minutes$(comma) the first time about 40)
 	$(PYTHON) -m mesh.parts $(PARTS)
 
 .PHONY: test-backends
@@ -228,7 +231,7 @@ test-changes: $(WASM) $(TOOLS)/venv/.done istio-tools ## 1,000 clicks around eac
 # A world of its own, that ends with everything in it. The walk stops at what fails: what
 # comes after it would find something else installed.
 .PHONY: test-cluster
-test-cluster: go node java $(WASM) release $(TOOLS)/venv/.docker istio-tools $(CLUSTER)/.done ## Every command of the documentation on a real Kubernetes with Istio, Jaeger and Bookinfo; not in test-mesh (root on Debian 12, Go, Node, Java 17 and Maven; about 10 min, the first time 10 more)
+test-cluster: go node java $(WASM) release $(TOOLS)/venv/.docker istio-tools $(CLUSTER)/.done ## Every command of the documentation on a real Kubernetes with Istio, Jaeger and Bookinfo (root on Debian 12, Go, Node, Java 17 and Maven; about 10 min, the first time 10 more)
 	$(call say,cluster: a Kubernetes of its own under the commands of the documentation; about 10 minutes)
 	B3RELAY_CLUSTER='$(CLUSTER)' $(ISTIO_ENV) $(PYTHON) -m cluster.world $(PYTHON) -m pytest -q -s -x --timeout 900 tests/cluster/live
 
