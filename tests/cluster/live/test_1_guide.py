@@ -139,11 +139,14 @@ def test_one_trace_after(walk: Walk) -> None:
 
 def test_the_sidecar_says_what_it_did(walk: Walk) -> None:
     walk.run(GUIDE, "pilot-agent request GET stats | grep b3relay")
-    seen = statistics(walk)
     (shown,) = [block for block in blocks(GUIDE, "text") if "calls_total" in block]
-    for line in shown.splitlines():
-        name, _, count = line.rpartition(": ")
-        assert seen[name] >= int(count), seen
+
+    def counted() -> bool:
+        seen = statistics(walk)
+        lines = [line.rpartition(": ") for line in shown.splitlines()]
+        return all(seen.get(name, 0) >= int(count) for name, _, count in lines)
+
+    eventually(counted, "what the page shows")
 
 
 def decisions_of_productpage(walk: Walk) -> dict[str, int]:
@@ -189,10 +192,9 @@ def test_an_application_that_forwards_nothing(walk: Walk) -> None:
     settle(walk)
     until_one_trace(walk)
     assert trees_of_shop(walk, 3) == traces.shown(GUIDE, 1)
-    after = statistics(walk)
     name = "wasmcustom.b3relay_decision=.=exclusive;.;calls_total"
     assert before.get(name, 0) == 0
-    assert after[name] >= 1
+    eventually(lambda: statistics(walk)[name] >= 1, "the decision is counted")
     walk.shell("kubectl -n shop set env deployment --all FORWARD=x-request-id")
     walk.run(GUIDE, "for d in front orders stock")
     settle(walk)
