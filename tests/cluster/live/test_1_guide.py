@@ -1,6 +1,7 @@
 """docs/istio-guide.md, from an empty cluster to the picture in Jaeger, as it stands."""
 
 import re
+import urllib.request
 from collections.abc import Callable
 
 import pytest
@@ -75,10 +76,21 @@ def test_three_traces_before(walk: Walk) -> None:
     assert seen == traces.shown(GUIDE, 0)
 
 
+def bookinfo_has_started() -> bool:
+    try:
+        with urllib.request.urlopen("http://localhost:8080/productpage", timeout=20) as answer:
+            page = answer.read().decode()
+    except OSError:
+        return False
+    return "Book Reviews" in page and "Error fetching" not in page
+
+
 def bookinfo_until(walk: Walk, fits: Callable[[list[Tree]], bool]) -> None:
     """Clicks, until the traces of one are as they should be. For some the first version of
     reviews is chosen, which calls nobody; and a caller may ask twice: Istio has a sidecar
     try again when a connection fails, and productpage asks again after 3 s."""
+    # None of its containers has a probe that says when it has started.
+    eventually(bookinfo_has_started, "Bookinfo answers", 120)
     for _ in range(12):
         trees = Jaeger().trees(
             lambda: click_in_bookinfo(walk),
