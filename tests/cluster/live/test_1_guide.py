@@ -45,7 +45,7 @@ def test_bookinfo(walk: Walk) -> None:
         "kubectl label namespace bookinfo istio-injection=enabled",
         "platform/kube/bookinfo.yaml",
         "networking/bookinfo-gateway.yaml",
-        "kubectl -n bookinfo wait",
+        "kubectl -n bookinfo rollout status deployment --timeout=5m",
     )
     listed = pods(walk.run(GUIDE, "kubectl -n bookinfo get pods"))
     assert [pod[1:3] for pod in listed] == [["2/2", "Running"]] * 6
@@ -57,7 +57,7 @@ def test_shop(walk: Walk) -> None:
         "kubectl create namespace shop",
         "kubectl label namespace shop istio-injection=enabled",
         "kubectl -n shop apply -f envoyfilter/example/shop.yaml",
-        "kubectl -n shop wait",
+        "kubectl -n shop rollout status deployment --timeout=5m",
     )
     listed = pods(walk.run(GUIDE, "kubectl -n shop get pods"))
     assert [pod[1:3] for pod in listed] == [["2/2", "Running"]] * 3
