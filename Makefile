@@ -44,7 +44,7 @@ istio_key = $(shell cat tests/istio/$(1).mod tests/istio/$(1).sum tests/istio/*/
 ISTIO_131 := $(TOOLS)/istio/1.31-$(call istio_key,go)
 ISTIO_130 := $(TOOLS)/istio/1.30-$(call istio_key,go-1.30)
 # Kubernetes, containerd and CoreDNS, and istiod as it is in a cluster.
-CLUSTER := $(TOOLS)/cluster/$(shell cat tests/cluster/programs/*/* tests/istio/go.mod tests/istio/go.sum | sha256sum | cut -c1-12)
+CLUSTER := $(TOOLS)/cluster/$(shell cat tests/cluster/programs/*/* tests/istio/go*.mod tests/istio/go*.sum | sha256sum | cut -c1-12)
 ISTIO_ENV := B3RELAY_ISTIO_1_31='$(ISTIO_131)' B3RELAY_ISTIO_1_30='$(ISTIO_130)'
 
 say = @printf '\n\033[1m%s\033[0m\n' '$(1)'
@@ -160,6 +160,9 @@ release: cargo go node $(BUILT) $(WASM_EXPORTS) $(RELEASE_TOOLS) ## What users i
 	python3 release/build.py --module dist/.release.wasm --repository '$(REPOSITORY)' --tools '$(TOOLS)' --into $(RELEASE)
 	@rm -f dist/.release.wasm dist/.release.wasm.exports
 
+.PHONY: release-tools
+release-tools: $(RELEASE_TOOLS)
+
 .PHONY: test-release
 test-release: cargo go node $(RELEASE_TOOLS) $(ACTIONLINT) $(TOOLS)/venv/.done ## The same bytes from two folders, what is in them, the workflows (Go, Node; 2 min, the first time 10 more)
 	$(call say,release: twice from nothing$(comma) in folders of their own; 2 minutes$(comma) the first time 10 more)
@@ -180,10 +183,10 @@ artifact-push: $(WASM) $(ORAS) ## The module as an OCI artifact, pushed to IMAGE
 	cd dist && '$(ORAS)' push --no-tty --config module.json:$(WASM_TYPE).config.v1+json '$(IMAGE)' \
 	  b3relay.wasm:$(WASM_TYPE).content.layer.v1+wasm module.json:$(WASM_TYPE).config.v1+json
 
-PARTS ?= agreement backends bookinfo browser docker envoys instructions manifests monitoring release sdks sidecars
+PARTS ?= agreement backends bookinfo browser cluster docker envoys instructions manifests monitoring release sdks sidecars
 .PHONY: test-mesh
-test-mesh: $(TOOLS)/venv/.done $(TOOLS)/venv/.docker ## Tests with long builds: PARTS (agreement backends bookinfo browser docker envoys instructions manifests monitoring release sdks sidecars); says at the end what this machine could not run (about 15 min, the first time about 30)
-	$(call say,mesh: $(PARTS); about 15 minutes$(comma) the first time about 30)
+test-mesh: $(TOOLS)/venv/.done $(TOOLS)/venv/.docker ## Tests with long builds: PARTS (agreement backends bookinfo browser cluster docker envoys instructions manifests monitoring release sdks sidecars); says at the end what this machine could not run (about 25 min, the first time about 45)
+	$(call say,mesh: $(PARTS); about 25 minutes$(comma) the first time about 45)
 	$(PYTHON) -m mesh.parts $(PARTS)
 
 .PHONY: test-backends
@@ -259,8 +262,8 @@ test-changes: $(WASM) $(TOOLS)/venv/.done istio-tools ## 1,000 clicks around eac
 # A world of its own, that ends with everything in it. The walk stops at what fails: what
 # comes after it would find something else installed.
 .PHONY: test-cluster
-test-cluster: go node java $(WASM) $(TOOLS)/venv/.docker istio-tools $(CLUSTER)/.done ## Every command of the documentation on a real Kubernetes with Istio, Jaeger and Bookinfo; not in test-mesh (root on Debian 12, Go, Node, Java 17 and Maven; about 15 min, the first time 20 more)
-	$(call say,cluster: a Kubernetes of its own under the commands of the documentation; about 15 minutes)
+test-cluster: go node java $(WASM) release $(TOOLS)/venv/.docker istio-tools $(CLUSTER)/.done ## Every command of the documentation on a real Kubernetes with Istio, Jaeger and Bookinfo (root on Debian 12, Go, Node, Java 17 and Maven; about 10 min, the first time 10 more)
+	$(call say,cluster: a Kubernetes of its own under the commands of the documentation; about 10 minutes)
 	B3RELAY_CLUSTER='$(CLUSTER)' $(ISTIO_ENV) $(PYTHON) -m cluster.world $(PYTHON) -m pytest -q -s -x --timeout 900 tests/cluster/live
 
 .PHONY: cluster-tools
@@ -269,9 +272,9 @@ cluster-tools: $(CLUSTER)/.done
 KUBERNETES := 1.36.1
 KUBERNETES_STAMP := $(foreach it,gitVersion=v$(KUBERNETES) gitMajor=1 gitMinor=36,-X k8s.io/component-base/version.$(it))
 # One program for all of Kubernetes, and etcd: it goes by the name that it is called by.
-$(CLUSTER)/.done: | $(ISTIO_131)/.done
+$(CLUSTER)/.done: | $(ISTIO_131)/.done $(ISTIO_130)/.done
 	@command -v go >/dev/null || { echo 'b3relay: Go is missing: install Go 1.26 or newer (go.dev)'; exit 1; }
-	$(call say,tools: Kubernetes $(KUBERNETES) and containerd$(comma) through the Go module proxy: about 15 minutes the first time)
+	$(call say,tools: Kubernetes $(KUBERNETES) and containerd$(comma) through the Go module proxy: about 8 minutes the first time)
 	@mkdir -p '$(@D)/bin'
 	cd tests/cluster/programs/kubernetes && go build -mod=readonly -ldflags='-s -w $(KUBERNETES_STAMP)' -o '$(@D)/bin/cluster' .
 	@for name in etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl; do \
@@ -281,6 +284,9 @@ $(CLUSTER)/.done: | $(ISTIO_131)/.done
 	  github.com/containerd/containerd/v2/cmd/ctr
 	cd tests/cluster/programs/coredns && go build -mod=readonly -ldflags='-s -w' -o '$(@D)/bin/coredns' .
 	cd tests/istio && go build -mod=readonly -ldflags='-s -w' -o '$(@D)/bin/' istio.io/istio/pilot/cmd/pilot-discovery
+	cd tests/istio && go build -mod=readonly -modfile=go-1.30.mod -ldflags='-s -w' -o '$(@D)/bin/pilot-discovery-1.30' istio.io/istio/pilot/cmd/pilot-discovery
+	@source="$$(cd tests/istio && go list -modfile=go-1.30.mod -m -f '{{.Dir}}' istio.io/istio)" && \
+	  rm -rf '$(@D)/manifests-1.30' && cp -r "$$source/manifests" '$(@D)/manifests-1.30' && chmod -R u+w '$(@D)/manifests-1.30'
 	@touch '$@'
 
 # 1.38.3 has no V8: "Envoy was compiled without support for it".

@@ -119,7 +119,7 @@ fi
 # --- sidecars -----------------------------------------------------------------------
 
 # Listeners of Envoy, as it prints them: for each direction `direction HTTP-managers
-# with-tracing with-b3relay most-b3relay-in-one provider both-forms sampling`.
+# with-tracing with-b3relay most-b3relay-in-one provider both-forms sampling collector`.
 listeners() {
   awk '
     function text(line) { sub(/^[^:]*: *"/, "", line); sub(/".*/, "", line); return line }
@@ -128,11 +128,12 @@ listeners() {
       end_of_manager()
       http[side] += managers; spans[side] += traced; filters[side] += ours
       if (most > twice[side]) twice[side] = most
-      if (provider != "") { name[side] = provider; w3c[side] = both; share[side] = sampling }
-      managers = traced = ours = most = 0; provider = sampling = ""; both = 0
+      if (provider != "") { name[side] = provider; w3c[side] = both; share[side] = sampling; to[side] = collector }
+      managers = traced = ours = most = 0; provider = sampling = collector = ""; both = 0
     }
     /"@type":.*HttpConnectionManager"/ { end_of_manager(); managers++ }
     /"name": "envoy\.tracers\./ { provider = text($0); sub(/envoy\.tracers\./, "", provider); tracing = 1 }
+    provider != "" && collector == "" && /"(collector_cluster|cluster|cluster_name)": "/ { collector = text($0) }
     /"trace_context_option": "USE_B3_WITH_W3C/ { both = 1 }
     /"random_sampling": *\{ *\}/ { sampling = 0 }
     /"random_sampling": *\{ *$/ { getline; sampling = $0; sub(/.*: */, "", sampling); sub(/[^0-9.].*/, "", sampling); if (sampling == "") sampling = 0 }
@@ -142,8 +143,53 @@ listeners() {
     /"traffic_direction": / { end_of_listener(text($0)) }
     END {
       for (side in http) print side, http[side] + 0, spans[side] + 0, filters[side] + 0, twice[side] + 0, \
-        (name[side] == "" ? "-" : name[side]), w3c[side] + 0, (share[side] == "" ? 100 : share[side])
+        (name[side] == "" ? "-" : name[side]), w3c[side] + 0, (share[side] == "" ? 100 : share[side]), (to[side] == "" ? "-" : to[side])
     }'
+}
+
+# The filters as the sidecar has received them last, taken or refused: `name type time
+# configuration`, the last as Envoy prints it.
+received() {
+  awk '
+    function text(line) { sub(/^[^:]*: *"/, "", line); sub(/".*/, "", line); return line }
+    /"ecds_filter": / { name = type = told = ""; inner = 0 }
+    inner && /"value": "/ { told = $0 }
+    /"name": / && name == "" { name = text($0) }
+    /"typed_config": / && !inner { inner = 1; next }
+    inner && type == "" && /"@type": / { type = text($0); sub(/.*\./, "", type) }
+    /"last_updated": / { if (name ~ /b3relay/) print name, type, text($0), told }'
+}
+
+# Those of them that Envoy refused when they came, or one of them if they came together.
+# It says so at once, or when a module that it compiles first is ready.
+refused() {
+  [ -s "$work/received" ] || return 0
+  awk -v key="$(printf '%s\n' "$said" | sed -n 's/^configuration key `\([a-z0-9_]*\).*/\1/p')" '
+    function seconds(time) { return substr(time, 12, 2) * 3600 + substr(time, 15, 2) * 60 + substr(time, 18, 6) }
+    # How long after the one the other is, in a day.
+    function since(one, other) { return (other - one + 86400) % 86400 }
+    NR == FNR { name[++n] = $1; came[n] = seconds($3); told[n] = $0; next }
+    /TypedExtensionConfig rejected: .*b3relay/ && match($0, /[0-9]+-[0-9][0-9]-[0-9][0-9]T[0-9:.]+/) {
+      said = seconds(substr($0, RSTART, RLENGTH))
+      # The last that came before, and what came with it.
+      least = 10; later = 0
+      for (i = 1; i <= n; i++) {
+        if (since(came[i], said) < least) least = since(came[i], said)
+        if (since(said, came[i]) < 43200) later = 1
+      }
+      for (i = 1; i <= n; i++)
+        # What came later may be the correction of the one that was meant.
+        if (since(came[i], said) < 10 && since(came[i], said) - least < 1 && (!later || key == "" || index(told[i], "\"" key "\\\""))) found[i]
+    }
+    END { for (i = 1; i <= n; i++) if (i in found) { printf "%s%s", between, name[i]; between = " or " } }
+  ' "$work/received" "$work/log"
+}
+# A refused configuration is not seen in the counters if there is one from before.
+beside() {
+  refused=$(refused)
+  [ -n "$refused" ] && [ "$seen_in" -gt 0 ] && [ "$seen_out" -gt 0 ] || return 0
+  wrong "$pod: the configuration of $refused that came last is refused, and the one before is still at work${said:+: $said}"
+  remedy "$said"
 }
 
 # The last of what Envoy, or the agent, says of why it did not take something.
@@ -155,14 +201,16 @@ complaint() {
     grep -e 'Invalid path' -e 'b3relay: configuration' -e 'cannot fetch Wasm module' -e 'MANIFEST_UNKNOWN' \
       -e 'Failed to load Wasm' -e 'which does not match' "$work/log" | tail -n 1 || true
   } | tail -n 1 |
-    sed -e 's/.*b3relay: configuration/configuration/' -e 's/.*rejected: /rejected: /' -e 's/ *thread=.*//' | cut -c 1-300
+    sed -e 's/.*b3relay: configuration/configuration/' -e 's/.*rejected: /rejected: /' \
+      -e 's/.*\(cannot fetch Wasm module\)/\1/' -e 's/[[:space:]]*thread=.*//' -e 's/ applying allow RBAC filter.*//' |
+    cut -c 1-400
 }
 remedy() {
   case $1 in
     *'Invalid path'*) do_ 'mount the module (mount.yaml) and restart the pod; the ConfigMap must be there before the pod starts' ;;
     *configuration*) do_ 'correct the configuration, and apply it again' ;;
-    *fetch* | *MANIFEST_UNKNOWN*) do_ 'correct the name of the image, or let the pods reach its registry' ;;
     *'does not match'*) do_ "sha256 is the digest of the image's manifest, not of the file" ;;
+    *fetch* | *MANIFEST_UNKNOWN*) do_ 'correct the name of the image, or let the pods reach its registry' ;;
     *'Failed to load'* | *'Unable to create'*) do_ 'see the log of istio-proxy: the file is not the module, or its configuration is refused' ;;
     *) do_ 'envoyfilter/README.md#check' ;;
   esac
@@ -180,7 +228,7 @@ sidecar() {
   listeners <"$work/dump" >"$work/sides"
   # shellcheck disable=SC2046 # one line of numbers
   set -- $(awk '$1 == "INBOUND" {print; exit}' "$work/sides")
-  in_http=${2:-0} in_spans=${3:-0} in_ours=${4:-0} in_most=${5:-0} tracer=${6:--} both=${7:-0} sampling=${8:-100}
+  in_http=${2:-0} in_spans=${3:-0} in_ours=${4:-0} in_most=${5:-0} tracer=${6:--} both=${7:-0} sampling=${8:-100} collector=${9:--}
   # shellcheck disable=SC2046
   set -- $(awk '$1 == "OUTBOUND" {print; exit}' "$work/sides")
   out_http=${2:-0} out_spans=${3:-0} out_ours=${4:-0} out_most=${5:-0}
@@ -194,19 +242,30 @@ sidecar() {
         ;;
     esac
   fi
+  ask "$pod" 'config_dump?mask=ecds_filters' | received >"$work/received" || true
   said=$(complaint "$pod")
+  # Istio's agent puts another filter into the place of a plugin whose image it cannot fetch;
+  # of a plugin that was deleted it may still be there.
+  missing=0
+  ! grep -q -e '^WasmPlugin' -e '^TrafficExtension' "$work/forms" ||
+    missing=$(awk '$2 != "Wasm" {n++} END {print n + 0}' "$work/received")
   loaded=no
   ! grep -q '^wasmcustom\.b3relay_' "$work/stats" || loaded=yes
   seen_in=$(count 'direction=.=inbound;.;requests_total') seen_out=$(count 'direction=.=outbound;.;requests_total')
   if [ "$((in_ours + out_ours))" -eq 0 ]; then
     wrong "$pod: no listener has a place for the filter"
     do_ 'apply a form that selects this pod; another EnvoyFilter may be in the way (envoyfilter/README.md)'
+  elif [ "$missing" -gt 0 ]; then
+    loaded=no
+    wrong "$pod: the filter is not there: its image could not be fetched${said:+: $said}"
+    remedy "$said"
   elif [ $loaded = no ]; then
     wrong "$pod: the filter is not loaded, on either side${said:+: $said}"
     remedy "$said"
   else
     side "$pod" inbound "$in_ours" "$seen_in" 'requests'
     side "$pod" outbound "$out_ours" "$seen_out" 'calls'
+    beside
   fi
   if [ "$in_most" -gt 1 ] || [ "$out_most" -gt 1 ]; then
     wrong "$pod: the filter is there twice: two forms select this pod"
@@ -248,6 +307,10 @@ tracing() {
       ;;
   esac
   ok "$pod: traces by $form"
+  if [ "$collector" != - ] && ask "$pod" clusters >"$work/clusters" && ! grep -qF "$collector::" "$work/clusters"; then
+    wrong "$pod: the sidecar does not know $collector, to which it should report: no trace arrives"
+    do_ 'if a Sidecar restricts its egress, add the namespace of the collector to the hosts: istio-system/*'
+  fi
   if awk -v share="$sampling" 'BEGIN {exit !(share < 0.005)}'; then
     wrong "$pod: $sampling % of the traces are sampled: none"
     do_ 'randomSamplingPercentage: 100 in the Telemetry, while trying'

@@ -19,7 +19,7 @@ from mesh.mesh import ROOT
 SCRIPT = ROOT / "envoyfilter" / "check.sh"
 NAMESPACE, ROOT_NAMESPACE = "shop", "istio-system"
 Object = dict[str, Any]
-_FILES = dict(zip(PAGES, ("stats", "prometheus", "listeners"), strict=True))
+_FILES = dict(zip(PAGES, ("stats", "prometheus", "extensions", "clusters", "listeners"), strict=True))
 
 
 def shipped(path: str, namespace: str = NAMESPACE) -> Object:

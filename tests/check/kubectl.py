@@ -17,6 +17,8 @@ from typing import Any
 _PAGES = {
     "stats?filter=b3relay|update_rejected": "stats",
     "stats/prometheus?filter=b3relay": "prometheus",
+    "config_dump?mask=ecds_filters": "extensions",
+    "clusters": "clusters",
     "config_dump?resource=dynamic_listeners": "listeners",
 }
 _KEYS = "go-template={{range $key, $value := .binaryData}}{{$key}} {{len $value}} {{end}}"

@@ -29,8 +29,14 @@ TAGS = ("action", "decision", "direction", "key", "reason", "rule")
 PAGES = (
     "stats?filter=b3relay|update_rejected|config_fail",
     "stats/prometheus?filter=b3relay",
+    "config_dump?mask=ecds_filters",
+    "clusters",
     "config_dump?resource=static_listeners",
 )
+_RELOADED = "extension_config_discovery.http_filter.b3relay.outbound.config_reload$"
+_UPDATE = "gRPC config for type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig"
+# As Istio's agent starts Envoy.
+_LOG_FORMAT = "%Y-%m-%dT%T.%fZ\t%l\tenvoy %n %g:%#\t%v\tthread=%t"
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,9 @@ class Setup:
     sampling: float = 100
     tags: Sequence[str] = TAGS
     clicks: int = 3
+    # Keys that the outbound filter is told later, when there were clicks; and then as many
+    # clicks again.
+    afterwards: dict[str, object] | None = None
     # Headers of the call that the application copies from its request.
     forwards: tuple[str, ...] = ("x-request-id",)
     # Requests at a time.
@@ -101,7 +110,8 @@ def _attach(config: Config, setup: Setup, directory: Path) -> None:
         side = patch["match"]["context"].removeprefix("SIDECAR_")
         filters = managers(config)[side]["http_filters"]
         if patch["applyTo"] == "EXTENSION_CONFIG":
-            _extension(value, setup, directory)
+            more = setup.outbound if side == "OUTBOUND" else setup.inbound
+            _extension(value["name"], setup.module, more, directory)
         elif side == "OUTBOUND":
             filters.insert(0, _from_file(value, directory))
         else:
@@ -120,15 +130,24 @@ def _from_file(filter_: Config, directory: Path) -> Config:
     return filter_
 
 
-def _extension(value: Config, setup: Setup, directory: Path) -> None:
+def _extension(name: str, module: Path, more: dict[str, object], directory: Path) -> None:
+    """Writes the file that Envoy watches."""
+    (shipped,) = yaml.safe_load_all(MANIFEST.read_text())
+    (value,) = (
+        patch["patch"]["value"]
+        for patch in shipped["spec"]["configPatches"]
+        if (patch["applyTo"], patch["patch"]["value"]["name"]) == ("EXTENSION_CONFIG", name)
+    )
     config = value["typed_config"]["config"]
-    more = setup.outbound if value["name"].endswith("outbound") else setup.inbound
     told = {**json.loads(config["configuration"]["value"]), **more}
     config["configuration"]["value"] = json.dumps(told)
-    config["vm_config"]["code"]["local"]["filename"] = str(setup.module)
+    config["vm_config"]["code"]["local"]["filename"] = str(module)
     resource = {"@type": "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig", **value}
-    answer = {"version_info": "1", "resources": [resource]}
-    (directory / f"{value['name']}.yaml").write_text(yaml.safe_dump(answer))
+    answer = {"version_info": json.dumps(told), "resources": [resource]}
+    path = directory / f"{name}.yaml"
+    part = path.with_suffix(".part")
+    part.write_text(yaml.safe_dump(answer))
+    part.rename(path)
 
 
 @contextmanager
@@ -164,6 +183,16 @@ def click(port: int, count: int) -> None:
         client.close()
 
 
+def click_at_once(port: int, setup: Setup) -> None:
+    users = [
+        threading.Thread(target=click, args=(port, setup.clicks)) for _ in range(setup.at_once)
+    ]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join()
+
+
 def record(setup: Setup) -> Recorded:
     """Start such a sidecar, click, and note what it says of itself."""
     with Processes() as processes:
@@ -176,17 +205,22 @@ def record(setup: Setup) -> Recorded:
                     listener["address"]["socket_address"]["port_value"] = outbound
                 else:
                     ports["inbound"] = listener["address"]["socket_address"]["port_value"]
-            running = Envoy(processes, "front", config)
+            running = Envoy(
+                processes,
+                "front",
+                config,
+                arguments=("--disable-hot-restart", "--log-format", _LOG_FORMAT),
+            )
             running.start()
             processes.wait_ready({running.process: running.ready})
-            users = [
-                threading.Thread(target=click, args=(ports["inbound"], setup.clicks))
-                for _ in range(setup.at_once)
-            ]
-            for user in users:
-                user.start()
-            for user in users:
-                user.join()
+            click_at_once(ports["inbound"], setup)
+            if setup.afterwards is not None:
+                _extension("b3relay.outbound", setup.module, setup.afterwards, processes.directory)
+                while running.admin(f"/stats?filter={_RELOADED}").split()[-1] != "2":
+                    time.sleep(0.1)
+                click_at_once(ports["inbound"], setup)
             time.sleep(1.5)  # what is counted on a tick
             pages: dict[str, Any] = {page: running.admin(f"/{page}") for page in PAGES}
-            return Recorded(pages, running.log())
+            # What Envoy says of what came by xDS.
+            log = running.log().replace("Filesystem config update", _UPDATE)
+            return Recorded(pages, log)

@@ -1,6 +1,7 @@
 """envoyfilter/check.sh on what goes wrong for users. The sidecars are real Envoys; what
 kubectl answers beside them is made of objects as a cluster has them."""
 
+import re
 import subprocess
 import sys
 from functools import cache
@@ -40,6 +41,9 @@ SETUPS = {
     "nothing forwarded": Setup(
         forwards=(), outbound={"attribution": "off"}, inbound={"attribution": "off"}
     ),
+    "refused later": Setup(afterwards={"modus": "repair"}),
+    "corrected later": Setup(outbound={"modus": "repair"}, afterwards={"mode": "observe"}),
+    "changed later": Setup(afterwards={"mode": "repair"}),
     "two configurations": Setup(outbound={"copy_headers": ["x-tenant"]}),
 }
 
@@ -144,6 +148,83 @@ def test_a_refused_configuration(tmp_path: Path) -> None:
     assert "front-1: inbound, 3 requests seen" in said.text
 
 
+def test_a_refused_configuration_beside_one_that_is_at_work(tmp_path: Path) -> None:
+    """Of what there is at work Envoy's counters tell, and they go on."""
+    said = check(cluster("refused later"), tmp_path)
+    wrong(
+        said,
+        "front-1: the configuration of b3relay.outbound that came last is refused, and the one"
+        " before is still at work: configuration key `modus`: not known, allowed: ",
+    )
+    assert "do: correct the configuration" in said.text
+    assert "front-1: outbound, 6 calls seen" in said.text
+
+
+def test_a_configuration_that_was_corrected(tmp_path: Path) -> None:
+    """What the log has of an older one is no fault."""
+    refused, changed = sidecar("refused later"), sidecar("changed later")
+    state = cluster()
+    # Half a day apart.
+    log = re.sub(r"(?<=T)\d\d(?=:)", lambda hour: f"{(int(hour[0]) + 12) % 24:02}", refused.log)
+    assert log != refused.log
+    state.sidecars["front-1"] = Recorded(changed.pages, log)
+    said = check(state, tmp_path)
+    right(said)
+    assert "front-1: outbound, 6 calls seen" in said.text
+
+
+def test_one_that_was_refused_from_the_first_and_corrected(tmp_path: Path) -> None:
+    """The inbound filter came with the refused one, and was taken."""
+    said = check(cluster("corrected later"), tmp_path)
+    right(said)
+    assert "front-1: outbound, 3 calls seen" in said.text
+
+
+@pytest.mark.parametrize(
+    ("why", "remedy"),
+    [
+        (
+            "could not fetch Wasm OCI image: could not fetch manifest: GET https://registry."
+            "example.com/v2/b3relay/manifests/0.1.0: MANIFEST_UNKNOWN: manifest unknown",
+            "correct the name of the image",
+        ),
+        (
+            f"module downloaded from {IMAGE} has checksum {'7' * 64}, which does not match: {'0' * 64}",
+            "sha256 is the digest of the image's manifest",
+        ),
+    ],
+)
+def test_a_plugin_whose_image_cannot_be_fetched(why: str, remedy: str, tmp_path: Path) -> None:
+    """Istio's agent puts a filter that lets all requests pass into its place; what was
+    counted before is still there."""
+    before = sidecar("right")
+    page = "config_dump?mask=ecds_filters"
+    stand_in = before.pages[page].replace("filters.http.wasm.v3.Wasm", "filters.http.rbac.v3.RBAC")
+    assert stand_in != before.pages[page]
+    # As the agent logs it.
+    log = (
+        "2026-11-26T12:00:00.000000Z\terror\twasm\terror in converting the wasm config to local: "
+        f"cannot fetch Wasm module {IMAGE}: {why}. applying allow RBAC filter\n"
+    )
+    state = cluster().without("EnvoyFilter").put(shipped("wasmplugin/wasmplugin.yaml"))
+    state.sidecars["front-1"] = Recorded({**before.pages, page: stand_in}, log)
+    said = check(state, tmp_path)
+    fetched = f"its image could not be fetched: cannot fetch Wasm module {IMAGE}: {why}."
+    wrong(said, f"front-1: the filter is not there: {fetched}")
+    assert f"do: {remedy}" in said.text
+    assert "allow RBAC" not in said.text
+
+
+def test_a_plugin_that_was_deleted(tmp_path: Path) -> None:
+    """What the agent had put there is drained, 45 s long."""
+    before = sidecar("right")
+    page = "config_dump?mask=ecds_filters"
+    stand_in = before.pages[page].replace("filters.http.wasm.v3.Wasm", "filters.http.rbac.v3.RBAC")
+    state = cluster()
+    state.sidecars["front-1"] = Recorded({**before.pages, page: stand_in}, "")
+    right(check(state, tmp_path))
+
+
 def test_an_image_that_cannot_be_fetched(tmp_path: Path) -> None:
     """What the agent logs of it, and an Envoy without the extension."""
     missing = sidecar("no file")
@@ -169,6 +250,17 @@ def test_client_spans_are_on(tmp_path: Path) -> None:
 def test_requests_are_not_traced(tmp_path: Path) -> None:
     said = check(cluster("not traced"), tmp_path)
     wrong(said, "front-1: requests are not traced")
+
+
+@pytest.mark.parametrize("name", ["right", "opentelemetry"])
+def test_the_collector_is_not_known(name: str, tmp_path: Path) -> None:
+    """As with a Sidecar whose egress leaves it out."""
+    right_ = sidecar(name)
+    others = [line for line in right_.pages["clusters"].splitlines() if "collector" not in line]
+    state = cluster()
+    state.sidecars["front-1"] = Recorded({**right_.pages, "clusters": "\n".join(others)}, right_.log)
+    said = check(state, tmp_path)
+    wrong(said, "front-1: the sidecar does not know collector, to which it should report")
 
 
 def test_no_trace_is_sampled(tmp_path: Path) -> None:

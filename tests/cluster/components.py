@@ -11,12 +11,12 @@ from typing import Any
 import yaml
 
 from cluster.pki import Authority
-from cluster.settings import ADDRESS, API, DOMAIN, NODE, PODS, REGISTRY, SERVICES, binary, packages
-from docker import debian
+from cluster.settings import ADDRESS, API, DOMAIN, NODE, PODS, SERVICES, binary, packages
+from docker import debian, registry
+from docker.registry import REGISTRY
 from mesh.procs import MeshError, Process, Processes
 
 _ETCD = "http://127.0.0.1:2379"
-_TLS = (("certificate", "crt"), ("key", "key"))
 CONTAINERD = "/run/containerd/containerd.sock"
 PAUSE = "registry.k8s.io/pause:3.10.1"
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -279,14 +279,9 @@ state = "/run/containerd"
 
     def start_registry(self) -> dict[Process, Callable[[], bool]]:
         """One that answers to REGISTRY, with a certificate that all here trust."""
-        storage = {"filesystem": {"rootdirectory": str(self._directory / "registry")}}
-        tls = {name: str(self._pki(f"registry.{end}")) for name, end in _TLS}
-        settings = {
-            "version": "0.1",
-            "log": {"level": "warn"},
-            "storage": storage,
-            "http": {"addr": f"{ADDRESS}:443", "tls": tls},
-        }
+        certificate, key = (self._pki(f"registry.{end}") for end in ("crt", "key"))
+        storage = self._directory / "registry"
+        settings = registry.settings(storage, f"{ADDRESS}:443", certificate, key)
         path = self._yaml("registry.yaml", settings)
         program = debian.unpack() / "usr/bin/docker-registry"
         process = self._processes.start("registry", [program, "serve", path])

@@ -4,12 +4,14 @@ They are a walk through the pages of the documentation, in the order of their na
 one has installed the next one finds.
 """
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cluster.walk import PAGES, Walk
+from mesh.pages import ROOT
 
 
 @pytest.fixture(scope="session")
@@ -24,5 +26,7 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For files of a user."""
-    return tmp_path_factory.mktemp("user")
+    """For files of a user, beside a copy of envoyfilter/."""
+    folder = tmp_path_factory.mktemp("user")
+    shutil.copytree(ROOT / "envoyfilter", folder / "envoyfilter")
+    return folder

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.components import PAUSE
-from cluster.settings import HUB, ISTIO_TAG, binary, packages
+from cluster.settings import HUB, ISTIO_TAG, OLDER_TAG, binary, packages
 from docker.standins import ACCOUNTS, Image, python_image
 from istio.tools import istio
 from mesh import envoy
@@ -100,16 +100,19 @@ def pause() -> list[Tagged]:
 
 def pilot() -> list[Tagged]:
     image = Image([], _accounts())
-    image.program("usr/local/bin/pilot-discovery", binary("pilot-discovery"))
-    start = ["/usr/local/bin/pilot-discovery"]
-    return [Tagged(f"{HUB}/pilot:{ISTIO_TAG}", image, start, user=_PROXY_USER)]
+    found = []
+    for tag, name in ((ISTIO_TAG, "pilot-discovery"), (OLDER_TAG, "pilot-discovery-1.30")):
+        image.program(f"usr/local/bin/{name}", binary(name))
+        start = [f"/usr/local/bin/{name}"]
+        found.append(Tagged(f"{HUB}/pilot:{tag}", image, start, user=_PROXY_USER))
+    return found
 
 
-def proxy(authority: Path) -> list[Tagged]:
+def proxy(authority: Path, version: str, tag: str) -> list[Tagged]:
     """Sidecar and gateway, with the public build of Envoy."""
     image = Image([], _accounts())
     _shell(image)
-    image.program("usr/local/bin/pilot-agent", istio().binary("pilot-agent"))
+    image.program("usr/local/bin/pilot-agent", istio(version).binary("pilot-agent"))
     image.program("usr/local/bin/envoy", envoy.binary())
     image.program("usr/sbin/xtables-nft-multi", _MACHINE_IPTABLES)
     for family in ("iptables", "ip6tables"):
@@ -118,10 +121,10 @@ def proxy(authority: Path) -> list[Tagged]:
     for extension in _IPTABLES_EXTENSIONS.glob("*.so"):
         image.files[str(extension).lstrip("/")] = extension.resolve()
     template = "var/lib/istio/envoy/envoy_bootstrap_tmpl.json"
-    image.files[template] = istio().bootstrap_template
+    image.files[template] = istio(version).bootstrap_template
     image.files["etc/ssl/certs/ca-certificates.crt"] = authority
     start = ["/usr/local/bin/pilot-agent"]
-    return [Tagged(f"{HUB}/proxyv2:{ISTIO_TAG}", image, start, user=_PROXY_USER)]
+    return [Tagged(f"{HUB}/proxyv2:{tag}", image, start, user=_PROXY_USER)]
 
 
 def python() -> list[Tagged]:

@@ -6,7 +6,8 @@ from pathlib import Path
 import trustme
 import yaml
 
-from cluster.settings import ADDRESS, API, DOMAIN, NODE, REGISTRY
+from cluster.settings import ADDRESS, API, DOMAIN, NODE
+from docker.registry import REGISTRY
 
 # By the name of its files: the user, and the group, that the API takes it for.
 _USERS = {

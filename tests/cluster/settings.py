@@ -13,11 +13,10 @@ PODS = "10.88.0.0/16"
 SERVICES = "10.96.0.0/16"
 DOMAIN = "cluster.local"
 API = f"https://{ADDRESS}:6443"
-# The host of the examples in the docs: a registry that the node and the pods reach.
-REGISTRY = "registry.example.com"
 
 # The version of the images. The programs are those of tests/istio.
 ISTIO_TAG = "1.31.0"
+OLDER_TAG = "1.30.8"
 HUB = "docker.io/istio"
 
 _PACKAGES = ("runc", "containernetworking-plugins", "busybox-static", "ruby", "ruby-webrick")
@@ -34,6 +33,11 @@ def programs() -> Path:
     if given is None:
         raise MeshError("B3RELAY_CLUSTER is not set: run the tests with `make test-cluster`")
     return Path(given) / "bin"
+
+
+def older_manifests() -> Path:
+    """What an istioctl of the older version would install."""
+    return programs().parent / "manifests-1.30"
 
 
 def binary(name: str) -> Path:

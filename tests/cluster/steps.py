@@ -2,9 +2,12 @@
 
 import json
 import re
+import secrets
+import shlex
 from collections.abc import Callable
 
 from cluster.traces import Jaeger, Tree
+from cluster.traffic import SHOP_HOST
 from cluster.walk import GUIDE, Walk, wait_for
 from mesh.collector import Span
 from mesh.tree import traces as by_trace
@@ -32,6 +35,43 @@ def click_in_bookinfo(walk: Walk) -> None:
     assert "<title>Simple Bookstore App</title>" in printed
 
 
+_SHOP_FROM_OUTSIDE = f"""\
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata:
+  name: from-outside
+spec:
+  selector:
+    istio: ingressgateway
+  servers:
+  - port: {{number: 8080, name: http, protocol: HTTP}}
+    hosts: [{SHOP_HOST}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata:
+  name: from-outside
+spec:
+  hosts: [{SHOP_HOST}]
+  gateways: [from-outside]
+  http:
+  - route:
+    - destination: {{host: front, port: {{number: 8080}}}}
+"""
+
+
+def apply(walk: Walk, objects: str, namespace: str = "shop") -> None:
+    """Objects of a test's own."""
+    path = walk.directory / "objects.yaml"
+    path.write_text(objects)
+    walk.quiet(f"kubectl -n {namespace} apply -f {path}")
+
+
+def open_shop(walk: Walk) -> None:
+    """A way in for traffic; the clicks of the pages come from inside."""
+    apply(walk, _SHOP_FROM_OUTSIDE)
+
+
 def settle(walk: Walk, namespace: str = "shop") -> None:
     """Until the pods of before a change are gone."""
 
@@ -48,13 +88,21 @@ def warnings_are_known(printed: str) -> None:
     assert all(any(known in line for known in WARNINGS) for line in told), told
 
 
-def trees_of_shop(walk: Walk, spans: int, paths: bool = True) -> list[Tree]:
-    return Jaeger().trees(lambda: click_in_shop(walk), SHOP, spans, paths)
+def trees_of_shop(
+    walk: Walk, spans: int, paths: bool = True, patience: float = 25
+) -> list[Tree]:
+    return Jaeger().trees(
+        lambda: click_in_shop(walk), SHOP, spans, paths, patience=patience
+    )
+
+
+# For the spans of a click that is tried again.
+PATIENCE = 5
 
 
 def spans_of_shop(walk: Walk, count: int) -> list[Span]:
     """Of one click, in whichever traces, when that many have arrived."""
-    return Jaeger().spans(lambda: click_in_shop(walk), SHOP, count)
+    return Jaeger().spans(lambda: click_in_shop(walk), SHOP, count, patience=PATIENCE)
 
 
 def number_of_traces(spans: list[Span]) -> int:
@@ -72,6 +120,39 @@ def until_one_trace(walk: Walk, seconds: float = 90) -> list[Span]:
 
     wait_for(whole, seconds, lambda: f"one trace: {found}")
     return found
+
+
+_CONTEXT = {"x-b3-spanid": "a2fb4a1d1a96d312", "x-b3-sampled": "1"}
+
+
+def click_with_context(walk: Walk) -> None:
+    """A click on front that belongs to a trace, as one does that comes through a gateway."""
+    headers = json.dumps({"x-b3-traceid": secrets.token_hex(16), **_CONTEXT})
+    script = (
+        "import urllib.request as it;"
+        f" it.urlopen(it.Request('http://front:8080/', headers={headers}))"
+    )
+    walk.quiet(f"kubectl -n shop exec deploy/stock -c shop -- python -c {shlex.quote(script)}")
+
+
+def flat(walk: Walk) -> bool:
+    """One trace of three server spans, which all hang from the span of the click."""
+    spans = Jaeger().spans(lambda: click_with_context(walk), SHOP, 3, patience=PATIENCE)
+    return (
+        number_of_traces(spans) == 1
+        and [span["kind"] for span in spans] == ["SERVER"] * 3
+        and {span.get("parentId") for span in spans} == {_CONTEXT["x-b3-spanid"]}
+    )
+
+
+def until_joined(walk: Walk) -> None:
+    """Clicks that come with a context, until they are whole: as a tree, or flat."""
+
+    def joined() -> bool:
+        spans = Jaeger().spans(lambda: click_with_context(walk), SHOP, 3, patience=PATIENCE)
+        return number_of_traces(spans) == 1 and len(spans) == 3
+
+    eventually(joined, "one trace")
 
 
 def until_in_pieces(walk: Walk) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cluster.settings import HUB, ISTIO_TAG, binary
 from istio.tools import CONTROL_PLANE, istio
+from mesh.golang import TOOLS
 
 # As the released istioctl has them; and what the public build of Envoy, which the
 # images have, lacks of Istio's own.
@@ -18,10 +19,22 @@ _INSTALL = {
         for name in ("PILOT_ENABLE_METADATA_EXCHANGE", "PILOT_ENABLE_ALPN_FILTER")
     },
 }
+# An Envoy reports its spans at once, and not after 5 s: a test waits for what comes.
+_AT_ONCE = """\
+apiVersion: install.istio.io/v1alpha1
+kind: IstioOperator
+spec:
+  meshConfig:
+    defaultConfig:
+      runtimeValues:
+        tracing.zipkin.flush_interval_ms: "200"
+        tracing.opentelemetry.flush_interval_ms: "200"
+"""
 _ISTIOCTL = """\
 #!/bin/sh
-if [ "$1" = install ]; then exec {program} "$@" {settings}; fi
-exec {program} "$@"
+[ "$1" = install ] || exec {program} "$@"
+shift
+exec {program} install -f {at_once} {settings} "$@"
 """
 
 
@@ -30,11 +43,20 @@ def install(directory: Path, access: Path) -> dict[str, str]:
     tools = directory / "tools"
     tools.mkdir()
     (tools / "kubectl").symlink_to(binary("kubectl"))
+    (tools / "oras").symlink_to(TOOLS / "go/bin/oras")
     settings = shlex.join(
         word for name, value in _INSTALL.items() for word in ("--set", f"{name}={value}")
     )
+    at_once = directory / "at-once.yaml"
+    at_once.write_text(_AT_ONCE)
     istioctl = tools / "istioctl"
-    istioctl.write_text(_ISTIOCTL.format(program=istio().binary("istioctl"), settings=settings))
+    istioctl.write_text(
+        _ISTIOCTL.format(
+            program=istio().binary("istioctl"),
+            at_once=shlex.quote(str(at_once)),
+            settings=settings,
+        )
+    )
     istioctl.chmod(0o755)
     release = directory / "istio"
     release.mkdir()

@@ -84,12 +84,13 @@ class Jaeger:
         services: Iterable[str],
         count: int,
         quiet: float = 0,
+        patience: float = 25,
     ) -> list[Span]:
-        """Those of a click, when that many have arrived, and none for ``quiet`` s. (An Envoy
-        keeps its spans for up to 5 s.)"""
+        """Those of a click, when that many have arrived, and none for ``quiet`` s. Those
+        that there are after ``patience`` s: where a click is tried again, a few."""
         began = time.time()
         click()
-        deadline = time.monotonic() + 25
+        deadline = time.monotonic() + patience
         found: list[Span] = []
         changed = time.monotonic()
         while True:
@@ -108,8 +109,9 @@ class Jaeger:
         count: int,
         paths: bool = True,
         quiet: float = 0,
+        patience: float = 25,
     ) -> list[Tree]:
         """The same as trees."""
-        spans = self.spans(click, services, count, quiet)
+        spans = self.spans(click, services, count, quiet, patience)
         nodes = [node for trace in by_trace(spans).values() for node in normal_forms(trace)]
         return sorted(of_node(node, paths) for node in nodes)

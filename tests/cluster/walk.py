@@ -20,6 +20,8 @@ README = "README.md"
 FORMS = "envoyfilter/README.md"
 GUIDE = "docs/istio-guide.md"
 IMAGE = "docs/image.md"
+# Not all of its commands: some make a release, and one needs skopeo.
+RELEASE = "docs/release.md"
 PAGES = {"README": README, "FORMS": FORMS, "GUIDE": GUIDE, "IMAGE": IMAGE}
 
 # Run by other tests: the command, and the file that has it run.

@@ -7,25 +7,25 @@ however it ends, nothing is left. It needs root. Where it cannot be had this say
 """
 
 import os
-import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import istio.world
 from cluster import bookinfo, images
 from cluster.components import Components, cgroup_obstacle, make_cgroups, remove_cgroups
-from cluster.settings import ADDRESS, NODE, REGISTRY, packages, programs
+from cluster.settings import ADDRESS, ISTIO_TAG, NODE, OLDER_TAG, packages, programs
 from cluster.tools import install
 from docker import debian
+from docker.registry import REGISTRY
+from mesh import namespaces
 from mesh.backends import build_jaeger
-from mesh.namespaces import UNSHARE
-from mesh.procs import MeshError, Processes, signals_held
+from mesh.procs import MeshError, Processes
 from mesh.unrun import not_run
 
 _INSIDE = "--inside"
@@ -51,36 +51,10 @@ def outside(command: list[str]) -> int:
         return not_run(WHAT, [f"what it is made of cannot be had: {error}"])
     build_jaeger()
     directory = Path(tempfile.mkdtemp(prefix="b3relay-cluster-"))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     make_cgroups(directory.name)
     own = [sys.executable, "-P", "-m", "cluster.world", _INSIDE, str(directory)]
-    process = subprocess.Popen([*UNSHARE, *own, *command])
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        return process.wait()  # it got the Ctrl-C as well
-    finally:
-        with signals_held():
-            # With it ends all that runs in the world; soon after, what it mounted is gone.
-            process.kill()
-            process.wait()
-            _remove(directory)
-
-
-def _remove(directory: Path) -> None:
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            remove_cgroups(directory.name)
-            shutil.rmtree(directory)
-            return
-        except FileNotFoundError:
-            shutil.rmtree(directory, ignore_errors=True)
-            return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
+    remove = partial(remove_cgroups, directory.name)
+    return namespaces.run([*own, *command], directory, remove=remove)
 
 
 def _run(*words: str | Path) -> None:
@@ -147,7 +121,8 @@ def _load_images(directory: Path, components: Components) -> None:
     makers: list[Callable[[], list[images.Tagged]]] = [
         images.pause,
         images.pilot,
-        lambda: images.proxy(components.authority),
+        lambda: images.proxy(components.authority, "1.31", ISTIO_TAG),
+        lambda: images.proxy(components.authority, "1.30", OLDER_TAG),
         images.python,
         images.jaeger,
         bookinfo.details,
@@ -181,16 +156,10 @@ class Clock:
 
 def main() -> int:
     arguments = sys.argv[1:]
-    try:
-        if arguments[:1] == [_INSIDE]:
-            return inside(Path(arguments[1]), arguments[2:])
-        return outside(arguments)
-    except (MeshError, subprocess.CalledProcessError) as error:
-        print(f"b3relay: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    if arguments[:1] == [_INSIDE]:
+        return inside(Path(arguments[1]), arguments[2:])
+    return outside(arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(namespaces.end(main))

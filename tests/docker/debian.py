@@ -50,7 +50,12 @@ def unpack(
         part = Path(f"{root}.part-{os.getpid()}")
         try:
             _fetch(part, packages, next_packages)
-            part.rename(root)
+            try:
+                part.rename(root)
+            except OSError:
+                # Somebody else was quicker.
+                if not root.is_dir():
+                    raise
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return root

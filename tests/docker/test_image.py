@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from docker.local import commands
-from docker.world import FETCH, REGISTRY
+from docker.registry import REGISTRY
+from docker.world import FETCH
 from mesh import golang
 from mesh.mesh import ROOT, wasm_path
 

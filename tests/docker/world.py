@@ -19,17 +19,17 @@ import time
 from pathlib import Path
 
 import trustme
+import yaml
 
-from docker import debian
-from mesh import golang
+from docker import debian, registry
+from docker.registry import REGISTRY
+from mesh import golang, namespaces
 from mesh.backends import build_jaeger
 from mesh.mesh import ROOT
-from mesh.namespaces import UNSHARE, needs_root, obstacle
+from mesh.namespaces import needs_root, obstacle
 from mesh.procs import MeshError, Process, Processes
 from mesh.unrun import not_run
 
-# The host of the examples in the docs.
-REGISTRY = "registry.example.com"
 FETCH = ROOT / "tests" / "docker" / "fetch"
 INSIDE = "B3RELAY_DOCKER_WORLD"
 WHAT = "the tests on Docker"
@@ -52,22 +52,9 @@ def outside(command: list[str]) -> int:
     build_jaeger()
     golang.build("istio-fetch", FETCH, takes="5 minutes")
     directory = tempfile.mkdtemp(prefix="b3relay-docker-")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    process = subprocess.Popen(
-        [*UNSHARE, sys.executable, "-P", "-m", "docker.world", *command],
-        env={**os.environ, **debian.environment(root), INSIDE: directory, "TMPDIR": directory},
-    )
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        return process.wait()  # it got the Ctrl-C as well
-    finally:
-        # With it ends all that runs in the world; soon after, what it mounted is gone.
-        process.kill()
-        process.wait()
-        deadline = time.monotonic() + 10
-        while Path(directory).exists():
-            shutil.rmtree(directory, ignore_errors=time.monotonic() < deadline)
+    environment = {**debian.environment(root), INSIDE: directory, "TMPDIR": directory}
+    own = [sys.executable, "-P", "-m", "docker.world"]
+    return namespaces.run([*own, *command], Path(directory), environment)
 
 
 def inside(directory: Path, command: list[str]) -> int:
@@ -84,14 +71,8 @@ def inside(directory: Path, command: list[str]) -> int:
     certificate.cert_chain_pems[0].write_to_path(str(served))
     certificate.private_key_pem.write_to_path(str(key))
     configuration = directory / "registry.yml"
-    configuration.write_text(
-        f"""
-version: 0.1
-log: {{level: warn}}
-storage: {{filesystem: {{rootdirectory: {directory}/registry}}}}
-http: {{addr: "127.0.0.1:443", tls: {{certificate: {served}, key: {key}}}}}
-"""
-    )
+    told = registry.settings(directory / "registry", "127.0.0.1:443", served, key)
+    configuration.write_text(yaml.safe_dump(told))
 
     client = directory / "client"
     shutil.copytree(debian.unpack() / debian.PLUGINS, client / "cli-plugins", symlinks=True)
@@ -104,7 +85,7 @@ http: {{addr: "127.0.0.1:443", tls: {{certificate: {served}, key: {key}}}}}
     )
     os.environ.pop("DOCKER_CONTEXT", None)
     with Processes() as processes:
-        registry = processes.start("registry", ["docker-registry", "serve", configuration])
+        images = processes.start("registry", ["docker-registry", "serve", configuration])
         engine = processes.start(
             "dockerd",
             [
@@ -116,7 +97,7 @@ http: {{addr: "127.0.0.1:443", tls: {{certificate: {served}, key: {key}}}}}
             ],
         )
         processes.wait_ready(
-            {registry: lambda: _registry_answers(trusted), engine: _engine_answers}
+            {images: lambda: _registry_answers(trusted), engine: _engine_answers}
         )
         try:
             return subprocess.run(command).returncode
@@ -149,19 +130,13 @@ def _stop(engine: Process) -> None:
 
 def main() -> int:
     command = sys.argv[1:]
-    try:
-        if directory := os.environ.get(INSIDE):
-            return inside(Path(directory), command)
-        began = time.monotonic()
-        code = outside(command)
-        print(f"    {time.monotonic() - began:.0f} s")
-        return code
-    except (MeshError, subprocess.CalledProcessError) as error:
-        print(f"b3relay: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    if directory := os.environ.get(INSIDE):
+        return inside(Path(directory), command)
+    began = time.monotonic()
+    code = outside(command)
+    print(f"    {time.monotonic() - began:.0f} s")
+    return code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(namespaces.end(main))

@@ -1,4 +1,5 @@
-"""``python -m mesh.parts PART...``: the tests with long builds, one after the other.
+"""``python -m mesh.parts PART...``: the tests with long builds, one after the other, and
+beside them the one that mostly waits.
 
 Each part is a target of the Makefile. At the end it is said of each whether it passed,
 and how long it took; of one that this machine cannot run, why, and what to install.
@@ -11,10 +12,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
+import cluster.world
 import docker.debian
 import docker.world
 import istio.world
@@ -71,6 +76,14 @@ def browser_obstacles() -> list[str]:
 class Part:
     target: tuple[str, ...]
     obstacles: Callable[[], list[str]]
+    # Mostly waits: it runs beside the others, and what it prints is shown at the end.
+    beside: bool = False
+    # Targets that others need as well, so that no two make them at the same time.
+    first: tuple[str, ...] = ()
+
+
+def cluster_obstacles() -> list[str]:
+    return lacking("cargo", "go", "node", "npm", "java", "javac", "mvn") + cluster.world.obstacles()
 
 
 PARTS = {
@@ -81,6 +94,9 @@ PARTS = {
     "backends": Part(("test-backends",), lambda: lacking("go", "java", "mvn")),
     "bookinfo": Part(("test-bookinfo",), bookinfo_obstacles),
     "browser": Part(("test-browser",), lambda: lacking("java", "mvn") + browser_obstacles()),
+    "cluster": Part(
+        ("test-cluster",), cluster_obstacles, beside=True, first=("istio-tools", "release-tools")
+    ),
     "docker": Part(("test-docker",), docker_obstacles),
     # 1.40 runs the same in `make test`.
     "envoys": Part(("test-envoys", "ENVOYS=1.38.2 1.39.3"), lambda: []),
@@ -109,29 +125,67 @@ class Outcome:
         return f"{word}: {self.name} ({self.seconds:.0f} s; make {PARTS[self.name].target[0]})"
 
 
-def run(name: str) -> Outcome:
+def run(name: str, output: IO[bytes] | None = None) -> Outcome:
+    """``output``: where what it prints goes, if not to the screen."""
     part = PARTS[name]
     if found := part.obstacles():
         return Outcome(name, not_run=tuple(found))
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
         note = Path(directory) / "note"
-        done = subprocess.run(
-            ["make", "--no-print-directory", *part.target],
-            cwd=ROOT,
-            env={**os.environ, NOTE: str(note)},
-        )
+        done = _make(part.target, output, {NOTE: str(note)})
         # What a part finds out only on its way.
         found = noted(note)
     seconds = time.monotonic() - began
     return Outcome(name, seconds, failed=done.returncode != 0, not_run=tuple(found))
 
 
+def _make(
+    targets: Sequence[str], output: IO[bytes] | None = None, more: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        ["make", "--no-print-directory", *targets],
+        cwd=ROOT,
+        env={**os.environ, **(more or {})},
+        stdout=output,
+        stderr=output,
+    )
+
+
+@contextmanager
+def started(name: str) -> Iterator[Callable[[], Outcome]]:
+    """Runs a part beside what is inside; then the outcome can be had, and is waited for."""
+    if PARTS[name].first and not PARTS[name].obstacles():
+        _make(PARTS[name].first)
+    with tempfile.TemporaryFile() as output, ThreadPoolExecutor(1) as executor:
+        running = executor.submit(run, name, output)
+
+        def outcome() -> Outcome:
+            found = running.result()
+            output.seek(0)
+            print(output.read().decode(errors="replace"), flush=True)
+            return found
+
+        yield outcome
+
+
 def main(names: list[str]) -> int:
-    outcomes = []
-    for name in names or PARTS:
-        outcomes.append(run(name))
-        print(outcomes[-1], flush=True)
+    names = names or list(PARTS)
+    beside = [name for name in names if PARTS[name].beside and len(names) > 1]
+    found: dict[str, Outcome] = {}
+
+    def note(outcome: Outcome) -> None:
+        found[outcome.name] = outcome
+        print(outcome, flush=True)
+
+    with ExitStack() as stack:
+        waiting = [stack.enter_context(started(name)) for name in beside]
+        for name in names:
+            if name not in beside:
+                note(run(name))
+        for outcome_of in waiting:
+            note(outcome_of())
+    outcomes = [found[name] for name in names]
     print("\nAll parts:")
     for outcome in outcomes:
         print(f"  {outcome}")

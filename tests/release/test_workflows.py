@@ -14,7 +14,7 @@ from mesh.parts import PARTS
 
 WORKFLOWS = ROOT / ".github" / "workflows"
 # What these need the runners do not have.
-ELSEWHERE = {"docker", "sidecars"}
+ELSEWHERE = {"cluster", "docker", "sidecars"}
 
 
 def lint(*paths: Path) -> subprocess.CompletedProcess[str]:

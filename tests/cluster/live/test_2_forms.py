@@ -3,11 +3,7 @@ and the forms that need the module as a file. Every command as it stands."""
 
 import json
 import re
-import shutil
-import threading
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -22,6 +18,7 @@ from cluster.steps import (
     statistics,
 )
 from cluster.traces import Jaeger
+from cluster.traffic import SHOP_HOST, Traffic
 from cluster.walk import FORMS, GUIDE, Walk
 from mesh.mesh import wasm_path
 from mesh.pages import ROOT, blocks
@@ -51,7 +48,6 @@ def test_check_by_hand(walk: Walk) -> None:
 
 
 def test_configure(walk: Walk, folder: Path) -> None:
-    shutil.copytree(ROOT / "envoyfilter", folder / "envoyfilter")
     own = folder / "own"
     own.mkdir()
     (text,) = blocks(FORMS, "yaml")
@@ -82,39 +78,14 @@ def connections(walk: Walk) -> int:
     return total
 
 
-class Traffic:
-    """Clicks on Bookinfo from outside, one after the other, in a thread."""
-
-    def __init__(self) -> None:
-        self.answers: list[int] = []
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> "Traffic":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._end.wait(0.02):
-            try:
-                with urllib.request.urlopen("http://localhost:8080/productpage", timeout=20) as got:
-                    self.answers.append(got.status)
-            except urllib.error.HTTPError as error:
-                self.answers.append(error.code)
-            except OSError:
-                self.answers.append(0)
-
-
 def test_upgrade(walk: Walk) -> None:
     before = walk.quiet("kubectl -n shop get configmap b3relay -o jsonpath={.metadata.uid}")
-    walk.run(FORMS, "kubectl -n shop create configmap b3relay")
-    walk.run(FORMS, "rollout restart deployments,statefulsets,daemonsets")
-    walk.run(GUIDE, "for d in front orders stock")
-    settle(walk)
+    with Traffic(SHOP_HOST) as traffic:
+        walk.run(FORMS, "kubectl -n shop create configmap b3relay")
+        walk.run(FORMS, "rollout restart deployments,statefulsets,daemonsets")
+        walk.run(GUIDE, "for d in front orders stock")
+        settle(walk)
+    traffic.none_failed("the upgrade")
     steps.until_one_trace(walk)
     after = walk.quiet("kubectl -n shop get configmap b3relay -o jsonpath={.metadata.uid}")
     assert before == after
@@ -129,17 +100,14 @@ def test_the_module_arrives_whole(walk: Walk) -> None:
 
 def test_a_push_under_traffic(walk: Walk, folder: Path) -> None:
     """Bookinfo has its sidecars with the filter: a configuration, and back."""
-    with Traffic() as traffic:
+    with Traffic(path="/productpage") as traffic:
         for form in (folder / "own", ROOT / "envoyfilter" / "sidecars"):
             walk.shell(
                 f"kubectl kustomize {form} | sed 's/namespace: shop/namespace: bookinfo/'"
                 " | kubectl -n bookinfo apply -f -"
             )
-            time.sleep(5)
-    failed = [status for status in traffic.answers if status != 200]
-    print(f"    {len(traffic.answers)} clicks around two pushes, {len(failed)} failed")
-    assert len(traffic.answers) > 20
-    assert failed == []
+            time.sleep(4)
+    traffic.none_failed("two pushes", least=20)
 
 
 def test_one_workload(walk: Walk) -> None:
@@ -163,7 +131,13 @@ def test_the_whole_mesh(walk: Walk) -> None:
     steps.until_one_trace(walk)
 
     def client_spans_of_the_gateway_alone() -> bool:
-        spans = Jaeger().spans(lambda: steps.click_in_bookinfo(walk), (steps.GATEWAY,), 5, quiet=6)
+        spans = Jaeger().spans(
+            lambda: steps.click_in_bookinfo(walk),
+            (steps.GATEWAY,),
+            5,
+            quiet=2,
+            patience=2 * steps.PATIENCE,
+        )
         clients = [span for span in spans if span["kind"] == "CLIENT"]
         names = [span["localEndpoint"]["serviceName"] for span in clients]
         return names == [steps.GATEWAY] and steps.number_of_traces(spans) == 1
@@ -187,8 +161,13 @@ def test_the_whole_mesh_is_taken_off(walk: Walk, folder: Path) -> None:
     walk.run(FORMS, "kubectl -n istio-system delete -f envoyfilter/gateway-spans.yaml")
     walk.run(FORMS, "edit telemetry mesh-default", KUBE_EDITOR=str(editor))
     steps.until_in_pieces(walk)
-    left = walk.quiet("kubectl get envoyfilters,wasmplugins -A -o name")
+    left = walk.quiet("kubectl get envoyfilters,wasmplugins,trafficextensions -A -o name")
     assert left == ""
+    # "What stays then is the mount and the ConfigMap in each namespace".
+    for namespace in ("shop", "bookinfo"):
+        walk.quiet(f"kubectl -n {namespace} get configmap b3relay")
+        mounted = walk.quiet(f"kubectl -n {namespace} get deployments -o yaml")
+        assert "/etc/b3relay" in mounted
 
 
 def test_uninstall(walk: Walk) -> None:

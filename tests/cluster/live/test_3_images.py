@@ -1,19 +1,17 @@
 """envoyfilter/README.md and docs/image.md: the forms that take the module from an image,
 out of a registry that answers to the name in the examples, and those for the gateway."""
 
-import json
 import re
 import secrets
-import shlex
 import urllib.request
 
 import pytest
 
 from cluster import steps
-from cluster.settings import REGISTRY
-from cluster.steps import SHOP, configured, eventually, settle, statistics
+from cluster.steps import configured, eventually, settle, statistics
 from cluster.traces import Jaeger
 from cluster.walk import FORMS, GUIDE, Walk
+from docker.registry import REGISTRY
 from istio.tools import istio
 from mesh.mesh import wasm_path
 
@@ -25,29 +23,6 @@ def test_the_image_is_pushed(walk: Walk) -> None:
     """The image that `make image-push` makes is pushed by the tests on Docker."""
     done = istio().run("registry", "push", "docker", wasm_path(), IMAGE)
     assert re.fullmatch(r"[0-9a-f]{64}", done.out.strip()), done.text
-
-
-CONTEXT = {"x-b3-spanid": "a2fb4a1d1a96d312", "x-b3-sampled": "1"}
-
-
-def click_with_context(walk: Walk) -> None:
-    """A click on front that belongs to a trace, as one does that comes through a gateway."""
-    headers = json.dumps({"x-b3-traceid": secrets.token_hex(16), **CONTEXT})
-    script = (
-        "import urllib.request as it;"
-        f" it.urlopen(it.Request('http://front:8080/', headers={headers}))"
-    )
-    walk.quiet(f"kubectl -n shop exec deploy/stock -c shop -- python -c {shlex.quote(script)}")
-
-
-def flat(walk: Walk) -> bool:
-    """One trace of three server spans, which all hang from the span of the click."""
-    spans = Jaeger().spans(lambda: click_with_context(walk), SHOP, 3)
-    return (
-        steps.number_of_traces(spans) == 1
-        and [span["kind"] for span in spans] == ["SERVER"] * 3
-        and {span.get("parentId") for span in spans} == {CONTEXT["x-b3-spanid"]}
-    )
 
 
 def test_sidecars_image(walk: Walk) -> None:
@@ -64,7 +39,7 @@ def test_sidecars_image(walk: Walk) -> None:
 
 def test_wasmplugin(walk: Walk) -> None:
     steps.warnings_are_known(walk.run(FORMS, "kubectl -n shop apply -k envoyfilter/wasmplugin"))
-    eventually(lambda: flat(walk), "one flat trace")
+    eventually(lambda: steps.flat(walk), "one flat trace")
     walk.shell("kubectl -n shop delete -k envoyfilter/wasmplugin")
     steps.until_in_pieces(walk)
 
@@ -72,7 +47,7 @@ def test_wasmplugin(walk: Walk) -> None:
 def test_trafficextension(walk: Walk) -> None:
     printed = walk.run(FORMS, "kubectl -n shop apply -k envoyfilter/trafficextension")
     steps.warnings_are_known(printed)
-    eventually(lambda: flat(walk), "one flat trace")
+    eventually(lambda: steps.flat(walk), "one flat trace")
     walk.shell("kubectl -n shop delete -k envoyfilter/trafficextension")
     steps.until_in_pieces(walk)
 
@@ -124,21 +99,18 @@ def test_check_at_a_gateway(walk: Walk) -> None:
 
 
 def test_boundary_at_a_gateway(walk: Walk) -> None:
-    given = "463ac35c9f6413ad48485a3953bb6124"
-    headers = {"x-b3-traceid": given, "x-b3-spanid": "a2fb4a1d1a96d312", "x-b3-sampled": "1"}
+    def taken_over() -> bool | None:
+        """Whether the trace that a client names is the one of its click; None without spans."""
+        given = secrets.token_hex(16)
+        headers = {"x-b3-traceid": given, "x-b3-spanid": "a2fb4a1d1a96d312", "x-b3-sampled": "1"}
+        spans = Jaeger().spans(
+            lambda: ask_gateway(**headers), (steps.GATEWAY,), 2, patience=steps.PATIENCE
+        )
+        return {span["traceId"] for span in spans} == {given} if spans else None
 
-    def traces() -> set[str]:
-        spans = Jaeger().spans(lambda: ask_gateway(**headers), (steps.GATEWAY,), 2)
-        return {span["traceId"] for span in spans}
-
-    assert given in traces()
+    assert taken_over() is True
     walk.run(FORMS, "kubectl -n istio-system apply -f envoyfilter/gateway-boundary.yaml")
-
-    def begun_anew() -> bool:
-        found = traces()
-        return bool(found) and given not in found
-
-    eventually(begun_anew, "a trace of its own")
+    eventually(lambda: taken_over() is False, "a trace of its own")
     walk.shell("kubectl -n istio-system delete -f envoyfilter/gateway-boundary.yaml")
 
 

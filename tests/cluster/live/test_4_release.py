@@ -1,59 +1,55 @@
-"""README.md: b3relay from the files of a release, without a clone and a compiler; and the
-demo, which needs no cluster."""
+"""README.md and docs/release.md: b3relay from the files that `make release` wrote, without a
+clone and a compiler; and the demo, which needs no cluster."""
 
+import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from cluster import steps
 from cluster.steps import settle
-from cluster.walk import FORMS, GUIDE, README, Walk
-from mesh.mesh import wasm_path
+from cluster.walk import FORMS, GUIDE, README, RELEASE, Walk
 from mesh.pages import ROOT
 
 pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
-def release(walk: Walk, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of a release that the page names, as `make release` writes them."""
-    folder = tmp_path_factory.mktemp("release")
-    shutil.copy(ROOT / "envoyfilter" / "mount.yaml", folder)
-    shutil.copy(ROOT / "envoyfilter" / "check.sh", folder)
-    (folder / "install-sidecars.yaml").write_text(
-        walk.quiet("kubectl kustomize envoyfilter/sidecars")
-    )
-    write = (
-        "import sys, build; module = open(sys.argv[1], 'rb').read();"
-        " sys.stdout.write(build.config_map(module, {}))"
-    )
-    made = subprocess.run(
-        [sys.executable, "-c", write, wasm_path()],
-        cwd=ROOT / "release",
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    (folder / "module.yaml").write_text(made.stdout)
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a user has downloaded, and nothing else."""
+    folder = tmp_path_factory.mktemp("downloads")
+    shutil.copytree(ROOT / "dist" / "release", folder, dirs_exist_ok=True)
     return folder
 
 
-def test_from_a_release(walk: Walk, release: Path) -> None:
-    walk.run(README, "kubectl -n shop apply --server-side -f module.yaml", folder=release)
-    walk.run(README, "--patch-file mount.yaml", folder=release)
-    printed = walk.run(README, "kubectl -n shop apply -f install-sidecars.yaml", folder=release)
+@pytest.fixture(scope="module")
+def user() -> str:
+    """Of the programs in the path kubectl, istioctl and what the system has."""
+    tools, *_ = os.environ["PATH"].split(":")
+    path = f"{tools}:/usr/bin:/bin"
+    assert all(shutil.which(name, path=path) is None for name in ("cargo", "rustc", "go"))
+    return path
+
+
+def test_the_sums(walk: Walk, release: Path, user: str) -> None:
+    walk.run(RELEASE, "sha256sum --check", folder=release, PATH=user)
+
+
+def test_from_a_release(walk: Walk, release: Path, user: str) -> None:
+    """Three commands; the fourth is a click, the fifth looks."""
+    walk.run(README, "kubectl -n shop apply --server-side -f module.yaml", folder=release, PATH=user)
+    walk.run(README, "--patch-file mount.yaml", folder=release, PATH=user)
+    printed = walk.run(
+        README, "kubectl -n shop apply -f install-sidecars.yaml", folder=release, PATH=user
+    )
     steps.warnings_are_known(printed)
     settle(walk)
     steps.until_one_trace(walk)
-
-
-def test_check_of_a_release(walk: Walk, release: Path) -> None:
     # As the remark behind the command says.
     assert "# from a release: sh check.sh shop" in (ROOT / README).read_text()
-    assert "WRONG" not in walk.shell("sh check.sh shop", release)
+    printed = walk.shell("sh check.sh shop", release, PATH=user)
+    assert "WRONG" not in printed and "All right" in printed
     assert "WRONG" not in walk.run(README, "envoyfilter/check.sh shop")
 
 
@@ -64,6 +60,24 @@ def test_uninstall_of_a_release(walk: Walk, release: Path) -> None:
     walk.run(FORMS, "kubectl -n shop delete configmap b3relay")
     walk.run(GUIDE, "for d in front orders stock")
     settle(walk)
+    steps.until_in_pieces(walk)
+
+
+def test_the_layout_of_a_release_is_pushed(walk: Walk) -> None:
+    """Both images, from where `make release` has left them."""
+    walk.run(RELEASE, "oras cp --from-oci-layout dist/release/b3relay-0.1.0-oci.tar:0.1.0 ")
+    walk.run(RELEASE, "oci.tar:0.1.0-artifact ")
+
+
+@pytest.mark.parametrize("form", ["sidecars-image", "wasmplugin"])
+def test_from_the_image_of_a_release(walk: Walk, release: Path, form: str) -> None:
+    """Taken from the registry by the digest that the release names."""
+    name = f"install-{form}.yaml"
+    assert "sha256: " in (release / name).read_text()
+    walk.shell(f"kubectl -n shop apply -f {name}", release)
+    steps.until_joined(walk)
+    assert "WRONG" not in walk.run(README, "envoyfilter/check.sh shop")
+    walk.shell(f"kubectl -n shop delete -f {name}", release)
     steps.until_in_pieces(walk)
 
 

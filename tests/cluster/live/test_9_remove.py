@@ -3,20 +3,22 @@
 import pytest
 
 from cluster import steps, traces
-from cluster.steps import settle, trees_of_shop
-from cluster.walk import GUIDE, Walk
+from cluster.steps import configured, eventually, settle, trees_of_shop
+from cluster.walk import FORMS, GUIDE, Walk
 
 pytestmark = pytest.mark.timeout(900)
 
 
 def test_opentelemetry(walk: Walk) -> None:
     """The same pictures, before and after."""
+    walk.run(FORMS, "kubectl -n shop delete -k envoyfilter/sidecars")
     walk.run(GUIDE, "istioctl install -y -f envoyfilter/example/istio-opentelemetry.yaml")
     walk.run(GUIDE, "kubectl apply -f envoyfilter/example/tracing-opentelemetry.yaml")
     settle(walk, "istio-system")
     walk.shell("kubectl -n shop rollout restart deployment")
     walk.run(GUIDE, "for d in front orders stock")
     settle(walk)
+    eventually(lambda: "envoy.tracers.opentelemetry" in configured(walk), "the other provider")
     assert trees_of_shop(walk, 6, paths=False) == traces.shown(GUIDE, 0)
     walk.run_all(
         GUIDE,
@@ -25,7 +27,6 @@ def test_opentelemetry(walk: Walk) -> None:
         "--patch-file envoyfilter/mount.yaml",
         "kubectl -n shop apply -k envoyfilter/sidecars",
     )
-    settle(walk)
     steps.until_one_trace(walk)
     assert trees_of_shop(walk, 3) == traces.shown(GUIDE, 1)
 

@@ -52,6 +52,7 @@ def machine(
     monkeypatch.setattr(parts, "subprocess", type("S", (), {"run": staticmethod(make)}))
     monkeypatch.setattr("docker.world.missing", lambda: None)
     monkeypatch.setattr("istio.world.obstacles", lambda: [])
+    monkeypatch.setattr("cluster.world.obstacles", lambda: [])
     monkeypatch.setattr(parts, "check_java", lambda: None)
     return called
 
@@ -72,14 +73,15 @@ def test_the_summary_names_what_is_not_run(
     ]
     summary = capsys.readouterr().out.split("All parts:\n")[1].splitlines()
     maven = "mvn is missing: install Maven (Debian: maven)"
-    assert summary[:3] == [
+    assert summary[:4] == [
         f"  not run: agreement: {maven}",
         f"  not run: backends: {maven}",
+        f"  not run: cluster: {maven}",
         "  not run: docker: no mirror",
     ]
-    for line, name in zip(summary[3:7], ("envoys", "instructions", "manifests", "release")):
+    for line, name in zip(summary[4:8], ("envoys", "instructions", "manifests", "release")):
         assert line.startswith(f"  passed: {name} (")
-    assert summary[7:] == [f"  not run: sdks: {maven}", f"  not run: sidecars: {maven}"]
+    assert summary[8:] == [f"  not run: sdks: {maven}", f"  not run: sidecars: {maven}"]
 
 
 def test_a_part_that_fails_lets_the_others_run(
@@ -89,6 +91,26 @@ def test_a_part_that_fails_lets_the_others_run(
     assert parts.main(["backends", "manifests"]) == 1
     assert called == ["test-backends", "test-manifests"]
     assert "  FAILED: backends (" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("failing", ["", "test-cluster"])
+def test_a_part_beside_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failing: str
+) -> None:
+    """What several of them need is made before."""
+    called = machine(monkeypatch, failing=failing)
+    assert parts.main(["cluster", "manifests"]) == (1 if failing else 0)
+    assert called[0] == "istio-tools"
+    assert sorted(called[1:]) == ["test-cluster", "test-manifests"]
+    summary = capsys.readouterr().out.split("All parts:\n")[1].splitlines()
+    assert summary[0].startswith(f"  {'FAILED' if failing else 'passed'}: cluster (")
+    assert summary[1].startswith("  passed: manifests (")
+
+
+def test_a_part_alone_is_beside_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = machine(monkeypatch)
+    assert parts.main(["cluster"]) == 0
+    assert called == ["test-cluster"]
 
 
 def test_every_part_is_a_target() -> None:
