@@ -37,8 +37,9 @@ def installed(walk: Walk) -> None:
 
 
 def as_shown(walk: Walk) -> None:
-    steps.until_one_trace(walk)
-    assert trees_of_shop(walk, 3) == traces.shown(GUIDE, 1)
+    """Soon: sidecars take a change one after the other, each while requests are under way."""
+    shown = traces.shown(GUIDE, 1)
+    eventually(lambda: trees_of_shop(walk, 3, True, steps.PATIENCE) == shown, "the guide's tree")
 
 
 def address(walk: Walk, app: str) -> str:
