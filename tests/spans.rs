@@ -67,6 +67,10 @@ const MULTI_CHILD: [&str; 4] = [
 ];
 const SINGLE_CHILD: &str =
     "b3: 463ac35c9f6413ad48485a3953bb6124-0000000000000001-1-a2fb4a1d1a96d312";
+/// In B3 beside a `traceparent`: without a parent, by which one tells which of the two the
+/// tracer of the callee's sidecar has renewed.
+const BESIDE_W3C: [&str; 3] = [TRACE, "x-b3-spanid: 0000000000000001", SAMPLED];
+const SINGLE_BESIDE_W3C: &str = "b3: 463ac35c9f6413ad48485a3953bb6124-0000000000000001-1";
 const W3C_CHILD: &str = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-0000000000000001-01";
 
 #[test]
@@ -78,7 +82,7 @@ fn a_call_gets_a_span_below_that_of_its_request() {
         (&[W3C], &[W3C_CHILD]),
         (
             &[TRACE, SPAN, SAMPLED, W3C],
-            &[&MULTI_CHILD[..], &[W3C_CHILD]].concat(),
+            &[&BESIDE_W3C[..], &[W3C_CHILD]].concat(),
         ),
     ] {
         // Nothing but the request ID, and the context carried on as it came.
@@ -176,7 +180,7 @@ fn in_every_format_that_it_is_given() {
         let sidecar = sidecar(config, Recording::Open);
         sidecar.inbound(&[ID, TRACE, SPAN, SAMPLED]);
         let seen = sidecar.outbound(&[&[ID], carried].concat());
-        let all = [&MULTI_CHILD[..], &[SINGLE_CHILD, W3C_CHILD]].concat();
+        let all = [&BESIDE_W3C[..], &[SINGLE_BESIDE_W3C, W3C_CHILD]].concat();
         assert_child(&seen, &all);
     }
 }
