@@ -78,6 +78,8 @@ class Part:
     obstacles: Callable[[], list[str]]
     # Mostly waits: it runs beside the others, and what it prints is shown at the end.
     beside: bool = False
+    # Run where no part is named.
+    by_default: bool = True
     # Targets that others need as well, so that no two make them at the same time.
     first: tuple[str, ...] = ()
 
@@ -95,7 +97,11 @@ PARTS = {
     "bookinfo": Part(("test-bookinfo",), bookinfo_obstacles),
     "browser": Part(("test-browser",), lambda: lacking("java", "mvn") + browser_obstacles()),
     "cluster": Part(
-        ("test-cluster",), cluster_obstacles, beside=True, first=("istio-tools", "release-tools")
+        ("test-cluster",),
+        cluster_obstacles,
+        beside=True,
+        by_default=False,
+        first=("istio-tools", "release-tools"),
     ),
     "docker": Part(("test-docker",), docker_obstacles),
     # 1.40 runs the same in `make test`.
@@ -109,6 +115,9 @@ PARTS = {
         ("test-sidecars",), lambda: lacking("go", "java", "mvn") + istio.world.obstacles()
     ),
 }
+
+
+DEFAULT = [name for name, part in PARTS.items() if part.by_default]
 
 
 @dataclass(frozen=True)
@@ -170,7 +179,7 @@ def started(name: str) -> Iterator[Callable[[], Outcome]]:
 
 
 def main(names: list[str]) -> int:
-    names = names or list(PARTS)
+    names = names or DEFAULT
     beside = [name for name in names if PARTS[name].beside and len(names) > 1]
     found: dict[str, Outcome] = {}
 

@@ -34,6 +34,7 @@ def test_every_manifest_is_one_of_the_forms() -> None:
     parts |= {"mount.yaml", "mount-image.yaml", "mount-gateway.yaml"}
     parts |= {"Dockerfile", "local"}  # tests/docker
     parts |= {"check.sh"}  # tests/check
+    parts |= {"monitoring"}  # tests/monitoring
     assert {path.name for path in SHIPPED.iterdir()} == {*FORMS, *parts}
 
 

@@ -51,6 +51,7 @@ def machine(
     monkeypatch.setattr("shutil.which", lambda name: None if name == without else "/x")
     monkeypatch.setattr(parts, "subprocess", type("S", (), {"run": staticmethod(make)}))
     monkeypatch.setattr("docker.world.missing", lambda: None)
+    monkeypatch.setattr("docker.debian.missing", lambda: None)
     monkeypatch.setattr("istio.world.obstacles", lambda: [])
     monkeypatch.setattr("cluster.world.obstacles", lambda: [])
     monkeypatch.setattr(parts, "check_java", lambda: None)
@@ -69,19 +70,22 @@ def test_the_summary_names_what_is_not_run(
         "test-envoys",
         "bench-instructions",
         "test-manifests",
+        "test-monitoring",
         "test-release",
     ]
     summary = capsys.readouterr().out.split("All parts:\n")[1].splitlines()
     maven = "mvn is missing: install Maven (Debian: maven)"
-    assert summary[:4] == [
+    assert summary[:5] == [
         f"  not run: agreement: {maven}",
         f"  not run: backends: {maven}",
-        f"  not run: cluster: {maven}",
+        f"  not run: bookinfo: {maven}",
+        f"  not run: browser: {maven}",
         "  not run: docker: no mirror",
     ]
-    for line, name in zip(summary[4:8], ("envoys", "instructions", "manifests", "release")):
+    passed = ("envoys", "instructions", "manifests", "monitoring", "release")
+    for line, name in zip(summary[5:10], passed, strict=True):
         assert line.startswith(f"  passed: {name} (")
-    assert summary[8:] == [f"  not run: sdks: {maven}", f"  not run: sidecars: {maven}"]
+    assert summary[10:] == [f"  not run: sdks: {maven}", f"  not run: sidecars: {maven}"]
 
 
 def test_a_part_that_fails_lets_the_others_run(
@@ -115,6 +119,7 @@ def test_a_part_alone_is_beside_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_every_part_is_a_target() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    assert f"PARTS ?= {' '.join(parts.PARTS)}\n" in makefile
+    assert f"PARTS ?= {' '.join(parts.DEFAULT)}\n" in makefile
+    assert set(parts.PARTS) - set(parts.DEFAULT) == {"cluster"}
     for part in parts.PARTS.values():
         assert f"\n{part.target[0]}: " in makefile
