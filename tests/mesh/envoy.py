@@ -535,6 +535,15 @@ def validate(bootstrap: Config) -> Validation:
 _LOG_LEVELS = ("--log-level", "warning", "--component-log-level", "wasm:info")
 
 
+def _often(before: Mapping[str, float], now: Mapping[str, float]) -> bool:
+    """A counter of b3relay's rose by so much that it may have been raised with a tick."""
+    return any(
+        value - before.get(name, 0) >= COUNTED_AT_ONCE
+        for name, value in now.items()
+        if "b3relay_" in name
+    )
+
+
 class Envoy:
     """One Envoy process."""
 
@@ -560,9 +569,12 @@ class Envoy:
         self._program = program
         self._under = under
         self.process: Process
+        # By prefix, readings of counters when nothing was still to be counted.
+        self._exact: dict[str, list[tuple[float, dict[str, float]]]] = {}
 
     def start(self) -> None:
         """Start it; the caller waits until it is ready."""
+        self._exact.clear()
         path = self._processes.directory / f"{self.name}.yaml"
         path.write_text(yaml.safe_dump(self.bootstrap, sort_keys=False))
         self.process = self._processes.start(
@@ -604,16 +616,21 @@ class Envoy:
         b3relay raises a counter that is raised often only with its next tick: there
         these are read until they stay the same.
         """
+        exact = self._exact.setdefault(prefix, [(0.0, {})])
         found = self._stats_now(prefix)
+        # No counter was raised often if none rose by so much since an exact reading that is
+        # older than the tick before the last reading.
+        before = [values for at, values in exact if at <= exact[-1][0] - TICK / 2]
+        since = before[-1] if before else exact[0][1]
+        if not _often(since, found):
+            exact.append((time.monotonic(), found))
+            return found
         for _ in range(5):
-            counted = [value for name, value in found.items() if "b3relay_" in name]
-            # One that shows less is exact.
-            if max(counted, default=0) < COUNTED_AT_ONCE:
-                break
             time.sleep(TICK)
-            before, found = found, self._stats_now(prefix)
-            if found == before:
+            last, found = found, self._stats_now(prefix)
+            if found == last:
                 break
+        exact[:] = [(time.monotonic(), found)]
         return found
 
     def _stats_now(self, prefix: str) -> dict[str, float]:
