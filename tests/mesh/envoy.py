@@ -628,7 +628,7 @@ class Envoy:
         for _ in range(5):
             time.sleep(TICK)
             last, found = found, self._stats_now(prefix)
-            if found == last:
+            if not _often(last, found):
                 break
         exact[:] = [(time.monotonic(), found)]
         return found
