@@ -158,8 +158,9 @@ impl Attribution {
 
     /// A call has begun: to which request does it belong? The list of workers is that of the
     /// last [`Store::refresh`]. `wrong`: the part of all calls that may be given to a wrong
-    /// request, from 0 to 1; 0 if only the only request in flight may get any. Returns its number, for [`Attribution::returned`]; `None` if
-    /// this worker has no journal. And the request if it is sure, with what is in the store.
+    /// request, from 0 to 1; 0 if only the only request in flight may get any. Returns its
+    /// number, for [`Attribution::returned`]; `None` if this worker has no journal. And the
+    /// request if it is sure, with what is in the store.
     pub fn judge(
         &mut self,
         store: &mut Store,

@@ -172,7 +172,7 @@ impl Filter {
             plan.unchanged = call.unchanged;
         }
         if let Some(child) = child {
-            plan.injection = Some(child.injection.with_readable_parent());
+            plan.injection = Some(child.injection.without_parent_beside_w3c());
             plan.unchanged = child.unchanged;
         }
         let writes = call.writes();

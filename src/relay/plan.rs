@@ -29,7 +29,7 @@ impl Injection {
     /// By a parent one tells whether the tracer of the callee's sidecar has renewed the B3
     /// ([`newest`](super::newest)): one that has names its parent, and one that has renewed the
     /// `traceparent` leaves the B3 as it comes.
-    pub fn with_readable_parent(mut self) -> Self {
+    pub fn without_parent_beside_w3c(mut self) -> Self {
         if self.formats.w3c
             && let Some(ids) = &mut self.b3.ids
         {

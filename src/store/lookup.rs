@@ -151,8 +151,8 @@ impl Store {
     /// Every request with the key that has not expired. `now_ms` is called only where
     /// something may have.
     ///
-    /// Every worker is asked that had stored something at the last [`Store::refresh`], or
-    /// ten seconds ago.
+    /// Every worker is asked that had stored something at the last [`Store::refresh`] or
+    /// [`Store::tick`].
     pub fn find(
         &mut self,
         data: &impl SharedData,

@@ -7,8 +7,7 @@
 //! buckets ([`BUCKETS`]), each under a key of its own. Only its worker writes it, and the
 //! worker has a copy of it:
 //!
-//! - To store a request takes one write for each of its keys, to end it one for the first
-//!   of them, and neither takes a read.
+//! - To store or to end a request takes one write for each of its keys, and no read.
 //! - A look-up reads the worker's own copy, and of every other worker one bucket (most
 //!   buckets are empty, which is cheap to read).
 //! - A list in shared data says which workers there are. An empty value beside it, whose
@@ -196,7 +195,7 @@ impl Store {
         self.known_workers()
     }
 
-    /// The same, as of the last time that the list was read: no later than ten seconds ago.
+    /// The same, as of the last time that the list was read: that of the last tick, at least.
     pub fn known_workers(&self) -> Vec<WorkerId> {
         let own = self.workers.number.map(|number| (number, self.nonce()));
         let others = self.workers.others.iter().copied();
