@@ -56,7 +56,7 @@ demo: $(WASM) $(TOOLS)/venv/.done ## One click as a trace, without the filter an
 	$(PYTHON) -m mesh.demo
 
 .PHONY: test
-test: test-core test-wasm test-rules test-worlds ## Every test that needs no root: core, compiled module, real Envoy (under 5 min, the first time about 12)
+test: test-core test-wasm test-rules test-worlds ## Every test that needs no root: core, compiled module, real Envoy (5 to 8 min, the first time about 15)
 
 ##@ More
 .PHONY: demo-ui
