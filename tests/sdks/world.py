@@ -11,6 +11,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -186,15 +187,18 @@ class World:
 
 
 def _decisions(envoys: Mapping[str, Envoy]) -> dict[str, Counter[str]]:
+    # Each may wait for its tick: all at the same time.
+    with ThreadPoolExecutor() as pool:
+        read = list(pool.map(lambda name: envoys[name].stats(_DECISIONS), CALLERS))
     return {
         name: Counter(
             {
                 label.removeprefix(_DECISIONS).removesuffix('"}'): int(n)
-                for label, n in envoys[name].stats(_DECISIONS).items()
+                for label, n in found.items()
                 if n
             }
         )
-        for name in CALLERS
+        for name, found in zip(CALLERS, read, strict=True)
     }
 
 
