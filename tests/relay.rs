@@ -236,6 +236,51 @@ fn two_traces_under_one_id_are_never_mixed() {
     sidecar.end(&second);
 }
 
+/// A call may come after the grace: it is not of the other request that has the key.
+#[test]
+fn a_late_call_is_not_taken_for_one_of_another_request() {
+    for grace in [0, 50, 999] {
+        let config = format!(
+            r#"{{"attribution": "off", "grace_ms": {grace}, "copy_headers": ["x-tenant"]}}"#
+        );
+        let sidecar = Sidecar::with(&config, &config, 2);
+        let on = |worker: usize, lines: &[&str]| {
+            sidecar.on(worker, Some(Direction::Outbound), &headers(lines))
+        };
+        let late = sidecar.inbound(&[ID, TRACE, SPAN, "x-tenant: a"]);
+        sidecar.inbound(&[ID, OTHER_TRACE, OTHER_SPAN, "x-tenant: b"]);
+        sidecar.end(&late);
+        sidecar.wait(grace);
+        for worker in [0, 1] {
+            assert_b3(&on(worker, &[ID]), Decision::Ambiguous, &[]);
+            // It names the other request.
+            let seen = on(worker, &[ID, OTHER_TRACE]);
+            let whole = [OTHER_TRACE, OTHER_SPAN];
+            assert_b3(&seen, Decision::Completed, &whole);
+        }
+        sidecar.wait(1000 - grace);
+        for worker in [0, 1] {
+            let whole = [OTHER_TRACE, OTHER_SPAN];
+            assert_b3(&on(worker, &[ID]), Decision::Copied, &whole);
+        }
+
+        // Two of one trace, each with a header of its own.
+        let sidecar = Sidecar::with(&config, &config, 2);
+        let late = sidecar.inbound(&[ID, TRACE, SPAN, "x-tenant: a"]);
+        sidecar.inbound(&[ID, TRACE, OTHER_SPAN, "x-tenant: b"]);
+        sidecar.end(&late);
+        sidecar.wait(grace);
+        for worker in [0, 1] {
+            let seen = sidecar.on(worker, Some(Direction::Outbound), &headers(&[ID]));
+            assert_b3(&seen, Decision::Copied, &[TRACE, OTHER_SPAN]);
+            assert_eq!(only(&seen.headers, &["x-tenant"]), headers(&[]));
+            // It names the span of the one that is past.
+            let seen = sidecar.on(worker, Some(Direction::Outbound), &headers(&[TRACE, SPAN]));
+            assert_eq!(only(&seen.headers, &["x-tenant"]), headers(&[]));
+        }
+    }
+}
+
 #[test]
 fn within_one_trace_the_latest_request_counts() {
     let sidecar = sidecar();

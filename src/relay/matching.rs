@@ -88,6 +88,9 @@ pub const OF_ANY: &[u8] = &[0xff];
 /// wait for it. The trace is right in any case; of siblings the parent may be the
 /// other one's span.
 ///
+/// A request whose grace is over is none of them, and a call may be a late one of it all the
+/// same: if it is of another trace, or if the call names its span, the call belongs to none.
+///
 /// That is not enough to hand over the headers of the copy list, nor the request ID, nor
 /// what the trace context has beside the trace (a `traceparent` of another trace, above
 /// all). Where the call does not name the span of one request, only those are left to copy
@@ -106,56 +109,81 @@ pub fn match_request(
     if began_here && candidates.found.iter().any(is_own) {
         return Err(Decision::Ambiguous);
     }
-    let found = candidates.found.iter();
-    let decoded =
-        found.filter_map(|found| Some((found, StoredContext::decode_context(&found.context)?)));
-    let mut all: Vec<(&Found, StoredContext)> = decoded.collect();
-    if all.iter().all(|(_, stored)| stored.b3.ids.is_none()) {
+    if candidates.found.is_empty() {
+        return Err(Decision::Unknown);
+    }
+    let found = candidates.found.iter().map(|found| (found, false));
+    let found = found.chain(candidates.past.iter().map(|past| (past, true)));
+    let decoded = found.filter_map(|(found, is_past)| {
+        let stored = StoredContext::decode_context(&found.context)?;
+        let candidate = Candidate {
+            found,
+            stored,
+            is_past,
+        };
+        Some(candidate)
+    });
+    let mut all: Vec<Candidate<'_>> = decoded.collect();
+    if all.iter().all(|one| one.stored.b3.ids.is_none()) {
         // Without IDs, requests belong together if everything stored of them is equal.
-        for (found, stored) in &mut all {
-            read_headers(stored, headers(found));
+        for one in &mut all {
+            read_headers(&mut one.stored, headers(one.found));
         }
     }
-    let Some(((_, first), others)) = all.split_first() else {
+    let Some((first, others)) = all.split_first() else {
         return Err(Decision::Unknown);
     };
-    if !others.iter().all(|(_, other)| same_trace(first, other)) {
+    if !others
+        .iter()
+        .all(|other| same_trace(&first.stored, &other.stored))
+    {
         return Err(Decision::Ambiguous);
     }
-    let span = |stored: &StoredContext| stored.b3.ids.map(|ids| ids.span);
-    let spans: Vec<SpanId> = all.iter().filter_map(|(_, r)| span(r)).collect();
-    // First the request whose span the call names, then one still in flight, then the
-    // newest; among equals the one that was stored last, as a retry is.
-    let rank = |(found, stored): &(&Found, StoredContext)| {
+    let spans: Vec<SpanId> = all.iter().filter_map(Candidate::span).collect();
+    // First the request whose span the call names, then one whose grace is not over, then one
+    // still in flight, then the newest; among equals the one that was stored last, as a retry
+    // is.
+    let rank = |one: &Candidate<'_>| {
         (
-            named.fits(span(stored)),
-            found.ended,
-            u64::MAX - found.started_ms,
+            named.fits(one.span()),
+            one.is_past,
+            one.found.ended,
+            u64::MAX - one.found.started_ms,
         )
     };
-    let best = all.iter().enumerate().rev().min_by_key(|(_, c)| rank(c));
+    let best = all
+        .iter()
+        .enumerate()
+        .rev()
+        .min_by_key(|(_, one)| rank(one));
     let Some(at) = best.map(|(at, _)| at) else {
         return Err(Decision::Unknown);
     };
-    let (found, mut stored) = all.swap_remove(at);
-    let by_span = named.fits(span(&stored)) != SpanRefs::NOT;
+    let best = all.swap_remove(at);
+    if best.is_past {
+        return Err(Decision::Unknown);
+    }
+    let (found, span, mut stored) = (best.found, best.span(), best.stored);
+    let by_span = named.fits(span) != SpanRefs::NOT;
     if stored.b3.ids.is_some() {
         read_headers(&mut stored, headers(found));
     }
     // Attempts of one request have one span, and may differ in nothing else.
     let others = all.iter_mut();
-    let same_span = |(_, other): &&mut (&Found, StoredContext)| span(other) == span(&stored);
-    let mut others: Vec<&mut (&Found, StoredContext)> = match by_span {
-        true => others.filter(same_span).collect(),
+    let mut others: Vec<&mut Candidate<'_>> = match by_span {
+        true => others.filter(|other| other.span() == span).collect(),
         false => others.collect(),
     };
     if !stored.copied.is_empty() || !stored.opaque.is_empty() {
-        for (found, other) in others.iter_mut().filter(|o| o.1.b3.ids.is_some()) {
-            read_headers(other, headers(found));
+        for other in others
+            .iter_mut()
+            .filter(|other| other.stored.b3.ids.is_some())
+        {
+            read_headers(&mut other.stored, headers(other.found));
         }
     }
     if !others.is_empty() {
-        keep_common(&mut stored, others.iter().map(|(_, other)| other));
+        keep_common(&mut stored, others.iter().map(|other| &other.stored));
     }
     if !candidates.complete && !by_span {
         stored.opaque.clear();
@@ -169,6 +197,20 @@ pub fn match_request(
         by_span,
         spans: candidates.complete.then_some(spans),
     })
+}
+
+/// A request that a call may belong to.
+struct Candidate<'a> {
+    found: &'a Found,
+    stored: StoredContext,
+    /// Its grace is over.
+    is_past: bool,
+}
+
+impl Candidate<'_> {
+    fn span(&self) -> Option<SpanId> {
+        self.stored.b3.ids.map(|ids| ids.span)
+    }
 }
 
 /// What was remembered of a request besides its context. Of what is lost nothing is

@@ -65,6 +65,9 @@ impl Found {
 pub struct Candidates {
     /// Those that are stored, each once.
     pub found: Vec<Found>,
+    /// Those whose grace is over, and which are not forgotten yet ([`super::Limits::past_ms`]).
+    /// A call may be a late one of theirs.
+    pub past: Vec<Found>,
     /// These are all requests in flight that have the key. False if there may be one that
     /// is not stored: it was evicted, or could not be written or read.
     pub complete: bool,
@@ -114,22 +117,34 @@ struct LookUp<'a, N> {
 impl<N: Fn() -> u64> LookUp<'_, N> {
     /// Reads a worker's bucket.
     fn read_bucket(&mut self, worker: u16, bytes: &[u8]) {
-        let Candidates { found, complete } = &mut self.candidates;
+        let Candidates {
+            found,
+            past,
+            complete,
+        } = &mut self.candidates;
+        let mut last_is_past = false;
         let mut records = Records::new(bytes);
         // A clock that is set back makes nothing expire.
         let is_expired = |at: u64| (self.now_ms)() >= at;
         for record in records.by_ref() {
             match record {
                 Record::Entry(entry) => {
-                    if alike(entry.key, self.key, self.key.len())
-                        && !entry.expires_ms.is_some_and(is_expired)
-                    {
+                    if !alike(entry.key, self.key, self.key.len()) {
+                        continue;
+                    }
+                    last_is_past = entry.expires_ms.is_some_and(is_expired);
+                    if !last_is_past {
                         found.push(Found::new(worker, self.bucket, &entry, MatchedBy::Own));
+                    } else if !entry.forgotten_ms().is_some_and(is_expired) {
+                        past.push(Found::new(worker, self.bucket, &entry, MatchedBy::Own));
                     }
                 }
                 // They follow an entry of their request.
                 Record::Headers { id, headers } => {
-                    let last = found.last_mut();
+                    let last = match last_is_past {
+                        true => past.last_mut(),
+                        false => found.last_mut(),
+                    };
                     if let Some(last) = last.filter(|last| last.request == (worker, id)) {
                         last.headers = Some(headers.to_vec());
                     }
@@ -179,6 +194,7 @@ impl Store {
             now_ms: &now_ms,
             candidates: Candidates {
                 found: Vec::new(),
+                past: Vec::new(),
                 complete: self.workers.all_known,
             },
             aliases: Vec::new(),

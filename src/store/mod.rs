@@ -15,7 +15,8 @@
 //! - A request has an entry under each of its keys, with its context, which is small. Its
 //!   copied headers may be large, and are stored once, in its headers bucket.
 //! - An entry lives as long as its request is in flight, and then for the grace of the
-//!   filter that stored it ([`Limits::grace_ms`]).
+//!   filter that stored it ([`Limits::grace_ms`]). After that it is known for a while that
+//!   there was the request ([`Limits::past_ms`]).
 //! - A worker stores at most [`Limits::entries`] and [`Limits::bytes`]. Beyond that it
 //!   evicts: first what has ended, then the oldest headers, then the oldest requests. A
 //!   request in flight that is evicted leaves a tombstone, so that another request with

@@ -5,7 +5,7 @@
 //!
 //! | tag | record | fields |
 //! |---|---|---|
-//! | 0 | entry | id u64, started u64, expires u64 (0 while the request is in flight), headers bucket u16 (65535: no headers), key length u16, context length u16, key, context |
+//! | 0 | entry | id u64, started u64, expires u64 (0 while the request is in flight), past u16, headers bucket u16 (65535: no headers), key length u16, context length u16, key, context |
 //! | 1 | headers | id u64, length u16, headers |
 //! | 2 | tombstone | id u64, hash of the key u64 |
 //! | 3 | tombstone count | count u32 |
@@ -28,6 +28,8 @@ pub(super) struct Entry<'a> {
     /// When the entry expires, in milliseconds since the epoch; `None` while the request is
     /// in flight.
     pub expires_ms: Option<u64>,
+    /// For how long after that it is known that there was the request, in milliseconds.
+    pub past_ms: u16,
     /// The bucket that its copied headers are in; `None` if it has none.
     pub headers_bucket: Option<u16>,
     pub key: &'a [u8],
@@ -48,6 +50,15 @@ pub(super) struct Alias<'a> {
     /// That the key is of this request is a guess.
     pub guessed: bool,
     pub key: &'a [u8],
+}
+
+impl Entry<'_> {
+    /// When it is forgotten that there was the request, in milliseconds since the epoch;
+    /// `None` while the request is in flight.
+    pub fn forgotten_ms(&self) -> Option<u64> {
+        let after = u64::from(self.past_ms);
+        self.expires_ms.map(|at| at.saturating_add(after))
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -81,7 +92,7 @@ impl<'a> Record<'a> {
     /// Bytes of the encoded record.
     pub(super) fn encoded_length(&self) -> usize {
         match self {
-            Self::Entry(entry) => 31 + entry.key.len() + entry.context.len(),
+            Self::Entry(entry) => 33 + entry.key.len() + entry.context.len(),
             Self::Headers { headers, .. } => 11 + headers.len(),
             Self::Tombstone { .. } => 17,
             Self::TombstoneCount(_) => 5,
@@ -99,6 +110,7 @@ impl<'a> Record<'a> {
                 out.extend_from_slice(&entry.id.to_le_bytes());
                 out.extend_from_slice(&entry.started_ms.to_le_bytes());
                 out.extend_from_slice(&entry.expires_ms.unwrap_or(0).to_le_bytes());
+                out.extend_from_slice(&entry.past_ms.to_le_bytes());
                 out.extend_from_slice(&entry.headers_bucket.unwrap_or(NO_BUCKET).to_le_bytes());
                 out.extend_from_slice(&length(entry.key).to_le_bytes());
                 out.extend_from_slice(&length(entry.context).to_le_bytes());
@@ -140,12 +152,14 @@ impl<'a> Record<'a> {
         Some(match tag {
             0 => {
                 let (id, started_ms, expires) = (read_u64(rest)?, read_u64(rest)?, read_u64(rest)?);
+                let past_ms = read_u16(rest)?;
                 let headers_bucket = read_u16(rest)?;
                 let (key, context) = (read_u16(rest)?, read_u16(rest)?);
                 Self::Entry(Entry {
                     id,
                     started_ms,
                     expires_ms: (expires != 0).then_some(expires),
+                    past_ms,
                     headers_bucket: (headers_bucket != NO_BUCKET).then_some(headers_bucket),
                     key: read_bytes(rest, key.into())?,
                     context: read_bytes(rest, context.into())?,

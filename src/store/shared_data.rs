@@ -5,7 +5,7 @@
 
 /// Keys in shared data begin with this: plugins without a VM ID share one
 /// namespace. The number is the version of what is stored, and changes with it.
-pub(crate) const PREFIX: &[u8] = b"b3relay/4/";
+pub(crate) const PREFIX: &[u8] = b"b3relay/5/";
 /// The seed of the hash of keys. The worker that starts first chooses it, so that nobody
 /// outside can choose request IDs that all fall into one bucket.
 pub(super) const SEED: [u8; 14] = name(*b"seed");

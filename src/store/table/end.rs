@@ -6,8 +6,8 @@ use crate::store::record::{BUCKETS, Record};
 use crate::store::shared_data::SharedData;
 
 impl Table {
-    /// The request has been answered: its entries expire after the grace. False if shared
-    /// data could not be written.
+    /// The request has been answered: its entries expire after the grace, and are kept until
+    /// they are forgotten. False if shared data could not be written.
     pub(in crate::store) fn end<D: SharedData>(
         &mut self,
         to: &Destination<'_, D>,
@@ -16,6 +16,8 @@ impl Table {
         ticket: &Ticket,
     ) -> bool {
         let expires_ms = now_ms.saturating_add(limits.grace_ms);
+        let past_ms = limits.past_after_grace_ms().into();
+        let forgotten_ms = expires_ms.saturating_add(past_ms);
         let id = ticket.id;
         let mut written = true;
         for bucket in ticket.buckets() {
@@ -23,12 +25,12 @@ impl Table {
                 continue;
             };
             if Record::end(bytes, id, expires_ms) {
-                match limits.grace_ms {
-                    0 => self.remove(bucket, id),
-                    _ => self.ended.push_back(Expiring {
+                match forgotten_ms == now_ms {
+                    true => self.remove(bucket, id),
+                    false => self.ended.push_back(Expiring {
                         bucket,
                         id,
-                        expires_ms,
+                        expires_ms: forgotten_ms,
                     }),
                 }
                 written &= self.publish(to, bucket).is_ok();

@@ -115,6 +115,7 @@ impl Table {
             id: new.id,
             started_ms: now_ms,
             expires_ms: None,
+            past_ms: limits.past_after_grace_ms(),
             headers_bucket,
             key: key.key.as_bytes(),
             context: new.context,

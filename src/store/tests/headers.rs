@@ -45,7 +45,7 @@ fn a_request_without_headers_has_none() {
     worker.insert(0, "a", b"ctx");
     let found = &worker.find(0, "a")[0];
     assert_eq!(worker.store.headers(&data, found), Some(vec![]));
-    assert_eq!(worker.store.size().1, 31 + 2 + 3);
+    assert_eq!(worker.store.size().1, 33 + 2 + 3);
 }
 
 #[test]

@@ -39,6 +39,44 @@ fn without_grace_an_entry_is_gone_at_once() {
     assert_eq!(worker.store.size(), (0, 0));
 }
 
+/// A call may come later than the grace, while another request with the key is served.
+#[test]
+fn a_request_is_known_for_a_while_after_its_grace() {
+    const PAST_MS: u64 = 1000;
+    const END_MS: u64 = 10_000;
+    for grace_ms in [0, 100, PAST_MS, 5000] {
+        let data = InMemory::default();
+        let limits = Limits {
+            grace_ms,
+            past_ms: 1000,
+            ..MANY
+        };
+        let mut here = Worker::new(&data, 7, limits);
+        let mut there = Worker::new(&data, 8, limits);
+        let ticket = here.insert(0, "a", b"1").ticket;
+        there.insert(0, "a", b"2");
+        here.end(END_MS, ticket);
+        let forgotten_ms = PAST_MS.max(grace_ms);
+        for after_ms in [0, grace_ms, forgotten_ms - 1, forgotten_ms] {
+            for worker in [&mut here, &mut there] {
+                let Candidates { found, past, .. } = worker.candidates(END_MS + after_ms, "a");
+                let known = [
+                    found.iter().any(|one| one.context == b"1"),
+                    past.iter().any(|one| one.context == b"1"),
+                ];
+                let expected = [
+                    after_ms < grace_ms,
+                    after_ms >= grace_ms && after_ms < PAST_MS,
+                ];
+                assert_eq!(known, expected, "{grace_ms} {after_ms}");
+                assert!(found.iter().any(|one| one.context == b"2"));
+            }
+        }
+        here.tick(END_MS + forgotten_ms);
+        assert_eq!(here.store.size(), (0, 0));
+    }
+}
+
 #[test]
 fn ending_twice_or_after_eviction_does_nothing() {
     let data = InMemory::default();

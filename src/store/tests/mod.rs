@@ -17,6 +17,7 @@ const LIMITS: Limits = Limits {
     bytes: 100_000,
     bucket_bytes: 100_000,
     grace_ms: 100,
+    past_ms: 0,
 };
 
 const MANY: Limits = Limits {

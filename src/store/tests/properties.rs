@@ -130,7 +130,7 @@ proptest! {
                 }
                 Crowded::Find(w, k) => {
                     let name = key(&k.to_string());
-                    let Candidates { found, complete } = find(&mut workers[w], &data, now, &name);
+                    let Candidates { found, complete, .. } = find(&mut workers[w], &data, now, &name);
                     let mut seen = Vec::new();
                     for found in &found {
                         let n = usize::from_le_bytes(found.context[..].try_into().unwrap());

@@ -16,7 +16,7 @@ use support::{Headers, Seen, Sidecar};
 const CONFIG: &str = r#"{"attribution": "inferred", "grace_ms": 0}"#;
 const WORKERS: u64 = 2;
 /// As `src/attribution/journal/mod.rs` names a segment, with the worker and the place.
-const JOURNAL: &[u8] = b"b3relay/4/log/";
+const JOURNAL: &[u8] = b"b3relay/5/log/";
 
 /// The input, a piece at a time. At its end it has no more.
 struct Script<'a>(&'a [u8]);

@@ -49,6 +49,7 @@ fuzz_target!(|input: &[u8]| {
         bytes: 4096,
         bucket_bytes: 4096,
         grace_ms: 0,
+        past_ms: 0,
     };
     let keys = [&b"key"[..], b"other"].map(Key::request_id);
     let [Some(key), Some(other)] = keys else {
