@@ -56,7 +56,7 @@ demo: $(WASM) $(TOOLS)/venv/.done ## One click as a trace, without the filter an
 	$(PYTHON) -m mesh.demo
 
 .PHONY: test
-test: test-core test-wasm test-rules test-worlds ## Every test that needs no root: core, compiled module, real Envoy (5 to 8 min, the first time about 15)
+test: test-core test-wasm test-worlds ## Every quick test that needs no root: core, compiled module, real Envoy (about TIME, the first time about 10 min)
 
 ##@ More
 .PHONY: demo-ui
@@ -98,9 +98,14 @@ docs: cargo ## Write docs/config.schema.json and the tables in docs anew, from t
 	UPDATE_DOCS=1 cargo test --quiet --locked --test docs
 
 .PHONY: test-wasm
-test-wasm: $(WASM) $(NEIGHBOUR) $(OTHER) $(TOOLS)/venv/.done ## The compiled module, in a small proxy-wasm host and in real Envoys; and check.sh on what goes wrong for users
-	$(call say,module: alone and in real Envoys: vectors$(comma) trees$(comma) bad input$(comma) load$(comma) check.sh; about 3 and a half minutes)
-	$(PYTHON) -m pytest -q -n 4 --dist worksteal tests/module tests/envoy tests/check tests/cluster/pages
+test-wasm: $(WASM) $(TOOLS)/venv/.done ## The compiled module, in a small proxy-wasm host and in real Envoys; and check.sh on what goes wrong for users
+	$(call say,module: alone and in real Envoys: vectors$(comma) trees$(comma) bad input$(comma) load$(comma) check.sh; about 3 minutes)
+	$(PYTHON) -m pytest -q -n 5 --dist worksteal -m 'not long' tests/module tests/envoy tests/check tests/cluster/pages tests/monitoring/offline/test_names.py
+
+.PHONY: test-long
+test-long: $(WASM) $(NEIGHBOUR) $(OTHER) $(TOOLS)/venv/.done ## What takes longer: bad neighbours, bad collectors, clocks that jump, upgrades
+	$(call say,envoy: bad neighbours$(comma) bad collectors$(comma) clocks that jump$(comma) upgrades; about 2 minutes)
+	$(PYTHON) -m pytest -q -n 4 --dist worksteal -m long tests/envoy
 
 .PHONY: test-module
 test-module: $(WASM) $(TOOLS)/venv/.done ## The first half of it
@@ -109,7 +114,7 @@ test-module: $(WASM) $(TOOLS)/venv/.done ## The first half of it
 
 .PHONY: test-envoy
 test-envoy: $(WASM) $(NEIGHBOUR) $(OTHER) $(TOOLS)/venv/.done ## The second half
-	$(call say,envoy: the mesh$(comma) bad input$(comma) load$(comma) about 2 minutes)
+	$(call say,envoy: the mesh$(comma) bad input$(comma) load$(comma) about 10 minutes)
 	$(PYTHON) -m pytest -q tests/envoy
 
 .PHONY: test-check
@@ -117,12 +122,10 @@ test-check: $(WASM) $(TOOLS)/venv/.done ## The part of it that is about check.sh
 	$(call say,check: real sidecars that are set up wrong; half a minute)
 	$(PYTHON) -m pytest -q tests/check
 
-# Go is no prerequisite of `make test`: without it the names are compared, and the rest is
-# said not to have run.
 .PHONY: test-rules
-test-rules: $(TOOLS)/venv/.done ## Rules for Prometheus and dashboard for Grafana, with the real promtool (Go; the first time 2 to 4 min)
+test-rules: go $(TOOLS)/venv/.done ## Rules for Prometheus and dashboard for Grafana, with the real promtool (Go; the first time 2 to 4 min)
 	$(call say,rules: promtool$(comma) the schema of Grafana$(comma) and the names; half a minute)
-	@if command -v go >/dev/null; then $(PYTHON) -m mesh.prometheus promtool dashboard-check; fi
+	$(PYTHON) -m mesh.prometheus promtool dashboard-check
 	$(PYTHON) -m pytest -q -rs tests/monitoring/offline
 
 CLICKS ?= 1000
@@ -305,11 +308,11 @@ $(TOOLS)/envoys/%/.done: | $(TOOLS)/venv/.done
 # What has to do with Envoy itself: trees, forms, headers, configuration, protocols.
 ENVOY_TESTS ?= tests/envoy
 .PHONY: test-envoys
-test-envoys: $(WASM) $(NEIGHBOUR) $(OTHER) $(TOOLS)/venv/.done ## The tests of real Envoy, on each of ENVOYS (1.36.4 1.37.0 1.38.2 1.39.3); a minute and a half each
+test-envoys: $(WASM) $(TOOLS)/venv/.done ## The quick tests of real Envoy, on each of ENVOYS (1.36.4 1.37.0 1.38.2 1.39.3); a minute and a half each
 	@$(MAKE) --no-print-directory $(foreach version,$(ENVOYS),$(TOOLS)/envoys/$(version)/.done)
 	@failed=''; for version in $(ENVOYS); do \
 	  printf '\n\033[1m%s\033[0m\n' "envoy $$version"; \
-	  ENVOY="$(TOOLS)/envoys/$$version/envoy/_bin/envoy" $(PYTHON) -m pytest -q -n 3 --dist worksteal $(ENVOY_TESTS) \
+	  ENVOY="$(TOOLS)/envoys/$$version/envoy/_bin/envoy" $(PYTHON) -m pytest -q -n 4 --dist worksteal -m 'not long' $(ENVOY_TESTS) \
 	    || failed="$$failed $$version"; \
 	done; [ -z "$$failed" ] || { echo "b3relay: failed with Envoy$$failed"; exit 1; }
 

@@ -86,6 +86,7 @@ def test_pushed_configurations(attribution: str) -> None:
         assert "panic" not in running.log()
 
 
+@pytest.mark.long
 @ATTRIBUTION
 def test_hot_restart(attribution: str) -> None:
     with Processes() as processes:

@@ -70,6 +70,7 @@ def run(
     return pod, log, evicted
 
 
+@pytest.mark.long
 def test_a_neighbour_that_panics() -> None:
     """In a VM of its own, since its code is another: b3relay does not notice. Envoy answers
     the request in which a VM panics with 503, once for each worker, and goes on without
@@ -80,6 +81,7 @@ def test_a_neighbour_that_panics() -> None:
     assert pod.load.calls["missed"] == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", ["truncated", "random", "another", "large"])
 def test_a_neighbour_that_spoils_what_is_stored(what: str) -> None:
     """Traces are lost, and nothing else."""
@@ -89,19 +91,21 @@ def test_a_neighbour_that_spoils_what_is_stored(what: str) -> None:
     assert "panicked" not in log and "critical" not in log, log[-2000:]
 
 
+@pytest.mark.long
 def test_a_neighbour_that_fills_the_shared_data() -> None:
     pod, log, _ = run(neighbour("many"))
     assert pod.load.calls["right"] == 2 * pod.load.requests
     assert "panicked" not in log and "critical" not in log, log[-2000:]
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4, 8])
+@pytest.mark.parametrize("workers", [1, 2, *(pytest.param(n, marks=pytest.mark.long) for n in (4, 8))])
 def test_any_number_of_workers(workers: int) -> None:
     pod, _, evicted = run(None, workers)
     assert pod.load.calls["right"] == 2 * pod.load.requests
     assert evicted == 0
 
 
+@pytest.mark.long
 def test_no_room() -> None:
     """More requests at once than the smallest store holds: the oldest are forgotten."""
     pod, _, evicted = run(None, workers=1, users=400, capacity=64)
@@ -146,6 +150,7 @@ def ahead(running: Envoy) -> float:
 HOUR = 3600
 
 
+@pytest.mark.long
 def test_a_clock_that_jumps() -> None:
     """Forwards, backwards and by years. What was in flight may be forgotten; what comes
     afterwards is joined."""

@@ -189,6 +189,7 @@ def counted(mesh: Mesh) -> dict[str, int]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "how", ["down", "500", "resets", "never answers", "never reads", "missing"]
 )
@@ -236,6 +237,7 @@ def test_a_collector_that_comes_back_gets_spans_again() -> None:
             assert len(collector.spans()) >= SPANS
 
 
+@pytest.mark.long
 def test_many_calls_at_once_are_all_reported() -> None:
     with Mesh(outbound_config=spans_to(), work_ms=0, concurrency=2) as mesh:
         clicks = mesh.clicks(300, in_flight=16)

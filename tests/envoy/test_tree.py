@@ -42,8 +42,15 @@ def test_without_the_filter_the_trace_is_in_pieces() -> None:
     assert len(found) == 4 * CLICKS, "else the tests below show nothing"
 
 
-@pytest.mark.parametrize("concurrency", [1, 4])
-@pytest.mark.parametrize("http2", [False, True], ids=["http1", "http2"])
+@pytest.mark.parametrize(
+    ("http2", "concurrency"),
+    [
+        pytest.param(False, 1, id="http1-1"),
+        pytest.param(False, 4, id="http1-4", marks=pytest.mark.long),
+        pytest.param(True, 1, id="http2-1", marks=pytest.mark.long),
+        pytest.param(True, 4, id="http2-4"),
+    ],
+)
 def test_with_the_filter_the_tree_is_the_references(
     reference: Trees, http2: bool, concurrency: int
 ) -> None:

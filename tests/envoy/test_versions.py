@@ -12,6 +12,8 @@ from mesh.procs import MeshError, Processes
 from mesh.pushes import Pushes
 from mesh.steady import Pod, decisions
 
+pytestmark = pytest.mark.long
+
 OTHER = ROOT / "target/other-version/wasm32-wasip1/release/b3relay.wasm"
 
 
@@ -22,9 +24,7 @@ def other() -> Path:
 
 
 def test_they_are_of_different_versions() -> None:
-    assert (
-        b"b3relay/4/" in wasm_path().read_bytes() or b"b3relay/0/" not in wasm_path().read_bytes()
-    )
+    assert b"b3relay/0/" not in wasm_path().read_bytes()
     assert b"b3relay/0/" in other().read_bytes()
 
 

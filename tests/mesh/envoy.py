@@ -41,6 +41,8 @@ _COLLECTOR = "collector"
 COUNTED_AT_ONCE = 16
 # Seconds after which every worker has ticked: two periods.
 TICK = 2.1
+# A counter that was raised often is raised with the tick until it was not, between two ticks.
+_OFTEN_FOR = 2 * TICK
 # How Istio's bootstrap turns parts of a metric's name into labels.
 _STATS_TAGS = {
     "cache": r"(cache\.(.+?)\.)",
@@ -569,12 +571,12 @@ class Envoy:
         self._program = program
         self._under = under
         self.process: Process
-        # By prefix, readings of counters when nothing was still to be counted.
-        self._exact: dict[str, list[tuple[float, dict[str, float]]]] = {}
+        # By prefix, what was read of the counters, and when.
+        self._readings: dict[str, list[tuple[float, dict[str, float]]]] = {}
 
     def start(self) -> None:
         """Start it; the caller waits until it is ready."""
-        self._exact.clear()
+        self._readings.clear()
         path = self._processes.directory / f"{self.name}.yaml"
         path.write_text(yaml.safe_dump(self.bootstrap, sort_keys=False))
         self.process = self._processes.start(
@@ -616,21 +618,16 @@ class Envoy:
         b3relay raises a counter that is raised often only with its next tick: there
         these are read until they stay the same.
         """
-        exact = self._exact.setdefault(prefix, [(0.0, {})])
+        readings = self._readings.setdefault(prefix, [(0.0, {})])
         found = self._stats_now(prefix)
-        # No counter was raised often if none rose by so much since an exact reading that is
-        # older than the tick before the last reading.
-        before = [values for at, values in exact if at <= exact[-1][0] - TICK / 2]
-        since = before[-1] if before else exact[0][1]
-        if not _often(since, found):
-            exact.append((time.monotonic(), found))
-            return found
-        for _ in range(5):
-            time.sleep(TICK)
-            last, found = found, self._stats_now(prefix)
-            if not _often(last, found):
-                break
-        exact[:] = [(time.monotonic(), found)]
+        older = [values for at, values in readings if at <= time.monotonic() - _OFTEN_FOR]
+        if _often(older[-1], found):
+            for _ in range(5):
+                time.sleep(TICK)
+                last, found = found, self._stats_now(prefix)
+                if not _often(last, found):
+                    break
+        readings.append((time.monotonic(), found))
         return found
 
     def _stats_now(self, prefix: str) -> dict[str, float]:

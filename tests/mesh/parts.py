@@ -104,11 +104,11 @@ PARTS = {
         first=("istio-tools", "release-tools"),
     ),
     "docker": Part(("test-docker",), docker_obstacles),
-    # 1.40 runs the same in `make test`.
-    "envoys": Part(("test-envoys", "ENVOYS=1.38.2 1.39.3"), lambda: []),
+    # 1.40 runs the quick ones in `make test`.
+    "envoys": Part(("test-envoys", "test-long", "ENVOYS=1.38.2 1.39.3"), lambda: []),
     "instructions": Part(("bench-instructions",), lambda: lacking("cargo", "valgrind")),
     "manifests": Part(("test-manifests",), lambda: lacking("go")),
-    "monitoring": Part(("test-monitoring",), lambda: lacking("go")),
+    "monitoring": Part(("test-monitoring", "test-rules"), lambda: lacking("go")),
     "release": Part(("test-release",), lambda: lacking("cargo", "go", "node", "npm")),
     "sdks": Part(("test-sdks",), lambda: lacking("node", "npm", "java", "javac", "mvn")),
     "sidecars": Part(
