@@ -95,7 +95,9 @@ impl Workers {
     pub(super) fn register(&mut self, data: &impl SharedData, now_ms: u64) -> Option<u16> {
         for _ in 0..TRIES {
             let (list, cas) = data.get(&WORKERS).unwrap_or((Vec::new(), IF_MISSING));
-            let mut workers: Vec<Worker> = Worker::decode(&mut list.as_slice()).collect();
+            let List {
+                mut workers, given, ..
+            } = List::decode(&list);
             workers.retain(|worker| {
                 worker.is_alive([now_ms, self.alive_at_ms]) && worker.nonce != self.nonce
             });
@@ -109,11 +111,12 @@ impl Workers {
                 nonce: self.nonce,
                 heartbeat_ms: now_ms,
             });
-            if data.set(&WORKERS, &Worker::encode(&workers), cas).is_err() {
+            let list = List::encode(given.max(number + 1), &workers);
+            if data.set(&WORKERS, &list, cas).is_err() {
                 continue;
             }
             // Empties the buckets of a dead worker that had the number.
-            for bucket in 0..BUCKETS {
+            for bucket in (0..BUCKETS).filter(|_| number < given) {
                 let name = bucket_name(number, bucket);
                 if data.get(&name).is_some_and(|(bytes, _)| !bytes.is_empty()) {
                     let _ = data.set(&name, &[], ALWAYS);
@@ -138,13 +141,18 @@ impl Workers {
             let Some((list, cas)) = data.get(&WORKERS) else {
                 return true;
             };
-            let mut workers: Vec<Worker> = Worker::decode(&mut list.as_slice()).collect();
+            let List {
+                mut workers, given, ..
+            } = List::decode(&list);
             let own = workers
                 .iter_mut()
                 .find(|worker| worker.number == number && worker.nonce == self.nonce);
             let Some(own) = own else { return false };
             own.heartbeat_ms = now_ms;
-            if data.set(&WORKERS, &Worker::encode(&workers), cas).is_ok() {
+            if data
+                .set(&WORKERS, &List::encode(given, &workers), cas)
+                .is_ok()
+            {
                 break;
             }
         }
@@ -154,19 +162,57 @@ impl Workers {
     /// Reads the list.
     fn read(&mut self, data: &impl SharedData, now_ms: u64) {
         let list = data.get(&WORKERS).map(|(list, _)| list).unwrap_or_default();
-        let mut rest = list.as_slice();
-        self.others.clear();
+        let List {
+            workers, is_whole, ..
+        } = List::decode(&list);
         let times = [now_ms, self.alive_at_ms];
-        let others = Worker::decode(&mut rest)
+        let others = workers
+            .iter()
             .filter(|other| other.nonce != self.nonce && other.is_alive(times));
+        self.others.clear();
         self.others
             .extend(others.map(|other| (other.number, other.nonce)));
-        self.all_known = rest.is_empty();
+        self.all_known = is_whole;
+    }
+}
+
+/// The list of workers. Encoded as: how many numbers were ever given u16, and then each
+/// worker; integers are little-endian.
+struct List {
+    /// As many as could be decoded.
+    workers: Vec<Worker>,
+    /// A number from this on was never given to a worker.
+    given: u16,
+    /// All of it could be decoded.
+    is_whole: bool,
+}
+
+impl List {
+    /// No bytes are the list before the first worker.
+    fn decode(mut list: &[u8]) -> Self {
+        let given = match list {
+            [] => Some(0),
+            _ => read_u16(&mut list),
+        };
+        Self {
+            workers: std::iter::from_fn(|| Worker::decode(&mut list)).collect(),
+            given: given.unwrap_or(u16::MAX),
+            is_whole: list.is_empty() && given.is_some(),
+        }
+    }
+
+    fn encode(given: u16, workers: &[Worker]) -> Vec<u8> {
+        let mut list = Vec::with_capacity(2 + workers.len() * Worker::LENGTH);
+        list.extend_from_slice(&given.to_le_bytes());
+        for worker in workers {
+            worker.encode(&mut list);
+        }
+        list
     }
 }
 
 /// A worker in the list. Encoded as: number u16, nonce u64, time of the last heartbeat in
-/// milliseconds u64; integers are little-endian.
+/// milliseconds u64.
 #[derive(Clone, Copy, Debug)]
 struct Worker {
     number: u16,
@@ -183,27 +229,21 @@ impl Worker {
         times.into_iter().any(near)
     }
 
-    /// As many as can be decoded; leaves the rest.
-    fn decode<'a>(list: &'a mut &[u8]) -> impl Iterator<Item = Self> + 'a {
-        std::iter::from_fn(move || {
-            let mut one = list.get(..Self::LENGTH)?;
-            let read = Self {
-                number: read_u16(&mut one)?,
-                nonce: read_u64(&mut one)?,
-                heartbeat_ms: read_u64(&mut one)?,
-            };
-            *list = list.get(Self::LENGTH..)?;
-            Some(read)
-        })
+    /// Takes one off the beginning; leaves what cannot be decoded.
+    fn decode(list: &mut &[u8]) -> Option<Self> {
+        let mut one = list.get(..Self::LENGTH)?;
+        let read = Self {
+            number: read_u16(&mut one)?,
+            nonce: read_u64(&mut one)?,
+            heartbeat_ms: read_u64(&mut one)?,
+        };
+        *list = list.get(Self::LENGTH..)?;
+        Some(read)
     }
 
-    fn encode(workers: &[Self]) -> Vec<u8> {
-        let mut list = Vec::with_capacity(workers.len() * Self::LENGTH);
-        for worker in workers {
-            list.extend_from_slice(&worker.number.to_le_bytes());
-            list.extend_from_slice(&worker.nonce.to_le_bytes());
-            list.extend_from_slice(&worker.heartbeat_ms.to_le_bytes());
-        }
-        list
+    fn encode(&self, list: &mut Vec<u8>) {
+        list.extend_from_slice(&self.number.to_le_bytes());
+        list.extend_from_slice(&self.nonce.to_le_bytes());
+        list.extend_from_slice(&self.heartbeat_ms.to_le_bytes());
     }
 }

@@ -245,7 +245,7 @@ proptest! {
         prop_assert!(entries <= 50 && bytes <= 4000);
         // The seed, the list, what is remembered, and what is known to be missing.
         let beside = worker.store.table.size().2;
-        prop_assert_eq!(data.size().1, 8 + 18 + bytes + beside);
+        prop_assert_eq!(data.size().1, 8 + 2 + 18 + bytes + beside);
         prop_assert!(beside <= usize::from(BUCKETS) * (32 * 17 + 5));
     }
 }

@@ -35,6 +35,33 @@ fn requests_spread_over_the_buckets() {
     );
 }
 
+/// The buckets of a number that was never given are not there: they are not asked for.
+#[test]
+fn buckets_are_emptied_where_a_number_was_given_before() {
+    let data = Counting::default();
+    let first_request = |nonce: u64, now: u64| {
+        let mut store = Store::open(&data, nonce);
+        data.counts();
+        store.insert(&data, MANY, now, &[key("a")], &nonce.to_le_bytes(), &[]);
+        (store, data.counts().0)
+    };
+    let (_, reads) = first_request(1, 0);
+    assert_eq!(reads, 1);
+    let (_, reads) = first_request(2, 0);
+    assert_eq!(reads, 1);
+    // Both are dead.
+    for nonce in [3, 4] {
+        let (mut store, reads) = first_request(nonce, 70_000);
+        assert_eq!(reads, 1 + usize::from(BUCKETS));
+        let found = find(&mut store, &data, 70_000, &key("a")).found;
+        let contexts: Vec<&[u8]> = found.iter().map(|found| &*found.context).collect();
+        let living: Vec<[u8; 8]> = (3..=nonce).rev().map(u64::to_le_bytes).collect();
+        assert_eq!(contexts, living);
+    }
+    let (_, reads) = first_request(5, 70_000);
+    assert_eq!(reads, 1);
+}
+
 #[test]
 fn every_worker_is_asked() {
     let data = InMemory::default();
