@@ -192,6 +192,19 @@ beside() {
   remedy "$said"
 }
 
+# The image of an EnvoyFilter that the agent could not fetch when it was last asked for it.
+# Envoy refuses what the agent puts into its place, and keeps the filter from before.
+unfetched() {
+  grep '^EnvoyFilter' "$work/forms" | cut -f 4 | tr ' ' '\n' | sort -u | while IFS= read -r url; do
+    case $url in oci://*/*) ;; *) continue ;; esac
+    name=${url##*/}
+    awk -v url="$url" -v name="${name%%[:@]*}" '
+      /fetching image/ && index($0, name) { failed = 0 }
+      index($0, "cannot fetch Wasm module " url ":") { failed = 1 }
+      END { if (failed) print url }
+    ' "$work/log"
+  done
+}
 # The last of what Envoy, or the agent, says of why it did not take something.
 complaint() {
   kubectl -n "$namespace" logs "$1" -c istio-proxy --tail=5000 2>/dev/null >"$work/log" || true
@@ -266,6 +279,11 @@ sidecar() {
     side "$pod" inbound "$in_ours" "$seen_in" 'requests'
     side "$pod" outbound "$out_ours" "$seen_out" 'calls'
     beside
+    url=$(unfetched)
+    [ -z "$url" ] || {
+      wrong "$pod: $url could not be fetched, and the module from before is still at work: $said"
+      remedy "$said"
+    }
   fi
   if [ "$in_most" -gt 1 ] || [ "$out_most" -gt 1 ]; then
     wrong "$pod: the filter is there twice: two forms select this pod"
@@ -350,7 +368,7 @@ counters() {
   explain ambiguous 'calls had a request ID that two traces share: let the gateway make the IDs'
   explain conflict 'calls carried a part of some other context'
   explain malformed 'calls carried identifiers that cannot be read (docs/rules.md)'
-  explain outside 'calls went to hosts outside the mesh: `mesh_hosts` (docs/forms.md)'
+  explain outside 'calls went to hosts outside the mesh: `mesh_hosts` (docs/configuration.md)'
   explain too_large 'calls had no room for the context'
   explain off 'calls came while the relay is switched off: `relay`'
   bad evicted_total 'requests were forgotten for lack of room: raise `capacity`'

@@ -13,7 +13,6 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from cluster import bookinfo
@@ -24,7 +23,7 @@ from mesh.collector import Collector, Span
 from mesh.envoy import Common, Config, Envoy, Wasm
 from mesh.mesh import SERVICES, Reply, request, wasm_path
 from mesh.ports import HOST, free_port
-from mesh.procs import MeshError, Process, Processes
+from mesh.procs import MeshError, Process, Processes, Stacked
 from mesh.tree import Node
 
 _TRACING = (
@@ -69,7 +68,7 @@ def tree(client_spans: bool) -> Node:
     return Node("gateway", "CLIENT", "/productpage", (page,))
 
 
-class World:
+class World(Stacked):
     """Keeps the services and the collector running while the sidecars come and go."""
 
     def __enter__(self) -> Self:
@@ -84,14 +83,6 @@ class World:
             self._start_services()
             self._stack = stack.pop_all()
         return self
-
-    def __exit__(
-        self,
-        type_: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(type_, error, traceback)
 
     def clicks(
         self,

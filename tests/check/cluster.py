@@ -130,7 +130,7 @@ def check(
     ``real`` is Kubernetes' kubectl and the server that it is to ask, for `kubectl get`.
     """
     state, programs = directory / "state", directory / "bin"
-    programs.mkdir()
+    programs.mkdir(parents=True)
     (state / "pods").mkdir(parents=True)
     (state / "objects.json").write_text(json.dumps(cluster.objects))
     (state / "unknown-kinds.json").write_text(json.dumps(cluster.unknown_kinds))

@@ -34,7 +34,7 @@ PAGES = (
     "config_dump?resource=static_listeners",
 )
 _RELOADED = "extension_config_discovery.http_filter.b3relay.outbound.config_reload$"
-_UPDATE = "gRPC config for type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig"
+UPDATE = "gRPC config for type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig"
 # As Istio's agent starts Envoy.
 _LOG_FORMAT = "%Y-%m-%dT%T.%fZ\t%l\tenvoy %n %g:%#\t%v\tthread=%t"
 
@@ -222,5 +222,5 @@ def record(setup: Setup) -> Recorded:
             time.sleep(1.5)  # what is counted on a tick
             pages: dict[str, Any] = {page: running.admin(f"/{page}") for page in PAGES}
             # What Envoy says of what came by xDS.
-            log = running.log().replace("Filesystem config update", _UPDATE)
+            log = running.log().replace("Filesystem config update", UPDATE)
             return Recorded(pages, log)

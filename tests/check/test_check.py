@@ -21,7 +21,8 @@ from check.cluster import (
     shipped,
     telemetry,
 )
-from check.sidecar import MODULE, Recorded, Setup, record
+from check.sidecar import MODULE, UPDATE, Recorded, Setup, record
+from mesh.mesh import ROOT
 
 IMAGE = "oci://registry.example.com/b3relay:0.1.0"
 
@@ -243,6 +244,44 @@ def test_an_image_that_cannot_be_fetched(tmp_path: Path) -> None:
     assert f"form: EnvoyFilter shop/b3relay, image {IMAGE}" in said.text
     assert "correct the name of the image" in said.text
     assert "mounted" not in said.text
+
+
+FETCHING = (
+    "2026-11-26T12:00:00.000000Z\tinfo\twasm\tfetching image b3relay from registry "
+    "registry.example.com with tag 0.1.0\n"
+)
+
+
+def test_an_image_that_cannot_be_fetched_while_one_is_at_work(tmp_path: Path) -> None:
+    """What the agent logs of it. Envoy keeps the filter that it has."""
+    log = FETCHING + (
+        "2026-11-26T12:00:00.000000Z\terror\twasm\terror in converting the wasm config to local: "
+        f"cannot fetch Wasm module {IMAGE}: could not fetch Wasm OCI image: could not fetch manifest: "
+        "MANIFEST_UNKNOWN: manifest unknown. applying allow RBAC filter\n"
+        "2026-11-26T12:00:00.010000Z\twarning\tenvoy config source/grpc_subscription_impl.cc:160\t"
+        f"{UPDATE} rejected: Error: filter config has type URL "
+        "envoy.extensions.filters.http.rbac.v3.RBAC but expect "
+        "envoy.extensions.filters.http.wasm.v3.Wasm.\tthread=498\n"
+    )
+    state = cluster().without("EnvoyFilter").without("ConfigMap")
+    state.put(from_image(shipped("sidecars/envoyfilter.yaml"), IMAGE))
+    state.sidecars["front-1"] = Recorded(sidecar("right").pages, log)
+    said = check(state, tmp_path)
+    wrong(said, f"front-1: {IMAGE} could not be fetched, and the module from before is still at work")
+    assert "correct the name of the image" in said.text
+    # Fetched later, or not asked for any more.
+    state.sidecars["front-1"] = Recorded(sidecar("right").pages, log + FETCHING)
+    right(check(state, tmp_path / "later"))
+    before = cluster().without("EnvoyFilter").without("ConfigMap")
+    before.put(from_image(shipped("sidecars/envoyfilter.yaml"), IMAGE.replace("0.1.0", "0.0.9")))
+    before.sidecars["front-1"] = Recorded(sidecar("right").pages, log)
+    right(check(before, tmp_path / "before"))
+
+
+def test_the_pages_that_it_names_are_there() -> None:
+    named = set(re.findall(r"[a-z/-]+\.md", SCRIPT.read_text(), re.IGNORECASE))
+    assert "docs/metrics.md" in named
+    assert not [page for page in named if not (ROOT / page).is_file()]
 
 
 def test_client_spans_are_on(tmp_path: Path) -> None:

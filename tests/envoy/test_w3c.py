@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Self
 
 import pytest
@@ -16,7 +15,7 @@ from mesh.envoy import Direction, Envoy, Wasm
 from mesh.mesh import EXPECTED_TREE, Mesh, wasm_path
 from mesh.plain import Answer, Connection, Echo, Plain, RawHeaders
 from mesh.ports import HOST, free_port
-from mesh.procs import Processes
+from mesh.procs import Processes, Stacked
 from mesh.tree import Node, normal_forms, render, traces
 
 CLICKS = 10
@@ -349,7 +348,7 @@ def test_a_decision_is_written(plain: Plain, decision: bytes, flags: bytes) -> N
 # One pod, with an application that answers when it is told to.
 
 
-class Pod:
+class Pod(Stacked):
     """A sidecar without a tracer. Requests are held until they are let go; calls are made
     by the test, to a server that says what it got."""
 
@@ -400,14 +399,6 @@ class Pod:
             stack.callback(self._calls.close)
             self._stack = stack.pop_all()
         return self
-
-    def __exit__(
-        self,
-        type_: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(type_, error, traceback)
 
     @contextmanager
     def serving(self, path: str, headers: RawHeaders) -> Iterator[None]:

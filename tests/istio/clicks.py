@@ -1,12 +1,23 @@
 """Clicks on the sidecar mesh, and what they ought to become."""
 
+import re
+
 from istio.cluster import GATEWAY, NAMESPACE, PODS, ROOT_NAMESPACE
 from istio.manifests import Document
 from istio.sidecar_mesh import SidecarMesh
 from mesh.apps import PATHS
+from mesh.mesh import ROOT
 from mesh.tree import Node, Score, score
 
 CLICKS = 5
+
+
+def stat_tags() -> dict[str, str]:
+    """The annotation by which Istio takes the labels apart, as docs/metrics.md has it."""
+    metrics = (ROOT / "docs/metrics.md").read_text()
+    told = re.search(r"`(proxy\.istio\.io/config): '(\{.*?\})'`", metrics, re.DOTALL)
+    assert told is not None
+    return {told[1]: told[2]}
 
 
 def server(service: str, *children: Node) -> Node:

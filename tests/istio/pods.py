@@ -31,8 +31,6 @@ _ADMIN_PORT = 15000
 _READY_PORT = 15021
 # Where the agent has Envoy's metrics for Prometheus, and its own.
 STATS_PORT = 15020
-# The labels of b3relay's metrics.
-EXTRA_STAT_TAGS = ("action", "decision", "direction", "key", "reason", "rule")
 _CLONE_NEWNET = 0x40000000
 
 
@@ -194,8 +192,6 @@ class RunningPod:
                     "drainDuration": f"{drain_seconds}s",
                     # Istio leaves out most statistics.
                     "proxyStatsMatcher": {"inclusionSuffixes": ["ssl.handshake"]},
-                    # As docs/metrics.md has it: b3relay's labels are labels.
-                    "extraStatTags": list(EXTRA_STAT_TAGS),
                 }
             ),
             **environment,
@@ -208,11 +204,11 @@ class RunningPod:
         command += ["--log_output_level=default:info"]
         self.agent = self._inside(f"agent-{self.name}", command, variables)
 
-    def annotate(self, name: str, value: str) -> None:
-        """An annotation of the pod, which the agent reads when it starts."""
+    def annotate(self, annotations: Mapping[str, str]) -> None:
+        """The annotations of the pod, which the agent reads when it starts."""
         path = self._directory / "etc" / "istio" / "pod" / "annotations"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{name}={json.dumps(value)}\n")
+        lines = (f"{name}={json.dumps(value)}\n" for name, value in annotations.items())
+        path.write_text("".join(lines))
 
     def stop_agent(self) -> None:
         self._processes.stop(self.agent)

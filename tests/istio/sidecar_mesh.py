@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from istio import cluster
@@ -20,14 +19,14 @@ from istio.tools import CONTROL_PLANE, Istio, istio
 from mesh.apps import PATHS
 from mesh.collector import Collector, Span
 from mesh.mesh import Headers, Reply, request, wasm_path
-from mesh.procs import MeshError, Processes
+from mesh.procs import MeshError, Processes, Stacked
 from mesh.tree import click_of
 
 # Envoy hands its spans over every five seconds.
 _FLUSH_SECONDS = 15.0
 
 
-class SidecarMesh:
+class SidecarMesh(Stacked):
     """Brings everything up on entry and stops everything on exit.
 
     program       Istio's programs, of one version
@@ -40,6 +39,7 @@ class SidecarMesh:
     drain_seconds how long Envoy keeps a listener that was replaced, and what it was
                   refused; Istio's default is 45
     work_ms       how long each app works before it makes its calls
+    annotations   of all pods
     collector_pod whether a pod with a sidecar takes the spans, and hands them on
     """
 
@@ -54,6 +54,7 @@ class SidecarMesh:
         collect: bool = True,
         drain_seconds: int = 2,
         work_ms: float = 2,
+        annotations: Mapping[str, str] | None = None,
         collector_pod: bool = False,
     ) -> None:
         self._istio = program or istio()
@@ -65,6 +66,7 @@ class SidecarMesh:
         self._collect = collect
         self._drain_seconds = drain_seconds
         self._work_ms = work_ms
+        self._annotations = dict(annotations or {})
         self._collector_pod = collector_pod
         self._numbers = itertools.count(1)
         self.applied: set[str] = set()
@@ -82,14 +84,6 @@ class SidecarMesh:
             self._start()
             self._stack = stack.pop_all()
         return self
-
-    def __exit__(
-        self,
-        type_: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(type_, error, traceback)
 
     def _objects(self) -> list[Document]:
         return cluster.objects(self._mtls, self._collector_pod)
@@ -133,6 +127,7 @@ class SidecarMesh:
                 running.start_forwarder(cluster.ZIPKIN_PORT, cluster.NODE, cluster.BEHIND_PORT)
             elif not pod.gateway:
                 running.start_app(self._forward, work_ms=self._work_ms)
+            running.annotate(self._annotations)
             self.start_agent(running)
         self.wait_ready()
 

@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 
 import aiohttp
@@ -22,7 +21,7 @@ from mesh.apps import CALLS, PATHS
 from mesh.collector import Collector, Span
 from mesh.envoy import Address, Common, Envoy, Tracer, Wasm
 from mesh.ports import HOST, free_port
-from mesh.procs import MeshError, Process, Processes
+from mesh.procs import MeshError, Process, Processes, Stacked
 from mesh.tree import Node
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,7 +135,7 @@ def request(
     return Reply(response.status, response.getheaders(), body)
 
 
-class Mesh:
+class Mesh(Stacked):
     """Brings everything up on entry and stops everything on exit.
 
     forward      what the apps copy: a name of mesh.apps.FORWARD; or by service
@@ -222,14 +221,6 @@ class Mesh:
             self._start(address)
             self._stack = stack.pop_all()
         return self
-
-    def __exit__(
-        self,
-        type_: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(type_, error, traceback)
 
     def _enter_collector(self, stack: ExitStack) -> Address:
         given = self._given_collector

@@ -16,7 +16,7 @@ from mesh import envoy
 from mesh.envoy import Direction, Envoy, Wasm
 from mesh.mesh import wasm_path
 from mesh.ports import HOST, free_port
-from mesh.procs import Processes
+from mesh.procs import Processes, Stacked
 
 RawHeaders = list[tuple[str, bytes]]
 
@@ -107,7 +107,7 @@ class Connection:
         return Answer(status, received, body)
 
 
-class Plain:
+class Plain(Stacked):
     """Listeners by name, each with its direction and its filter's configuration
     (or None for no filter)."""
 
@@ -147,14 +147,6 @@ class Plain:
             stack.callback(self._close)
             self._stack = stack.pop_all()
         return self
-
-    def __exit__(
-        self,
-        type_: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(type_, error, traceback)
 
     def _close(self) -> None:
         for connection in self._connections.values():

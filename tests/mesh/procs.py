@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
@@ -21,6 +21,20 @@ _STOP_SECONDS = 5.0
 
 class MeshError(RuntimeError):
     """A process did not start, died, or did not answer in time."""
+
+
+class Stacked:
+    """What is made of others: `__enter__` enters these, and keeps the stack of them."""
+
+    _stack: ExitStack
+
+    def __exit__(
+        self,
+        type_: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(type_, error, traceback)
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from mesh import envoy
@@ -25,7 +24,7 @@ from mesh.collector import Collector
 from mesh.envoy import Common, Envoy, Tracer, Wasm
 from mesh.mesh import SERVICES, request, wasm_path
 from mesh.ports import HOST, free_port
-from mesh.procs import MeshError, Process, Processes
+from mesh.procs import MeshError, Process, Processes, Stacked
 from sdks.judge import Judged, judge
 from sdks.stacks import STACKS, Sdk, environment
 
@@ -55,7 +54,7 @@ class Seen:
         return f"decisions: {json.dumps(said)}\n{self.judged.picture}"
 
 
-class World:
+class World(Stacked):
     """Keeps the collector and the services running while the sidecars come and go."""
 
     def __enter__(self) -> Self:
@@ -70,14 +69,6 @@ class World:
         self._apps: dict[tuple[str, Sdk], dict[str, int]] = {}
         self._next_click = 1
         return self
-
-    def __exit__(
-        self,
-        type_: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(type_, error, traceback)
 
     def run(
         self, stack: str, mesh: str, sdk: Sdk, config: str | None, clicks: int

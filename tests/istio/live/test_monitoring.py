@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from istio.clicks import apply
+from istio.clicks import apply, stat_tags
 from istio.images import ours
 from istio.pods import STATS_PORT, RunningPod
 from istio.sidecar_mesh import SidecarMesh
@@ -28,7 +28,7 @@ def labels_of(pod: RunningPod) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def mesh() -> Iterator[SidecarMesh]:
-    with SidecarMesh() as mesh:
+    with SidecarMesh(annotations=stat_tags()) as mesh:
         apply(mesh, ours("sidecars"))
         yield mesh
 
@@ -58,9 +58,11 @@ def test_every_query_has_data(mesh: SidecarMesh) -> None:
             assert list(found.values()) == [0], (query, found)
         else:
             assert found == {}, (query, found)
+    rates = "workload:b3relay_calls:rate5m > 0"
+    wait(prometheus, f"count({rates}) == 2")
     workloads = {
         series["metric"]["workload"]: series["metric"]
-        for series in prometheus.get("query", query="workload:b3relay_calls:rate5m > 0")["result"]
+        for series in prometheus.get("query", query=rates)["result"]
     }
     assert set(workloads) == {"productpage-v1", "reviews-v1"}
     assert {one["decision"] for one in workloads.values()} == {"copied"}
