@@ -108,7 +108,7 @@ PARTS = {
     "envoys": Part(("test-envoys", "test-long", "ENVOYS=1.38.2 1.39.3"), lambda: []),
     "instructions": Part(("bench-instructions",), lambda: lacking("cargo", "valgrind")),
     "manifests": Part(("test-manifests",), lambda: lacking("go")),
-    "monitoring": Part(("test-monitoring", "test-rules"), lambda: lacking("go")),
+    "monitoring": Part(("test-monitoring",), lambda: lacking("go")),
     "release": Part(("test-release",), lambda: lacking("cargo", "go", "node", "npm")),
     "sdks": Part(("test-sdks",), lambda: lacking("node", "npm", "java", "javac", "mvn")),
     "sidecars": Part(
