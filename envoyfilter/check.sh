@@ -179,7 +179,7 @@ refused() {
       }
       for (i = 1; i <= n; i++)
         # What came later may be the correction of the one that was meant.
-        if (since(came[i], said) < 10 && since(came[i], said) - least < 1 && (!later || key == "" || index(told[i], "\"" key "\\\""))) found[i]
+        if (since(came[i], said) < 10 && since(came[i], said) - least < 1 && (!later || (key != "" && index(told[i], "\"" key "\\\"")))) found[i]
     }
     END { for (i = 1; i <= n; i++) if (i in found) { printf "%s%s", between, name[i]; between = " or " } }
   ' "$work/received" "$work/log"

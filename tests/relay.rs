@@ -281,6 +281,44 @@ fn a_late_call_is_not_taken_for_one_of_another_request() {
     }
 }
 
+/// A late call names its request: it is not guessed that it is of the only one in flight.
+#[test]
+fn a_late_call_is_not_guessed() {
+    for attribution in ["exclusive", "inferred"] {
+        let config = format!(r#"{{"attribution": "{attribution}", "grace_ms": 0}}"#);
+        let sidecar = Sidecar::with(&config, &config, 1);
+        for n in 0..40 {
+            // One after the other, so that it is known what requests do.
+            let id = format!("x-request-id: 0f7a1c2e-1b2d-9c3e-9d4f-5a6b7c8d{n:04x}");
+            let request = sidecar.inbound(&[&id, TRACE, SPAN, ":path: /a"]);
+            sidecar.wait(5);
+            let new = format!("x-request-id: 1f7a1c2e-1b2d-9c3e-9d4f-5a6b7c8d{n:04x}");
+            sidecar.outbound(&[&new, ":authority: stock", ":path: /b"]);
+            sidecar.wait(5);
+            sidecar.end(&request);
+            sidecar.wait(1500);
+        }
+        let late = sidecar.inbound(&[ID, TRACE, SPAN, ":path: /a"]);
+        sidecar.wait(5);
+        sidecar.end(&late);
+        sidecar.wait(5);
+        sidecar.inbound(&[OTHER_ID, OTHER_TRACE, OTHER_SPAN, ":path: /a"]);
+        sidecar.wait(5);
+        // A call with an ID that nobody knows is of the only request.
+        let new = "x-request-id: 2f7a1c2e-1b2d-9c3e-9d4f-5a6b7c8d9e0f";
+        let guessed = sidecar.outbound(&[new, ":authority: stock", ":path: /b"]);
+        assert!(matches!(
+            guessed.decision,
+            Some(Decision::Exclusive | Decision::Inferred)
+        ));
+        assert_b3(
+            &sidecar.outbound(&[ID, ":authority: stock", ":path: /b"]),
+            Decision::Unknown,
+            &[],
+        );
+    }
+}
+
 #[test]
 fn within_one_trace_the_latest_request_counts() {
     let sidecar = sidecar();

@@ -15,7 +15,8 @@ pub(super) enum ByKeys {
     /// None, for this reason. With a match: a trace ID of the application's own, which an
     /// earlier call had that was attributed to this request.
     Nobody(Decision, Option<Match>),
-    /// None is known, but one may have been removed from the store for lack of room.
+    /// None is known, but one may have been removed from the store for lack of room; or the
+    /// request has ended, and its grace is over.
     Forgotten(Decision),
 }
 
@@ -51,7 +52,8 @@ impl Filter {
         for key in keys.by_ref() {
             let mut candidates = store.find_until(host, now_ms, &key, names_span);
             if candidates.found.is_empty() {
-                is_forgotten |= !candidates.complete;
+                // A late call names its request: it is of no other.
+                is_forgotten |= !candidates.complete || !candidates.past.is_empty();
             }
             if !among.found.is_empty() {
                 let is_known =
@@ -76,7 +78,7 @@ impl Filter {
                 return ByKeys::Nobody(Decision::Unknown, Some(one));
             }
             Ok(one) => one,
-            // It may be of one that had to go.
+            // It is of one that is over, or may be of one that had to go.
             Err(decision) if is_forgotten => return ByKeys::Forgotten(decision),
             Err(decision) => return ByKeys::Nobody(decision, None),
         };

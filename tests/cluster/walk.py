@@ -71,6 +71,14 @@ def runs() -> Iterator[tuple[str, str]]:
                             yield PAGES[name], find(PAGES[name], str(part.value))
 
 
+_PODS = "kubectl -n shop get pods -o name"
+_LOG = (
+    "kubectl -n shop logs $pod -c istio-proxy | grep -e rejected -e 'cannot fetch' | cut -c 1-400;"
+    " kubectl -n shop exec $pod -c istio-proxy -- pilot-agent request GET"
+    " 'config_dump?mask=ecds_filters' | grep -e '\"name\"' -e last_updated"
+)
+
+
 @dataclass
 class Held:
     """A command that holds its terminal."""
@@ -145,8 +153,17 @@ class Walk:
         )
         first = command.splitlines()[0]
         print(f"$ {first}  [{time.monotonic() - began:.1f} s]\n{done.stdout}{done.stderr}")
-        assert done.returncode == status, f"{command}\n{done.stdout}{done.stderr}"
+        assert done.returncode == status, f"{command}\n{done.stdout}{done.stderr}{self._logs()}"
         return done.stdout + done.stderr
+
+    def _logs(self) -> str:
+        """What the sidecars of the shop say of their filters."""
+        return subprocess.run(
+            ["bash", "-c", f"for pod in $({_PODS}); do echo $pod; {_LOG}; done"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        ).stdout
 
     def hold(self, page: str, part: str, *, ready: str) -> None:
         """Start one that holds its terminal, and wait until it prints ``ready``. One that
