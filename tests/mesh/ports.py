@@ -9,8 +9,9 @@ HOST = "127.0.0.1"
 
 # Below the range from which Linux takes the local ports of outgoing
 # connections (32768 and up), or such a connection could take a port between
-# the moment we choose it and the moment a process listens on it.
-_RANGE = range(15000, 32000)
+# the moment we choose it and the moment a process listens on it. And below the node ports
+# of Kubernetes (30000 to 32767): on a node they lead elsewhere, though nothing listens.
+_RANGE = range(15000, 30000)
 # Test processes that run side by side (pytest-xdist: gw0, gw1, ...) do not
 # choose among the same ones, for the same reason.
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
