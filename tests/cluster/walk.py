@@ -75,7 +75,10 @@ _PODS = "kubectl -n shop get pods -o name"
 _LOG = (
     "kubectl -n shop logs $pod -c istio-proxy | grep -e rejected -e 'cannot fetch' | cut -c 1-400;"
     " kubectl -n shop exec $pod -c istio-proxy -- pilot-agent request GET"
-    " 'config_dump?mask=ecds_filters' | grep -e '\"name\"' -e last_updated"
+    " 'config_dump?mask=ecds_filters' | grep -e '\"name\"' -e last_updated;"
+    " kubectl -n shop exec $pod -c istio-proxy -- pilot-agent request GET"
+    " 'stats?filter=update_rejected';"
+    " kubectl -n shop exec $pod -c istio-proxy -- ls -l --time-style=full-iso /etc/b3relay/"
 )
 
 
@@ -153,10 +156,10 @@ class Walk:
         )
         first = command.splitlines()[0]
         print(f"$ {first}  [{time.monotonic() - began:.1f} s]\n{done.stdout}{done.stderr}")
-        assert done.returncode == status, f"{command}\n{done.stdout}{done.stderr}{self._logs()}"
+        assert done.returncode == status, f"{command}\n{done.stdout}{done.stderr}{self.filters()}"
         return done.stdout + done.stderr
 
-    def _logs(self) -> str:
+    def filters(self) -> str:
         """What the sidecars of the shop say of their filters."""
         return subprocess.run(
             ["bash", "-c", f"for pod in $({_PODS}); do echo $pod; {_LOG}; done"],

@@ -16,7 +16,7 @@ from cluster.settings import HUB, OLDER_TAG, older_manifests
 from cluster.steps import apply, eventually, settle, trees_of_shop
 from cluster.traces import Tree
 from cluster.traffic import SHOP_HOST, Traffic
-from cluster.walk import FORMS, GUIDE, Walk
+from cluster.walk import FORMS, GUIDE, Walk, wait_for
 from mesh.pages import ROOT
 
 pytestmark = pytest.mark.timeout(900)
@@ -63,7 +63,11 @@ def test_strict_mutual_tls(walk: Walk) -> None:
         "spec": {"mtls": {"mode": "STRICT"}},
     }
     apply(walk, yaml.safe_dump(strict))
-    eventually(lambda: not plain_text_is_answered(walk), "plain text is refused")
+    wait_for(
+        lambda: not plain_text_is_answered(walk),
+        60,
+        lambda: f"plain text is refused\n{walk.filters()}",
+    )
     as_shown(walk)
     assert "WRONG" not in walk.run(FORMS, CHECK)
     walk.quiet("kubectl -n shop delete peerauthentication default")
