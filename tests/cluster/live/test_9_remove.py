@@ -43,4 +43,5 @@ def test_remove_everything(walk: Walk) -> None:
     )
     left = walk.quiet("kubectl get namespaces -o name")
     assert "namespace/shop" not in left and "namespace/bookinfo" not in left
-    assert "istio" not in walk.quiet("kubectl get mutatingwebhookconfigurations -o name")
+    webhooks = "kubectl get mutatingwebhookconfigurations -o name"
+    eventually(lambda: "istio" not in walk.quiet(webhooks), "the webhooks are gone")
