@@ -114,8 +114,8 @@ test-module: $(WASM) $(TOOLS)/venv/.done ## The first half of it
 
 .PHONY: test-envoy
 test-envoy: $(WASM) $(NEIGHBOUR) $(OTHER) $(TOOLS)/venv/.done ## The second half
-	$(call say,envoy: the mesh$(comma) bad input$(comma) load$(comma) about 10 minutes)
-	$(PYTHON) -m pytest -q tests/envoy
+	$(call say,envoy: the mesh$(comma) bad input$(comma) load$(comma) several minutes)
+	$(PYTHON) -m pytest -q -n 4 --dist worksteal tests/envoy
 
 .PHONY: test-check
 test-check: $(WASM) $(TOOLS)/venv/.done ## The part of it that is about check.sh
@@ -190,8 +190,8 @@ artifact-push: $(WASM) $(ORAS) ## The module as an OCI artifact, pushed to IMAGE
 
 PARTS ?= agreement backends bookinfo browser docker envoys instructions manifests monitoring release sdks sidecars
 .PHONY: test-mesh
-test-mesh: $(TOOLS)/venv/.done $(TOOLS)/venv/.docker ## Tests with long builds: PARTS (agreement backends bookinfo browser docker envoys instructions manifests monitoring release sdks sidecars, and cluster); says at the end what this machine could not run (about 25 min, the first time about 45)
-	$(call say,mesh: $(PARTS); about 25 minutes$(comma) the first time about 45)
+test-mesh: $(TOOLS)/venv/.done $(TOOLS)/venv/.docker ## Tests with long builds: PARTS (agreement backends bookinfo browser docker envoys instructions manifests monitoring release sdks sidecars, and cluster); says at the end what this machine could not run (about 40 min, the first time longer)
+	$(call say,mesh: $(PARTS); about 40 minutes$(comma) the first time longer)
 	$(PYTHON) -m mesh.parts $(PARTS)
 
 .PHONY: test-backends
@@ -255,7 +255,7 @@ test-manifests: $(WASM) $(TOOLS)/venv/.docker istio-tools
 # Pods are network namespaces, in a world of their own that ends with the command.
 .PHONY: test-sidecars
 test-sidecars: $(WASM) $(TOOLS)/venv/.done istio-tools zipkin
-	$(call say,sidecars: pilot-agents and Envoys in pods$(comma) under a real control plane; 10 minutes)
+	$(call say,sidecars: pilot-agents and Envoys in pods$(comma) under a real control plane; 12 minutes)
 	$(PYTHON) -m mesh.prometheus prometheus
 	$(ISTIO_ENV) $(PYTHON) -m istio.world $(PYTHON) -m pytest -q -rs tests/istio/live
 
@@ -310,7 +310,7 @@ $(TOOLS)/envoys/%/.done: | $(TOOLS)/venv/.done
 # What has to do with Envoy itself: trees, forms, headers, configuration, protocols.
 ENVOY_TESTS ?= tests/envoy
 .PHONY: test-envoys
-test-envoys: $(WASM) $(TOOLS)/venv/.done ## The quick tests of real Envoy, on each of ENVOYS (1.36.4 1.37.0 1.38.2 1.39.3); a minute and a half each
+test-envoys: $(WASM) $(TOOLS)/venv/.done ## The quick tests of real Envoy, on each of ENVOYS (1.36.4 1.37.0 1.38.2 1.39.3); 3 minutes each
 	@$(MAKE) --no-print-directory $(foreach version,$(ENVOYS),$(TOOLS)/envoys/$(version)/.done)
 	@failed=''; for version in $(ENVOYS); do \
 	  printf '\n\033[1m%s\033[0m\n' "envoy $$version"; \

@@ -115,8 +115,9 @@ impl Workers {
             if data.set(&WORKERS, &list, cas).is_err() {
                 continue;
             }
-            // Empties the buckets of a dead worker that had the number.
-            for bucket in (0..BUCKETS).filter(|_| number < given) {
+            // Empties the buckets of a dead worker that had the number, if one had.
+            let buckets = if number < given { BUCKETS } else { 0 };
+            for bucket in 0..buckets {
                 let name = bucket_name(number, bucket);
                 if data.get(&name).is_some_and(|(bytes, _)| !bytes.is_empty()) {
                     let _ = data.set(&name, &[], ALWAYS);

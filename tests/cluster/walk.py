@@ -162,10 +162,9 @@ class Walk:
     def filters(self) -> str:
         """What the sidecars of the shop say of their filters."""
         return subprocess.run(
-            ["bash", "-c", f"for pod in $({_PODS}); do echo $pod; {_LOG}; done"],
+            ["timeout", "60", "bash", "-c", f"for pod in $({_PODS}); do echo $pod; {_LOG}; done"],
             capture_output=True,
             text=True,
-            timeout=60,
         ).stdout
 
     def hold(self, page: str, part: str, *, ready: str) -> None:

@@ -571,7 +571,7 @@ class Envoy:
         self._program = program
         self._under = under
         self.process: Process
-        # By prefix, what was read of the counters, and when.
+        # By prefix, what was read of the counters, and when; no older ones than are needed.
         self._readings: dict[str, list[tuple[float, dict[str, float]]]] = {}
 
     def start(self) -> None:
@@ -620,8 +620,10 @@ class Envoy:
         """
         readings = self._readings.setdefault(prefix, [(0.0, {})])
         found = self._stats_now(prefix)
-        older = [values for at, values in readings if at <= time.monotonic() - _OFTEN_FOR]
-        if _often(older[-1], found):
+        # Of those that are old enough the last one is enough.
+        while len(readings) > 1 and readings[1][0] <= time.monotonic() - _OFTEN_FOR:
+            readings.pop(0)
+        if _often(readings[0][1], found):
             for _ in range(5):
                 time.sleep(TICK)
                 last, found = found, self._stats_now(prefix)

@@ -1,8 +1,9 @@
 """Each cell, measured once: without b3relay, and with a configuration of it."""
 
-from types import TracebackType
+from contextlib import ExitStack
 from typing import Self
 
+from mesh.procs import Stacked
 from sdks.cells import Cell
 from sdks.judge import LINKS, Edge, Judged
 from sdks.stacks import Sdk
@@ -11,7 +12,7 @@ from sdks.world import SDK_SPANS, SIDECAR_SPANS, Seen, World
 CLICKS = 10
 
 
-class Measured:
+class Measured(Stacked):
     """Runs what is asked for, and keeps what it saw."""
 
     def __init__(self, clicks: int = CLICKS) -> None:
@@ -20,16 +21,10 @@ class Measured:
         self._seen: dict[tuple[str, str, Sdk, str | None], dict[str, Seen]] = {}
 
     def __enter__(self) -> Self:
-        self._world.__enter__()
+        with ExitStack() as stack:
+            stack.enter_context(self._world)
+            self._stack = stack.pop_all()
         return self
-
-    def __exit__(
-        self,
-        type_: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._world.__exit__(type_, error, traceback)
 
     def seen(self, cell: Cell, config: str | None) -> Seen:
         """``config``: None for the sidecars without b3relay."""
