@@ -83,6 +83,18 @@ def settle(walk: Walk, namespace: str = "shop") -> None:
     wait_for(gone, 180, lambda: f"old pods in {namespace}")
 
 
+def module_is_in_every_pod(walk: Walk) -> bool:
+    """A kubelet looks every minute or two for what is new in a ConfigMap, where pods run
+    already that have it mounted."""
+    look = "ls /etc/b3relay/plugin.wasm >/dev/null 2>&1 && echo here || echo absent"
+    names = walk.quiet("kubectl -n shop get pods -o name").split()
+    found = [
+        walk.quiet(f"kubectl -n shop exec {name} -c istio-proxy -- sh -c {shlex.quote(look)}")
+        for name in names
+    ]
+    return all(line.strip() == "here" for line in found)
+
+
 def warnings_are_known(printed: str) -> None:
     told = [line for line in printed.splitlines() if "Warning" in line]
     assert all(any(known in line for known in WARNINGS) for line in told), told

@@ -191,6 +191,8 @@ def test_bookinfo_that_forwards_nothing(walk: Walk) -> None:
     steps.warnings_are_known(walk.run(GUIDE, "kubectl -n bookinfo apply -f envoyfilter/example/forwards-nothing.yaml"))
     walk.run(GUIDE, "kubectl -n bookinfo rollout restart deployment")
     walk.run(GUIDE, "kubectl -n bookinfo rollout status deployment")
+    # Its programs end at once when their pod does, before all callers know of it.
+    settle(walk, "bookinfo")
     bookinfo_until(walk, lambda trees: trees == traces.shown(GUIDE, 3))
     found = decisions_of_productpage(walk)
     assert found["exclusive"] > 0 and found["copied"] == 0, found

@@ -31,6 +31,7 @@ def installed(walk: Walk) -> None:
     """The form `sidecars`, in the shop; whoever has mounted the module, need not restart."""
     walk.run(GUIDE, "kubectl -n shop create configmap b3relay")
     walk.run(GUIDE, "--patch-file envoyfilter/mount.yaml")
+    eventually(lambda: steps.module_is_in_every_pod(walk), "the kubelets bring the module", 180)
     walk.run(GUIDE, "kubectl -n shop apply -k envoyfilter/sidecars")
     settle(walk)
     steps.until_one_trace(walk)
