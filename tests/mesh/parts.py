@@ -1,5 +1,6 @@
-"""``python -m mesh.parts PART...``: the tests with long builds, one after the other, and
-beside them the one that mostly waits.
+"""``python -m mesh.parts PART...``: the tests with long builds, in two rows: those that
+mostly wait run one after the other, beside the rest, which does so too. Before both, what
+has to have the machine for itself.
 
 Each part is a target of the Makefile. At the end it is said of each whether it passed,
 and how long it took; of one that this machine cannot run, why, and what to install.
@@ -12,9 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -76,11 +76,12 @@ def browser_obstacles() -> list[str]:
 class Part:
     target: tuple[str, ...]
     obstacles: Callable[[], list[str]]
-    # Mostly waits: it runs beside the others, and what it prints is shown at the end.
+    # Has expectations that a busy machine does not meet: nothing runs beside it.
+    alone: bool = False
+    # Mostly waits: it runs beside those that do not; what it prints is shown at its end.
     beside: bool = False
-    # Run where no part is named.
-    by_default: bool = True
-    # Targets that others need as well, so that no two make them at the same time.
+    # Targets that those beside it need as well: made before, so that no two make them at
+    # the same time.
     first: tuple[str, ...] = ()
 
 
@@ -100,8 +101,7 @@ PARTS = {
         ("test-cluster",),
         cluster_obstacles,
         beside=True,
-        by_default=False,
-        first=("istio-tools", "release-tools"),
+        first=("istio-tools", "release", "zipkin"),
     ),
     "docker": Part(("test-docker",), docker_obstacles),
     # 1.40 runs the quick ones in `make test`.
@@ -110,14 +110,18 @@ PARTS = {
     "manifests": Part(("test-manifests",), lambda: lacking("go")),
     "monitoring": Part(("test-monitoring",), lambda: lacking("go")),
     "release": Part(("test-release",), lambda: lacking("cargo", "go", "node", "npm")),
-    "sdks": Part(("test-sdks",), lambda: lacking("node", "npm", "java", "javac", "mvn")),
+    # What a call belongs to is seen from when it is made: the first dozen clicks of a
+    # sidecar may have one that is left alone where programs are slow to begin.
+    "sdks": Part(
+        ("test-sdks",), lambda: lacking("node", "npm", "java", "javac", "mvn"), alone=True
+    ),
     "sidecars": Part(
-        ("test-sidecars",), lambda: lacking("go", "java", "mvn") + istio.world.obstacles()
+        ("test-sidecars",),
+        lambda: lacking("go", "java", "mvn") + istio.world.obstacles(),
+        beside=True,
+        first=("istio-tools", "zipkin"),
     ),
 }
-
-
-DEFAULT = [name for name, part in PARTS.items() if part.by_default]
 
 
 @dataclass(frozen=True)
@@ -161,39 +165,43 @@ def _make(
     )
 
 
-@contextmanager
-def started(name: str) -> Iterator[Callable[[], Outcome]]:
-    """Runs a part beside what is inside; then the outcome can be had, and is waited for."""
-    if PARTS[name].first and not PARTS[name].obstacles():
-        _make(PARTS[name].first)
-    with tempfile.TemporaryFile() as output, ThreadPoolExecutor(1) as executor:
-        running = executor.submit(run, name, output)
-
-        def outcome() -> Outcome:
-            found = running.result()
-            output.seek(0)
-            print(output.read().decode(errors="replace"), flush=True)
-            return found
-
-        yield outcome
+def run_quietly(name: str) -> tuple[Outcome, str]:
+    """The outcome, and what the part has printed."""
+    with tempfile.TemporaryFile() as output:
+        outcome = run(name, output)
+        output.seek(0)
+        return outcome, output.read().decode(errors="replace")
 
 
 def main(names: list[str]) -> int:
-    names = names or DEFAULT
-    beside = [name for name in names if PARTS[name].beside and len(names) > 1]
+    names = names or list(PARTS)
+    alone = [name for name in names if PARTS[name].alone]
+    beside = [name for name in names if PARTS[name].beside]
+    rest = [name for name in names if name not in [*alone, *beside]]
+    if beside and rest:
+        # Of each target once, in this order.
+        runnable = [PARTS[name] for name in beside if not PARTS[name].obstacles()]
+        if first := list(dict.fromkeys(target for part in runnable for target in part.first)):
+            _make(first)
+    else:
+        alone, beside, rest = names, [], []
     found: dict[str, Outcome] = {}
 
     def note(outcome: Outcome) -> None:
         found[outcome.name] = outcome
         print(outcome, flush=True)
 
-    with ExitStack() as stack:
-        waiting = [stack.enter_context(started(name)) for name in beside]
-        for name in names:
-            if name not in beside:
-                note(run(name))
-        for outcome_of in waiting:
-            note(outcome_of())
+    for name in alone:
+        note(run(name))
+    # One worker: its parts run one after the other.
+    with ThreadPoolExecutor(1) as executor:
+        waiting = [executor.submit(run_quietly, name) for name in beside]
+        for name in rest:
+            note(run(name))
+        for future in waiting:
+            outcome, printed = future.result()
+            print(printed)
+            note(outcome)
     outcomes = [found[name] for name in names]
     print("\nAll parts:")
     for outcome in outcomes:
