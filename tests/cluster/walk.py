@@ -78,8 +78,14 @@ _LOG = (
     " 'config_dump?mask=ecds_filters' | grep -e '\"name\"' -e last_updated;"
     " kubectl -n shop exec $pod -c istio-proxy -- pilot-agent request GET"
     " 'stats?filter=update_rejected';"
-    " kubectl -n shop exec $pod -c istio-proxy -- ls -l --time-style=full-iso /etc/b3relay/"
+    " kubectl -n shop exec $pod -c istio-proxy -- ls -l --time-style=full-iso /etc/b3relay/;"
+    # Istio's own metrics have Envoy's response flags.
+    " kubectl -n shop exec $pod -c istio-proxy -- pilot-agent request GET stats/prometheus |"
+    " grep '^istio_requests_total' | grep -v 'response_code=\"200\"' |"
+    " sed -E 's/.*(reporter=\"[a-z]*\").*(destination_service_name=\"[^\"]*\").*(response_code=.*)/\\1 \\2 \\3/'"
 )
+# A probe that was not answered takes a pod out of its service for a while.
+_EVENTS = "kubectl -n shop get events --field-selector type=Warning --sort-by .lastTimestamp | tail -20"
 
 
 @dataclass
@@ -160,9 +166,11 @@ class Walk:
         return done.stdout + done.stderr
 
     def filters(self) -> str:
-        """What the sidecars of the shop say of their filters."""
+        """What the sidecars of the shop say of their filters and of failed requests, and the
+        kubelet of the pods."""
+        script = f"for pod in $({_PODS}); do echo $pod; {_LOG}; done; {_EVENTS}"
         return subprocess.run(
-            ["timeout", "60", "bash", "-c", f"for pod in $({_PODS}); do echo $pod; {_LOG}; done"],
+            ["timeout", "60", "bash", "-c", script],
             capture_output=True,
             text=True,
         ).stdout

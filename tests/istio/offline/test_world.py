@@ -37,8 +37,8 @@ Completed = subprocess.CompletedProcess[str]
 def machine(
     monkeypatch: pytest.MonkeyPatch, without: str = "", failing: str = "", unrun: str = ""
 ) -> list[str]:
-    """One that lacks a program, or where a target fails, or does not run after all. What
-    is called is in the list."""
+    """One that lacks a program, or where a target fails, or does not run after all. The
+    first target of each call of make is in the list."""
     called: list[str] = []
 
     def make(command: list[str], env: dict[str, str], **_: object) -> Completed:
@@ -98,33 +98,31 @@ def test_a_part_that_fails_lets_the_others_run(
     assert "  FAILED: backends (" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("failing", ["", "test-cluster"])
+@pytest.mark.parametrize("failing", ["", "test-sidecars"])
 def test_a_part_beside_the_others(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failing: str
 ) -> None:
-    """What several of them need is made before."""
+    """What it shares with them is made before."""
     called = machine(monkeypatch, failing=failing)
-    assert parts.main(["cluster", "manifests"]) == (1 if failing else 0)
-    assert called[:1] == ["istio-tools"]
-    assert sorted(called[1:]) == ["test-cluster", "test-manifests"]
+    assert parts.main(["manifests", "sidecars"]) == (1 if failing else 0)
+    assert called[0] == "istio-tools"
+    assert sorted(called[1:]) == ["test-manifests", "test-sidecars"]
     summary = capsys.readouterr().out.split("All parts:\n")[1].splitlines()
-    assert summary[0].startswith(f"  {'FAILED' if failing else 'passed'}: cluster (")
-    assert summary[1].startswith("  passed: manifests (")
+    assert summary[0].startswith("  passed: manifests (")
+    assert summary[1].startswith(f"  {'FAILED' if failing else 'passed'}: sidecars (")
 
 
-def test_a_part_alone_is_beside_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_part_needs_nothing_made_before(monkeypatch: pytest.MonkeyPatch) -> None:
     called = machine(monkeypatch)
-    assert parts.main(["cluster"]) == 0
-    assert called == ["test-cluster"]
+    assert parts.main(["sidecars"]) == 0
+    assert called == ["test-sidecars"]
 
 
-def test_those_that_wait_run_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_have_the_machine_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     called = machine(monkeypatch)
-    assert parts.main(["sidecars", "sdks", "cluster", "release"]) == 0
-    assert called[:2] == ["istio-tools", "test-sdks"]
-    waiting = [target for target in called[2:] if target != "test-release"]
-    assert waiting == ["test-sidecars", "test-cluster"]
-    assert called.count("test-release") == 1
+    assert parts.main(["release", "sidecars", "sdks", "cluster"]) == 0
+    assert called[:3] == ["istio-tools", "test-sdks", "test-cluster"]
+    assert sorted(called[3:]) == ["test-release", "test-sidecars"]
 
 
 def test_every_part_is_a_target() -> None:
