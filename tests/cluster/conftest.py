@@ -5,7 +5,7 @@ one has installed the next one finds.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,28 @@ from cluster.walk import PAGES, Walk
 from mesh.pages import ROOT
 
 
+_WALK = pytest.StashKey[Walk]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With whatever fails, what the sidecars say: the cluster is gone when it is read."""
+    report = yield
+    walk = item.session.stash.get(_WALK, None)
+    if report.failed and walk is not None:
+        report.sections.append(("the shop", walk.filters()))
+    return report
+
+
 @pytest.fixture(scope="session")
-def walk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
-    walk = Walk(tmp_path_factory.mktemp("walk"))
+def walk(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Walk]:
+    walk = request.session.stash[_WALK] = Walk(tmp_path_factory.mktemp("walk"))
     yield walk
+    del request.session.stash[_WALK]
     walk.end()
     for page in PAGES.values():
         run, all_of_it = walk.count(page)

@@ -86,13 +86,13 @@ def settle(walk: Walk, namespace: str = "shop") -> None:
 def module_is_in_every_pod(walk: Walk) -> bool:
     """A kubelet looks every minute or two for what is new in a ConfigMap, where pods run
     already that have it mounted."""
-    look = "ls /etc/b3relay/plugin.wasm >/dev/null 2>&1 && echo here || echo absent"
-    names = walk.quiet("kubectl -n shop get pods -o name").split()
-    found = [
-        walk.quiet(f"kubectl -n shop exec {name} -c istio-proxy -- sh -c {shlex.quote(look)}")
-        for name in names
-    ]
-    return all(line.strip() == "here" for line in found)
+    look = "test -e /etc/b3relay/plugin.wasm && echo here || echo absent"
+    pods = walk.quiet("kubectl -n shop get pods -o name").split()
+    return all(
+        walk.quiet(f"kubectl -n shop exec {pod} -c istio-proxy -- sh -c {shlex.quote(look)}")
+        == "here\n"
+        for pod in pods
+    )
 
 
 def warnings_are_known(printed: str) -> None:

@@ -99,11 +99,7 @@ PARTS = {
     "browser": Part(("test-browser",), lambda: lacking("java", "mvn") + browser_obstacles()),
     # No request is to be lost in a rollout. The shop goes on for 5 s after it is told to end:
     # on a machine with a load of 15 its callers may not yet know by then.
-    "cluster": Part(
-        ("test-cluster",),
-        cluster_obstacles,
-        alone=True,
-    ),
+    "cluster": Part(("test-cluster",), cluster_obstacles, alone=True),
     "docker": Part(("test-docker",), docker_obstacles),
     # 1.40 runs the quick ones in `make test`.
     "envoys": Part(("test-envoys", "test-long", "ENVOYS=1.38.2 1.39.3"), lambda: []),
@@ -120,7 +116,7 @@ PARTS = {
         ("test-sidecars",),
         lambda: lacking("go", "java", "mvn") + istio.world.obstacles(),
         beside=True,
-        first=("istio-tools", "zipkin"),
+        first=("istio-tools", "wasm", "zipkin"),
     ),
 }
 
@@ -179,13 +175,12 @@ def main(names: list[str]) -> int:
     alone = [name for name in names if PARTS[name].alone]
     beside = [name for name in names if PARTS[name].beside]
     rest = [name for name in names if name not in [*alone, *beside]]
-    if beside and rest:
-        # Of each target once, in this order.
-        runnable = [PARTS[name] for name in beside if not PARTS[name].obstacles()]
-        if first := list(dict.fromkeys(target for part in runnable for target in part.first)):
-            _make(first)
-    else:
+    if not (beside and rest):
+        # Nothing to run beside another: one after the other, as they are named.
         alone, beside, rest = names, [], []
+    runnable = [PARTS[name] for name in beside if not PARTS[name].obstacles()]
+    if first := list(dict.fromkeys(target for part in runnable for target in part.first)):
+        _make(first)
     found: dict[str, Outcome] = {}
 
     def note(outcome: Outcome) -> None:

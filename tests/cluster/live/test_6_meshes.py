@@ -16,7 +16,7 @@ from cluster.settings import HUB, OLDER_TAG, older_manifests
 from cluster.steps import apply, eventually, settle, trees_of_shop
 from cluster.traces import Tree
 from cluster.traffic import SHOP_HOST, Traffic
-from cluster.walk import FORMS, GUIDE, Walk, wait_for
+from cluster.walk import FORMS, GUIDE, Walk
 from mesh.pages import ROOT
 
 pytestmark = pytest.mark.timeout(900)
@@ -31,9 +31,9 @@ def installed(walk: Walk) -> None:
     """The form `sidecars`, in the shop; whoever has mounted the module, need not restart."""
     walk.run(GUIDE, "kubectl -n shop create configmap b3relay")
     walk.run(GUIDE, "--patch-file envoyfilter/mount.yaml")
+    settle(walk)
     eventually(lambda: steps.module_is_in_every_pod(walk), "the kubelets bring the module", 180)
     walk.run(GUIDE, "kubectl -n shop apply -k envoyfilter/sidecars")
-    settle(walk)
     steps.until_one_trace(walk)
 
 
@@ -64,11 +64,7 @@ def test_strict_mutual_tls(walk: Walk) -> None:
         "spec": {"mtls": {"mode": "STRICT"}},
     }
     apply(walk, yaml.safe_dump(strict))
-    wait_for(
-        lambda: not plain_text_is_answered(walk),
-        60,
-        lambda: f"plain text is refused\n{walk.filters()}",
-    )
+    eventually(lambda: not plain_text_is_answered(walk), "plain text is refused")
     as_shown(walk)
     assert "WRONG" not in walk.run(FORMS, CHECK)
     walk.quiet("kubectl -n shop delete peerauthentication default")
