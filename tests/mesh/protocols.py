@@ -485,7 +485,8 @@ def _app(
     outbound["upgrade_configs"] = [{"upgrade_type": "websocket"}, {"upgrade_type": "CONNECT"}]
     outbound["http2_protocol_options"] = {"allow_connect": True}
     hedged = {
-        "retry_policy": {"retry_on": "5xx", "num_retries": 1, "per_try_timeout": "0.1s"},
+        # The second try has as long: on a busy machine, enough of it.
+        "retry_policy": {"retry_on": "5xx", "num_retries": 1, "per_try_timeout": "1s"},
         "hedge_policy": {"hedge_on_per_try_timeout": True},
     }
     connect: Config = {"connect_matcher": {}}

@@ -98,7 +98,8 @@ async def ok(request: web.Request) -> web.StreamResponse:
 
 
 async def sleeps(request: web.Request) -> web.StreamResponse:
-    await asyncio.sleep(0.6)
+    """Until long after all timeouts, on a busy machine too: nobody waits for its answer."""
+    await asyncio.sleep(5)
     return await ok(request)
 
 
@@ -208,20 +209,28 @@ async def nobody_there(app: App) -> None:
 @scenario("DC", "DC", seconds=0.1)
 async def client_gone(app: App) -> None:
     """Before an answer, and in the middle of one."""
+    came = asyncio.Event()
+
+    async def is_silent(request: web.Request) -> web.StreamResponse:
+        came.set()
+        return await sleeps(request)
 
     async def streams(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
         await response.write(b"half")
-        await asyncio.sleep(0.6)
+        await sleeps(request)
         return response
 
-    for answer in (sleeps, streams):
+    for answer in (is_silent, streams):
         app.serve(answer)
-        _, writer = await asyncio.open_connection(HOST, app.net.outbound)
+        reader, writer = await asyncio.open_connection(HOST, app.net.outbound)
         lines = [f"GET {app.path} HTTP/1.1", "host: plain"]
         lines += [f"{name}: {value}" for name, value in app.headers.items()]
         writer.write("\r\n".join([*lines, "", ""]).encode())
+        # The sidecar has seen the request, and so its span has begun.
+        there = came.wait() if answer is is_silent else reader.readuntil(b"half")
+        await asyncio.wait_for(there, 10)
         await asyncio.sleep(0.15)
         writer.close()
         await asyncio.sleep(0.05)
