@@ -128,7 +128,7 @@ test-check: $(WASM) $(TOOLS)/venv/.done ## The part of it that is about check.sh
 test-rules: $(TOOLS)/venv/.done ## Rules for Prometheus and dashboard for Grafana, with the real promtool (Go; the first time 2 to 4 min more)
 	$(call say,rules: promtool$(comma) the schema of Grafana$(comma) and the names; 5 seconds)
 	@if command -v go >/dev/null; then $(PYTHON) -m mesh.prometheus promtool dashboard-check; fi
-	$(PYTHON) -m pytest -q -rs tests/monitoring/offline
+	$(PYTHON) -m pytest -q -rfEs tests/monitoring/offline
 
 CLICKS ?= 1000
 .PHONY: clicks
@@ -250,14 +250,14 @@ test-istio: test-manifests test-sidecars ## Istio's own control plane, sidecars 
 .PHONY: test-manifests
 test-manifests: $(WASM) $(TOOLS)/venv/.docker istio-tools
 	$(call say,manifests: the generator of Istio$(comma) istioctl and Envoy on every manifest$(comma) and on broken ones; 2 minutes)
-	$(ISTIO_ENV) $(PYTHON) -m pytest -q -rs -n 2 tests/istio/offline
+	$(ISTIO_ENV) $(PYTHON) -m pytest -q -rfEs -n 2 tests/istio/offline
 
 # Pods are network namespaces, in a world of their own that ends with the command.
 .PHONY: test-sidecars
 test-sidecars: $(WASM) $(TOOLS)/venv/.done istio-tools zipkin
 	$(call say,sidecars: pilot-agents and Envoys in pods$(comma) under a real control plane; 12 minutes)
 	$(PYTHON) -m mesh.prometheus prometheus
-	$(ISTIO_ENV) $(PYTHON) -m istio.world $(PYTHON) -m pytest -q -rs tests/istio/live
+	$(ISTIO_ENV) $(PYTHON) -m istio.world $(PYTHON) -m pytest -q -rfEs tests/istio/live
 
 .PHONY: test-changes
 test-changes: $(WASM) $(TOOLS)/venv/.done istio-tools ## 1,000 clicks around each push of each form, good, refused and missing: none is lost (root; about 10 minutes)

@@ -3,8 +3,9 @@ other, those that have to have the machine for themselves; then the rest, in two
 that mostly wait, beside those that do not.
 
 Each part is a target of the Makefile. At the end it is said of each whether it passed,
-and how long it took; of one that this machine cannot run, why, and what to install.
-Such a part is no failure, unless CI is set: there every part has to be run.
+how long it took, and which of its tests failed; of one that this machine cannot run, why,
+and what to install. Such a part is no failure, unless CI is set: there every part has to be
+run.
 """
 
 import os
@@ -24,6 +25,7 @@ import docker.debian
 import docker.world
 import istio.world
 from mesh.backends import check_java
+from mesh.failed import FAILED, failed
 from mesh.mesh import ROOT
 from mesh.procs import MeshError
 from mesh.unrun import NOTE, noted
@@ -101,8 +103,8 @@ PARTS = {
     # on a machine with a load of 15 its callers may not yet know by then.
     "cluster": Part(("test-cluster",), cluster_obstacles, alone=True),
     "docker": Part(("test-docker",), docker_obstacles),
-    # 1.40 runs the quick ones in `make test`.
-    "envoys": Part(("test-envoys", "test-long", "ENVOYS=1.38.2 1.39.3"), lambda: []),
+    # 1.40 runs the quick ones in `make test`. They have both cores busy by themselves.
+    "envoys": Part(("test-envoys", "test-long", "ENVOYS=1.38.2 1.39.3"), lambda: [], alone=True),
     "instructions": Part(("bench-instructions",), lambda: lacking("cargo", "valgrind")),
     "manifests": Part(("test-manifests",), lambda: lacking("go")),
     "monitoring": Part(("test-monitoring",), lambda: lacking("go")),
@@ -126,13 +128,15 @@ class Outcome:
     name: str
     seconds: float = 0
     failed: bool = False
+    failed_tests: tuple[str, ...] = ()
     not_run: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if self.not_run:
             return f"not run: {self.name}: {'; '.join(self.not_run)}"
         word = "FAILED" if self.failed else "passed"
-        return f"{word}: {self.name} ({self.seconds:.0f} s; make {PARTS[self.name].target[0]})"
+        line = f"{word}: {self.name} ({self.seconds:.0f} s; make {PARTS[self.name].target[0]})"
+        return "\n    ".join((line, *self.failed_tests))
 
 
 def run(name: str, output: IO[bytes] | None = None) -> Outcome:
@@ -142,12 +146,13 @@ def run(name: str, output: IO[bytes] | None = None) -> Outcome:
         return Outcome(name, not_run=tuple(found))
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
-        note = Path(directory) / "note"
-        done = _make(part.target, output, {NOTE: str(note)})
+        notes = {name: str(Path(directory) / name) for name in (NOTE, FAILED)}
+        done = _make(part.target, output, notes)
         # What a part finds out only on its way.
-        found = noted(note)
+        found = noted(Path(notes[NOTE]))
+        tests = failed(Path(notes[FAILED]))
     seconds = time.monotonic() - began
-    return Outcome(name, seconds, failed=done.returncode != 0, not_run=tuple(found))
+    return Outcome(name, seconds, done.returncode != 0, tuple(tests), tuple(found))
 
 
 def _make(

@@ -6,6 +6,7 @@ import pytest
 
 from istio import world
 from mesh import parts
+from mesh.failed import FAILED, note_failed
 from mesh.mesh import ROOT
 from mesh.unrun import NOTE, not_run
 
@@ -46,6 +47,12 @@ def machine(
         if command[2] == unrun:
             monkeypatch.setenv(NOTE, env[NOTE])
             return Completed(command, not_run("the tests", ["no\nmirror"]))
+        if command[2] == failing:
+            with monkeypatch.context() as patch:
+                patch.setenv(FAILED, env[FAILED])
+                # Several workers say it.
+                note_failed("test_one.py::test", "1\n  is not 2")
+                note_failed("test_one.py::test", "1\n  is not 2")
         return Completed(command, int(command[2] == failing))
 
     monkeypatch.setattr("shutil.which", lambda name: None if name == without else "/x")
@@ -66,8 +73,8 @@ def test_the_summary_names_what_is_not_run(
     called = machine(monkeypatch, without="mvn", unrun="test-docker")
     assert parts.main([]) == code
     assert called == [
-        "test-docker",
         "test-envoys",
+        "test-docker",
         "bench-instructions",
         "test-manifests",
         "test-monitoring",
@@ -95,7 +102,10 @@ def test_a_part_that_fails_lets_the_others_run(
     called = machine(monkeypatch, failing="test-backends")
     assert parts.main(["backends", "manifests"]) == 1
     assert called == ["test-backends", "test-manifests"]
-    assert "  FAILED: backends (" in capsys.readouterr().out
+    summary = capsys.readouterr().out.split("All parts:\n")[1].splitlines()
+    assert summary[0].startswith("  FAILED: backends (")
+    assert summary[1] == "    test_one.py::test: 1 is not 2"
+    assert summary[2].startswith("  passed: manifests (")
 
 
 @pytest.mark.parametrize("failing", ["", "test-sidecars"])
