@@ -53,3 +53,18 @@ def _with(form: str, namespace: str, setting: str) -> list[Document]:
     if form in PLUGINS:
         return changed(shipped, "mode: observe", setting.replace('"', ""))
     return changed(shipped, '"direction"', f'{setting}, "direction"')
+
+
+def another() -> list[Document]:
+    """Someone else's filter."""
+    filters = ours("sidecars")[:1]
+    name = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation"
+    outbound = filters[0]["spec"]["configPatches"][0]
+    outbound["patch"]["value"] = {
+        "name": "another",
+        "typed_config": {"@type": f"type.googleapis.com/{name}"},
+    }
+    inbound = {**outbound, "match": {**outbound["match"], "context": "SIDECAR_INBOUND"}}
+    filters[0]["metadata"]["name"] = "another"
+    filters[0]["spec"]["configPatches"] = [outbound, inbound]
+    return filters

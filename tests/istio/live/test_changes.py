@@ -2,14 +2,24 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from istio.clicks import TREE
+from istio.clicks import TREE, joined
 from istio.cluster import NAMESPACE, ROOT_NAMESPACE
-from istio.images import INSECURE, MISSING, changed, misconfigured, ours, repairing, serve
+from istio.images import (
+    INSECURE,
+    MISSING,
+    another,
+    changed,
+    misconfigured,
+    ours,
+    repairing,
+    serve,
+)
 from istio.manifests import Document
 from istio.sidecar_mesh import SidecarMesh
 from mesh.mesh import Reply
@@ -126,3 +136,42 @@ def test_no_push_costs_a_click(mesh: SidecarMesh, form: str, namespace: str) -> 
     clicks = [number for number, _ in traffic.answers[::EVERY]]
     found = score(mesh.spans_of(clicks, len(clicks) * TREE.size), TREE, clicks)
     assert found.wrong_trace == 0
+
+
+# Within Istio's drain of 45 s.
+PAUSE_SECONDS = 41
+# As many users at once as there are connections that nobody used meanwhile, and fewer later.
+MANY, FEW = 12, 4
+
+
+def burst(mesh: SidecarMesh, users: int, clicks: int) -> Counter[int]:
+    """How often each status was answered."""
+    with ThreadPoolExecutor(users) as pool:
+        return Counter(pool.map(lambda _: mesh.click()[1].status, range(clicks)))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("change", ["nothing", "configuration", "another", "b3relay"])
+def test_a_burst_after_a_pause(mesh: SidecarMesh, change: str) -> None:
+    """Envoy closes a connection of a listener that was replaced, with a request on it, where
+    several users come at the same time after a pause: whoever's filter was put on. A change
+    of a configuration replaces no listener, and costs nothing."""
+    if change == "configuration":
+        mesh.apply("b3relay", ours("sidecars"))
+        mesh.wait_until("the filter works", lambda: joined(mesh) is True)
+        mesh.wait_drained()
+    documents = {
+        "nothing": [],
+        "configuration": repairing("sidecars"),
+        "another": another(),
+        "b3relay": ours("sidecars"),
+    }[change]
+    burst(mesh, MANY, 5 * MANY)
+    mesh.apply("b3relay", documents)
+    time.sleep(PAUSE_SECONDS)
+    statuses = burst(mesh, FEW, 300)
+    mesh.delete_all()
+    mesh.wait_drained()
+    print(f"{change}: clicks of {FEW} users after {PAUSE_SECONDS} s, by status: {dict(statuses)}")
+    may_be_lost = change in ("another", "b3relay")
+    assert set(statuses) <= ({200, 502, 503} if may_be_lost else {200})

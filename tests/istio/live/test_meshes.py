@@ -10,7 +10,7 @@ import pytest
 from istio import certificates, cluster
 from istio.clicks import FLAT, TREE, apply, joined, stat_tags, whole
 from istio.cluster import NAMESPACE, PODS
-from istio.images import INSECURE, misconfigured, ours, repairing, serve
+from istio.images import INSECURE, another, misconfigured, ours, repairing, serve
 from istio.manifests import Document, documents, in_namespace, load, text_of
 from istio.sidecar_mesh import SidecarMesh
 from istio.tools import VERSIONS, istio
@@ -99,21 +99,6 @@ def test_zipkin_shows_the_tree() -> None:
         (trace,) = traces(zipkin.trace(trace_id)).values()
         # Zipkin has the names of services in lower case, as ours are.
         assert normal_forms(trace) == (TREE,)
-
-
-def another() -> list[Document]:
-    """Someone else's filter."""
-    filters = ours("sidecars")[:1]
-    name = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation"
-    outbound = filters[0]["spec"]["configPatches"][0]
-    outbound["patch"]["value"] = {
-        "name": "another",
-        "typed_config": {"@type": f"type.googleapis.com/{name}"},
-    }
-    inbound = {**outbound, "match": {**outbound["match"], "context": "SIDECAR_INBOUND"}}
-    filters[0]["metadata"]["name"] = "another"
-    filters[0]["spec"]["configPatches"] = [outbound, inbound]
-    return filters
 
 
 # Of the gateway, or of an application whose call was cut.
