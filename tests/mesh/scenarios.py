@@ -158,7 +158,7 @@ async def outside(app: App) -> None:
     assert await app.call("api.example.com") == 200
 
 
-@scenario("UT", "UT", seconds=0.2)
+@scenario("UT", "UT", seconds=1)
 async def slow(app: App) -> None:
     app.serve(sleeps)
     assert await app.call("plain-late") == 504
@@ -461,7 +461,8 @@ def _compare(name: str, ours: list[Span], theirs: list[Span]) -> Iterator[str]:
     if len(traces) != 1:
         yield f"{len(traces)} traces"
     for span in found + of_envoy:
-        # Envoy's timers begin with a turn of its event loop: on a busy machine they are early.
+        # Envoy's timers begin with a turn of its event loop: on a busy machine they are early,
+        # by 60 ms with a load of 20.
         if span["duration"] < 0.75 * one.seconds * 1e6:
             yield f"{span['name']}: {span['duration']} µs, expected {one.seconds} s"
     alone = [span for span in of_envoy if span["name"] in one.envoy_alone]
