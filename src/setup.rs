@@ -11,7 +11,7 @@ use crate::store::{IF_MISSING, PREFIX, SharedData};
 
 /// How often the other side's configuration is compared, in milliseconds.
 const EVERY_MS: u64 = 10_000;
-/// Calls after which a pod that has served no request is worth a line.
+/// Calls after which a pod without an inbound filter is worth a line.
 const CALLS: u32 = 100;
 /// The first copied calls, so many, are checked again at their end, and then one in
 /// [`SAMPLE`].
@@ -85,13 +85,7 @@ impl Setup {
 
     /// To be called every second or so: what has been noticed, and was not said before
     /// in this pod.
-    pub fn tick(
-        &mut self,
-        data: &impl SharedData,
-        config: &Config,
-        now_ms: u64,
-        has_workers: impl FnOnce() -> bool,
-    ) -> Vec<Problem> {
+    pub fn tick(&mut self, data: &impl SharedData, config: &Config, now_ms: u64) -> Vec<Problem> {
         let Some(direction) = self.direction.or(config.direction) else {
             return Vec::new();
         };
@@ -113,6 +107,7 @@ impl Setup {
             Direction::Outbound => Direction::Inbound,
         };
         let found = data.get(&place(other)).map(|(text, _)| text);
+        let is_alone = found.is_none();
         let found = found.and_then(|text| String::from_utf8(text).ok());
         for line in found.unwrap_or_default().lines() {
             let Some((key, theirs)) = line.split_once('\t') else {
@@ -137,8 +132,8 @@ impl Setup {
                 text,
             });
         }
-        if direction == Direction::Outbound && self.calls >= CALLS && !has_workers() {
-            let text = "calls go out of this pod, but no inbound filter of b3relay has seen a request: if \
+        if direction == Direction::Outbound && self.calls >= CALLS && is_alone {
+            let text = "calls go out of this pod, but there is no inbound filter of b3relay: if \
                         this pod serves requests, its sidecar lacks the inbound half (an upstream HTTP \
                         filter; see envoyfilter/README.md)";
             problems.push(Problem {

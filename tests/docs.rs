@@ -354,6 +354,23 @@ fn every_label_is_named_for_istio() {
     assert!(page.contains(&list), "{list}");
 }
 
+/// The number in the keys of shared data, wherever a page names it.
+#[test]
+fn the_version_of_the_records_is_told_right() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |file: &str| std::fs::read_to_string(root.join(file)).unwrap();
+    let versions = |text: &str| -> Vec<String> {
+        let after = text.split("b3relay/").skip(1);
+        let number = after.filter_map(|rest| rest.split_once('/').map(|(number, _)| number));
+        let is_number = |number: &&str| number.parse::<u32>().is_ok();
+        number.filter(is_number).map(str::to_string).collect()
+    };
+    let code = versions(&read("src/store/shared_data.rs"));
+    for page in ["CONTRIBUTING.md", "docs/design.md", "docs/upgrade.md"] {
+        assert_eq!(versions(&read(page)), code, "{page}");
+    }
+}
+
 #[test]
 fn the_number_of_rules_is_told_right() {
     let text = format!("[{} rules](docs/rules.md)", Rule::ALL.len());

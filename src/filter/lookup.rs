@@ -80,7 +80,7 @@ impl Filter {
                 return LookedUp::nothing(decision);
             }
         }
-        // For the rules alone it need not be the latest.
+        // For the rules alone, one of the requests is enough, and not all workers are asked.
         let all = before.is_ok() || gets_headers;
         let mut looked_up = LookedUp {
             before,
@@ -89,7 +89,8 @@ impl Filter {
             number: None,
         };
         let mut by_keys = self.by_keys(&mut worker.store, host, request, all);
-        // But what is wrong must be true: it may be of a request that was not known.
+        // Before a finding is reported, all are asked: the first look-up may have found another
+        // request than that of the call.
         let is_wrong = |found: &Match| !self.propagation(request, found).is_empty();
         if !all && matches!(&by_keys, ByKeys::Found(found) if is_wrong(found)) {
             by_keys = self.by_keys(&mut worker.store, host, request, true);
@@ -228,7 +229,7 @@ impl Filter {
                 let doubt = (1e6 * (1.0 - f64::from(verdict.share))) as u32 + 1;
                 (stored, (decision, doubt))
             }
-            // Of one that is alone in flight it would have been said.
+            // With only one request in flight, the verdict would have named it.
             (None, Some(earlier)) if attribution.in_flight() > 1 => {
                 let decision = match is_exclusive {
                     true => Decision::Exclusive,

@@ -148,7 +148,8 @@ impl<'a> Request<'a> {
     }
 }
 
-/// Not every implementation reads the context that broke the rule.
+/// Implementations read a context with this finding differently: it is more than info, and not
+/// about the request ID.
 fn is_read_differently(finding: &Finding<'_>) -> bool {
     let is_of_id = finding.header == headers::REQUEST_ID;
     finding.rule.severity() != Severity::Info && !is_of_id

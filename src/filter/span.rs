@@ -119,7 +119,8 @@ fn own(worker: &WorkerState, config: &Config, request: &Request<'_>, plan: &Plan
         (Some(ids), Some(w3c)) if ids.trace.same(w3c.trace) && ids.span == w3c.span => {
             (extracted.b3, Formats { w3c: true, ..given })
         }
-        // Of two spans that one is left alone which is not of the mesh.
+        // B3 and `traceparent` name different spans: the client span goes into the format that
+        // the tracer of the mesh uses, and the other format stays.
         (Some(_), Some(w3c)) if worker.tracer == Some(Tracer::W3c) => w3c_alone(w3c.b3()),
         (Some(_), Some(_)) => b3_alone(),
     };

@@ -102,8 +102,8 @@ pub fn match_request(
     headers: impl Fn(&Found) -> Option<Vec<u8>>,
     named: SpanRefs,
 ) -> Result<Match, Decision> {
-    // If the trace began in this pod, a request that came with it was caused by an earlier
-    // request of this pod, which is the call's as well may be.
+    // If the trace began in this pod, an inbound request with it may be the application that
+    // calls itself. The call may be of that request, or of the earlier one.
     let is_own = |found: &Found| found.matched_by == MatchedBy::Own && found.context != OF_ANY;
     let began_here = candidates.found.iter().any(|found| found.context == OF_ANY);
     if began_here && candidates.found.iter().any(is_own) {

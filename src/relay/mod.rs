@@ -69,8 +69,8 @@ decisions! {
     Token, "token", "the call carried nothing but an identifier that one request in flight has: its context was copied (`attribution`)";
     Inferred, "inferred", "the call carried nothing, and by what requests do it is almost certainly of one of those in flight: its context was copied (`attribution`)";
     Unsure, "unsure", "the call carried nothing, and may be of several requests in flight, or of none: left alone (`attribution`)";
-    NoKey, "no_key", "the call carries nothing to look it up by (`keys`): left alone";
-    Unknown, "unknown", "no request with this request ID (or other key) is being served: left alone (so also where the application forwards none, and Envoy has made up a new one)";
+    NoKey, "no_key", "the call carries nothing to look it up by (`keys`), and is not attributed: left alone";
+    Unknown, "unknown", "no request with this request ID (or other key) is being served: left alone (also where the application forwards none, Envoy has made up a new one, and calls are not attributed)";
     NoContext, "no_context", "the inbound request came without a context: nothing to copy";
     Ambiguous, "ambiguous", "requests of different traces with this request ID (or other key) are being served: left alone";
     Conflict, "conflict", "the call carries a part of some other context: left alone";

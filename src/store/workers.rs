@@ -1,7 +1,7 @@
 //! Which workers there are: a list in shared data.
 //!
-//! A worker is added to the list when it stores its first request, and gets a number that
-//! no living worker has. It renews its heartbeat there every ten seconds. A worker without
+//! A worker is added to the list when it stores its first request or judges its first call,
+//! and gets a number that no living worker has. It renews its heartbeat there every ten seconds. A worker without
 //! a heartbeat for a minute is dead: nobody reads its table any more, and its number is
 //! free.
 

@@ -209,9 +209,8 @@ impl Plugin {
         self.announce();
         self.raise_counters();
         let now_ms = Envoy.now_ms();
-        let has_workers = || !memory.store.workers(&Envoy, now_ms).is_empty();
         let mut setup = self.setup.borrow_mut();
-        for problem in setup.tick(&Envoy, &self.filter.config, now_ms, has_workers) {
+        for problem in setup.tick(&Envoy, &self.filter.config, now_ms) {
             log::warn!("{}", problem.text);
             if let Some(key) = problem.key {
                 self.count(Counter::Misconfigured(key));

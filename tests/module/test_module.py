@@ -1808,3 +1808,21 @@ def test_a_busy_sidecar_counts_with_the_tick() -> None:
     assert process.metrics[stat("remembered")] == 40
     assert process.metrics[stat("requests", direction="inbound")] == 40
     assert process.metrics[stat("calls", decision="copied")] == 40
+
+
+@pytest.mark.parametrize("attribution", ["off", "exclusive"])
+def test_a_pod_without_the_inbound_filter_is_told(attribution: str) -> None:
+    """However many calls are judged; and not where there is one, even without a request."""
+    alone = host()
+    outbound = alone.plugin({"attribution": attribution, "direction": "outbound"})
+    both = with_directions({"attribution": attribution})
+    for _ in range(120):
+        outbound.request(headers())
+        both.outbound.request(headers())
+    for _ in range(12):
+        alone.process.wait(1000)
+        outbound.tick()
+    pass_time(12_000, both)
+    said = [line for line in alone.lines() if "there is no inbound filter of b3relay" in line]
+    assert len(said) == 1, alone.lines()
+    assert not [line for line in both.host.lines() if "inbound filter" in line]
