@@ -95,7 +95,9 @@ impl Setup {
         self.compared_ms = now_ms;
         let mut problems = Vec::new();
         let own = config.shared_settings();
-        if !self.is_announced {
+        // The other filter of a pod begins at about the same time: it has told by the next time.
+        let is_first = !self.is_announced;
+        if is_first {
             let text: String = own
                 .iter()
                 .map(|(key, value)| format!("{key}\t{value}\n"))
@@ -107,7 +109,7 @@ impl Setup {
             Direction::Outbound => Direction::Inbound,
         };
         let found = data.get(&place(other)).map(|(text, _)| text);
-        let is_alone = found.is_none();
+        let is_alone = found.is_none() && !is_first;
         let found = found.and_then(|text| String::from_utf8(text).ok());
         for line in found.unwrap_or_default().lines() {
             let Some((key, theirs)) = line.split_once('\t') else {
@@ -132,7 +134,7 @@ impl Setup {
                 text,
             });
         }
-        if direction == Direction::Outbound && self.calls >= CALLS && is_alone {
+        if is_alone && direction == Direction::Outbound && self.calls >= CALLS {
             let text = "calls go out of this pod, but there is no inbound filter of b3relay: if \
                         this pod serves requests, its sidecar lacks the inbound half (an upstream HTTP \
                         filter; see envoyfilter/README.md)";

@@ -1822,6 +1822,9 @@ def test_a_pod_without_the_inbound_filter_is_told(attribution: str) -> None:
     for _ in range(12):
         alone.process.wait(1000)
         outbound.tick()
+    # A busy pod, in which the outbound filter ticks before the inbound one.
+    both.host.process.wait(1000)
+    both.outbound.tick()
     pass_time(12_000, both)
     said = [line for line in alone.lines() if "there is no inbound filter of b3relay" in line]
     assert len(said) == 1, alone.lines()
