@@ -23,8 +23,8 @@ mod inferred;
 pub mod journal;
 mod keyed_hosts;
 mod names;
+mod numbers;
 pub mod signature;
-mod sort;
 pub mod tracker;
 
 use crate::store::{Found, RequestRef, SharedData, Store, Ticket, WorkerId, shared_data_name};
@@ -229,6 +229,12 @@ impl Attribution {
             self.readers.clear();
             self.tracker.forget();
         }
+    }
+
+    /// Learns what the application does, for a few milliseconds at most: to be called with
+    /// each tick. Returns whether there is more to do at once.
+    pub fn learn(&mut self) -> bool {
+        self.tracker.learn()
     }
 
     /// A call has begun that has no known request. If nothing is in flight, soon after the

@@ -193,6 +193,14 @@ impl Tracker {
         }
     }
 
+    /// Learns from what has happened, for a few milliseconds at most: to be called often.
+    /// Returns whether there is more to do at once.
+    pub fn learn(&mut self) -> bool {
+        let now_us = self.now_us;
+        let inferred = self.inferred.as_mut();
+        inferred.is_some_and(|inferred| inferred.learn(now_us))
+    }
+
     /// These requests are gone, without an end that was seen.
     pub fn abandon(&mut self, gone: impl Fn(u64) -> bool) {
         let numbers = self.in_flight.remove_all(gone);

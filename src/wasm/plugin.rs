@@ -1,6 +1,6 @@
 //! A plugin: its root context, and what its streams on one worker have in common.
 
-use super::envoy::Envoy;
+use super::envoy::{Envoy, EnvoyOf};
 use super::host_calls::{self, Failure};
 use super::spans::Reporter;
 use super::stream::{Idle, Stream};
@@ -21,6 +21,8 @@ use std::rc::Rc;
 
 /// How often Envoy calls [`RootContext::on_tick`], in milliseconds.
 pub(super) const TICK_MS: u32 = 1000;
+/// The same, while there is something to learn of the application.
+const LEARN_MS: u32 = 100;
 /// A plugin that has not ticked for so long is gone.
 const AT_WORK_MS: u64 = 5 * TICK_MS as u64;
 
@@ -77,6 +79,7 @@ impl RootContext for Root {
             if plugin.is_due() {
                 plugin.tick();
             }
+            plugin.learn();
         }
     }
 
@@ -154,8 +157,10 @@ pub(super) struct Plugin {
     is_before_router: Cell<Option<bool>>,
     /// Where its client spans go.
     pub(super) reporter: Option<Reporter>,
-    /// When it has ticked last, but for the spans.
+    /// When it has ticked last, but for the spans and to learn.
     ticked_ms: Cell<u64>,
+    /// It ticks more often, to learn.
+    learns: Cell<bool>,
 }
 
 impl Plugin {
@@ -172,6 +177,7 @@ impl Plugin {
             is_before_router: Cell::default(),
             reporter,
             ticked_ms: Cell::default(),
+            learns: Cell::default(),
         };
         // Counters that exist from the start read 0 until something happens.
         for decision in Decision::ALL {
@@ -189,11 +195,8 @@ impl Plugin {
         plugin
     }
 
-    /// The spans may have asked for an earlier one.
+    /// The spans, or the learning, may have asked for an earlier one.
     fn is_due(&self) -> bool {
-        if self.reporter.is_none() {
-            return true;
-        }
         let now_ms = Envoy.now_ms();
         // A clock that was set back, too.
         let is_due = now_ms.abs_diff(self.ticked_ms.get()) >= u64::from(TICK_MS / 2);
@@ -205,17 +208,31 @@ impl Plugin {
 
     fn tick(&self) {
         let memory = &mut *self.memory.borrow_mut();
-        memory.tick(&Envoy);
+        // As in requests, so that the module has the code once.
+        let host = EnvoyOf(self);
+        memory.tick(&host);
         self.announce();
         self.raise_counters();
         let now_ms = Envoy.now_ms();
         let mut setup = self.setup.borrow_mut();
-        for problem in setup.tick(&Envoy, &self.filter.config, now_ms) {
+        for problem in setup.tick(&host, &self.filter.config, now_ms) {
             log::warn!("{}", problem.text);
             if let Some(key) = problem.key {
                 self.count(Counter::Misconfigured(key));
             }
         }
+    }
+
+    /// Learns for a few milliseconds at most, and asks for the next tick soon if there is
+    /// more to do.
+    fn learn(&self) {
+        let goes_on = self.memory.borrow_mut().attribution.learn();
+        if goes_on {
+            self.ok(host_calls::set_tick_period(LEARN_MS));
+        } else if self.learns.get() {
+            self.ok(host_calls::set_tick_period(TICK_MS));
+        }
+        self.learns.set(goes_on);
     }
 
     /// See [`has_fallback`].

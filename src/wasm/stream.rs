@@ -1,6 +1,6 @@
 //! An HTTP stream; as an upstream filter, one attempt of the router.
 
-use super::envoy::{Envoy, EnvoyOf};
+use super::envoy::EnvoyOf;
 use super::host_calls;
 use super::plugin::Plugin;
 use crate::filter::REPORT;
@@ -115,7 +115,7 @@ impl HttpContext for Stream {
         };
         if expected.is_overwritten(Pairs::new(&map)) {
             self.plugin.count(Counter::Overwritten);
-            if let Some(problem) = setup::overwritten(&Envoy) {
+            if let Some(problem) = setup::overwritten(&EnvoyOf(&self.plugin)) {
                 log::warn!("{}", problem.text);
             }
         }
@@ -132,12 +132,14 @@ impl Drop for Stream {
         }
         let memory = &mut *plugin.memory.borrow_mut();
         if let Some(ticket) = self.ticket.take()
-            && !plugin.filter.end(memory, &Envoy, ticket, self.answered)
+            && !plugin
+                .filter
+                .end(memory, &EnvoyOf(plugin), ticket, self.answered)
         {
             plugin.count(Counter::NotStored);
         }
         if let Some(call) = self.call {
-            plugin.filter.returned(memory, &Envoy, call);
+            plugin.filter.returned(memory, &EnvoyOf(plugin), call);
         }
     }
 }

@@ -6,7 +6,7 @@ use super::Exclusive;
 use super::cells::{IDLE, OVERLAPPED_CELLS, SPARSE_KIND, count_at, get, increment, lift, smoothed};
 use super::judge::{FEW, ODDS, REFUTED, WEIGHTS};
 use super::kind::{Begun, Kind};
-use crate::attribution::sort::sort_key;
+use crate::attribution::numbers::sort_key;
 
 /// Half octaves by which a background call after an answer may be later than others were.
 const LATER: usize = 6;

@@ -1,44 +1,103 @@
 //! Which verdicts are accepted, so that no more than the allowed part of all calls is
 //! given to a wrong request.
+//!
+//! A verdict is as good as those of its class have turned out to be: when a request ends,
+//! more is known of the calls that it was thought to have made than when they were.
 
 /// Lower bounds of classes of probability.
-const CLASSES: [f32; 12] = [
-    0.0, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995,
+const CLASSES: [f32; 14] = [
+    0.0, 0.5, 0.7, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995,
 ];
 /// Of the wrong calls that are allowed, as many are planned for: what is planned
 /// with is an estimate.
-const PLANNED: f64 = 0.6;
+const PLANNED: f64 = 0.5;
 /// Calls after which half is forgotten.
 const HALVED_AT: f64 = 2000.0;
+/// As if so many verdicts of a class had turned out as they say of themselves.
+const PRIOR: f64 = 8.0;
+/// Verdicts on the events that a model was learned from tell less of others: no more than
+/// so many of a class count.
+const LEARNED: f64 = 16.0;
+/// A verdict is not much better than it says of itself.
+const BETTER: f64 = 0.15;
 
-/// How sure the recent verdicts by evidence were, accepted or not.
+/// Most verdicts are accepted if this part of them is.
+const HIGH: f32 = 0.5;
+
+/// Verdicts of one class of probability.
+#[derive(Clone, Copy, Debug, Default)]
+struct Class {
+    /// Verdicts, and the sum of what was missing to certainty.
+    calls: f64,
+    doubt: f64,
+    /// Those whose request has ended, and how many of them have turned out to be wrong.
+    known: f64,
+    wrong: f64,
+}
+
+impl Class {
+    /// The part of the verdicts that is wrong.
+    fn rate(&self) -> f64 {
+        let stated = self.doubt / self.calls.max(1e-9);
+        let rate = (self.wrong + PRIOR * stated) / (self.known + PRIOR);
+        rate.max(BETTER * stated)
+    }
+}
+
+/// How sure the recent verdicts by evidence were, accepted or not, and what has become of
+/// them.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Acceptance {
-    /// By class: verdicts, and the sum of what was missing to certainty.
-    classes: [(f64, f64); CLASSES.len()],
+    classes: [Class; CLASSES.len()],
     /// Verdicts, but for those on calls of the background.
     calls: f64,
     /// The sum of what was missing to certainty of those that were accepted.
     spent: f64,
+    /// The part of the last verdicts that was accepted: a moving average.
+    accepted: f32,
 }
 
 impl Acceptance {
+    fn class(&mut self, share: f32) -> Option<&mut Class> {
+        let class = CLASSES.iter().rposition(|least| share >= *least)?;
+        self.classes.get_mut(class)
+    }
+
+    /// The same, for other events than those that the model was learned from.
+    pub(super) fn of_other_events(mut self) -> Self {
+        for class in &mut self.classes {
+            let share = (LEARNED / class.known.max(LEARNED)).min(1.0);
+            class.known *= share;
+            class.wrong *= share;
+        }
+        self
+    }
+
     /// There is a verdict of this probability, on a call that is of the background with
     /// that one.
     pub(super) fn add(&mut self, share: f32, background: f64) {
-        let class = CLASSES.iter().rposition(|least| share >= *least);
-        if let Some((calls, doubt)) = class.and_then(|class| self.classes.get_mut(class)) {
-            *calls += 1.0;
-            *doubt += f64::from(1.0 - share);
+        if let Some(class) = self.class(share) {
+            class.calls += 1.0;
+            class.doubt += f64::from(1.0 - share);
         }
         self.calls += 1.0 - background;
         if self.calls > HALVED_AT {
             self.calls *= 0.5;
             self.spent *= 0.5;
-            for (calls, doubt) in &mut self.classes {
-                *calls *= 0.5;
-                *doubt *= 0.5;
+            for class in &mut self.classes {
+                class.calls *= 0.5;
+                class.doubt *= 0.5;
+                class.known *= 0.5;
+                class.wrong *= 0.5;
             }
+        }
+    }
+
+    /// A verdict of this probability was right with that one, as is known now.
+    pub(super) fn turned_out(&mut self, share: f32, right: f64) {
+        if let Some(class) = self.class(share) {
+            class.known += 1.0;
+            class.wrong += (1.0 - right).max(0.0);
         }
     }
 
@@ -46,31 +105,42 @@ impl Acceptance {
     /// all calls is wrong, and not many of those accepted. `trust`: what the probability
     /// is worth. All from 0 to 1.
     pub(super) fn accept(&mut self, share: f32, trust: f64, wrong: f64) -> bool {
+        let accepts = self.accepts(share, trust, wrong);
+        self.accepted += (f32::from(u8::from(accepts)) - self.accepted) / 256.0;
+        accepts
+    }
+
+    /// Most verdicts are accepted.
+    pub(super) fn is_high(&self) -> bool {
+        self.accepted > HIGH
+    }
+
+    fn accepts(&mut self, share: f32, trust: f64, wrong: f64) -> bool {
         let wrong = PLANNED * trust * wrong;
         // As if there had been a few calls already, all of them right.
         let all = 50.0 + self.calls;
         let (mut accepted, mut doubts) = (0.0, 0.0);
         let classes = self.classes.iter().zip(CLASSES).skip(1).rev();
-        let mut sure = false;
-        for ((calls, doubt), bound) in classes {
-            accepted += calls;
-            doubts += doubt;
+        for (class, bound) in classes {
+            accepted += class.calls;
+            let rate = class.rate();
+            doubts += rate * class.calls;
             let room = doubts <= wrong * all;
             if doubts > 3.0 * wrong * accepted + 0.01 {
                 break;
             }
             if share >= bound {
                 // Of the last class as many as there is room for.
-                sure = room || self.spent + f64::from(1.0 - share) <= wrong * all;
-                break;
+                let sure = room || self.spent + rate <= wrong * all;
+                if sure {
+                    self.spent += rate;
+                }
+                return sure;
             }
             if !room {
                 break;
             }
         }
-        if sure {
-            self.spent += f64::from(1.0 - share);
-        }
-        sure
+        false
     }
 }

@@ -1,6 +1,6 @@
 //! The requests that a call may belong to, before the belief has weighed them.
 
-use super::Inferred;
+use super::engine::Engine;
 use crate::attribution::in_flight::InFlight;
 use crate::attribution::names::Name;
 use crate::attribution::signature::Token;
@@ -28,9 +28,9 @@ impl Candidate {
         Self {
             request,
             cluster,
-            rate: 1.0,
+            rate: 1e-6,
             is_least: true,
-            usual: 1.0,
+            usual: 1e-6,
             tokens: 1.0,
         }
     }
@@ -55,7 +55,7 @@ impl Candidate {
 /// the plainest of estimates, is of the background.
 const EXCLUSIVE: f32 = 0.05;
 
-impl Inferred {
+impl Engine {
     /// Every request in flight, as a candidate for a call of this kind with these tokens;
     /// and the rate of the background per millisecond.
     pub(super) fn candidates(

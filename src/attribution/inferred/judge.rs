@@ -1,12 +1,13 @@
 //! To which request a call belongs, and whether that is sure enough.
 
+use super::NewCall;
 use super::belief::Cluster;
 use super::candidates::Candidate;
-use super::{Inferred, NewCall};
+use super::engine::{Engine, Judged};
 use crate::attribution::in_flight::InFlight;
 use crate::attribution::names::Name;
+use crate::attribution::numbers::{ln, sort_key};
 use crate::attribution::signature::Token;
-use crate::attribution::sort::sort_key;
 use crate::attribution::tracker::{Basis, Verdict};
 
 /// Candidates of one call at most.
@@ -18,7 +19,7 @@ const KNOWN_CALLS: f32 = 3.0;
 /// How much likelier a token must make its request, to decide by itself.
 const TOKEN: f64 = 50.0;
 
-impl Inferred {
+impl Engine {
     /// A call has begun: the request that it belongs to, if that is sure. `exclusive`: the
     /// only request in flight, if it belongs to that one by the rules of
     /// [`crate::attribution::exclusive`]. `wrong`: the part of all calls that may be given
@@ -33,6 +34,7 @@ impl Inferred {
     ) -> Option<Verdict> {
         let kind = call.kind;
         let active = in_flight.active(now_us);
+        self.advance(now_us);
         let (mut candidates, background) = self.candidates(now_us, kind, call.tokens, in_flight);
         candidates.sort_by_cached_key(|candidate| !sort_key(candidate.weight()));
         let total: f64 = candidates.iter().map(Candidate::weight).sum::<f64>() + background;
@@ -41,7 +43,10 @@ impl Inferred {
         candidates.retain(|candidate| candidate.weight() / total > NEGLIGIBLE);
         candidates.truncate(CANDIDATES);
         if candidates.is_empty() {
-            self.model.learn_call(kind, &foreign, 1.0, active);
+            self.taught().learn_call(kind, &foreign, 1.0, active);
+            if let Some(lesson) = &mut self.lesson {
+                lesson.evidence += ln(total);
+            }
             return exclusive;
         }
         let background = match background / total > NEGLIGIBLE {
@@ -60,13 +65,20 @@ impl Inferred {
                 request.hear(now_us);
             }
         }
-        self.model
+        self.taught()
             .learn_call(kind, &foreign, background as f32, active);
         let (best, share) = *weighed.first()?;
         if share > 0.9 {
             self.model.tokens.learn_match(kind, best.tokens > TOKEN);
         }
-        self.decide(&best, share as f32, background, kind, exclusive, wrong)
+        self.decide(
+            (call.number, kind),
+            &best,
+            share as f32,
+            background,
+            exclusive,
+            wrong,
+        )
     }
 
     /// The probability that the belief is not wrong about the candidates, of which the
@@ -109,10 +121,10 @@ impl Inferred {
     /// none.
     fn decide(
         &mut self,
+        (call, kind): (u64, Name),
         best: &Candidate,
         share: f32,
         background: f64,
-        kind: Name,
         exclusive: Option<Verdict>,
         wrong: f64,
     ) -> Option<Verdict> {
@@ -134,6 +146,11 @@ impl Inferred {
             return None;
         }
         self.acceptance.add(share, background);
+        self.judged.push(Judged {
+            call,
+            request: best.request,
+            share,
+        });
         let trust = self.surprises.trust();
         let accepted = self.acceptance.accept(share, trust, wrong);
         accepted.then(|| verdict(Basis::Evidence))
@@ -164,7 +181,15 @@ impl Inferred {
         let Some(mut cluster) = merged else {
             return Vec::new();
         };
-        let shares = cluster.branch(&mut self.model, now_us, call, candidates, background);
+        let counts = self.lesson.as_mut().map(|lesson| &mut lesson.counts);
+        let shares = cluster.branch(
+            &mut self.model,
+            now_us,
+            call,
+            candidates,
+            background,
+            counts,
+        );
         self.add_cluster(cluster);
         shares
     }

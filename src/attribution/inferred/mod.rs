@@ -14,10 +14,16 @@
 //! so that the work grows with the doubt and not with the load: a [`Cluster`] is a
 //! set of requests that doubts have entangled.
 //!
+//! The model is learned from what is certain, at once, and from what is not, by a study of
+//! recorded events from time to time ([`learning`]): a pod may begin under load, and then
+//! hardly anything is ever certain.
+//!
 //! The rest of [`crate::attribution`] knows of [`Inferred`] alone, and works without it.
 //!
 //! | module | what it knows |
 //! |---|---|
+//! | [`engine`] | the belief about everything in flight, by one model |
+//! | [`learning`] | how a model is learned under load |
 //! | [`model`] | what has been learned of the application |
 //! | [`belief`] | the hypotheses |
 //! | [`candidates`] | the requests that a call may belong to |
@@ -28,21 +34,19 @@
 mod acceptance;
 mod belief;
 mod candidates;
+mod engine;
 mod judge;
+mod learning;
 mod model;
 mod surprises;
 
 use super::in_flight::{InFlight, Request};
 use super::names::Name;
 use super::signature::Token;
-use acceptance::Acceptance;
-use belief::Cluster;
-use candidates::Candidate;
-use model::{Model, Progress};
-use surprises::Surprises;
-
-/// A route of which so many requests were certain, in every step, is known.
-const KNOWN: f32 = 20.0;
+use super::tracker::{Basis, Verdict};
+use engine::Engine;
+use learning::{Learner, What};
+use std::collections::VecDeque;
 
 /// A call that has begun.
 #[derive(Clone, Copy, Debug)]
@@ -52,35 +56,21 @@ pub(super) struct NewCall<'a> {
     pub(super) tokens: &'a [Token],
 }
 
-/// What is noted of a request in flight.
-#[derive(Clone, Debug)]
-struct Notes {
-    number: u64,
-    route: Name,
-    tokens: Vec<Token>,
-    /// Every call so far was certainly its own, or certainly not.
-    certain: bool,
-    /// It has been the only request in flight all the time.
-    exclusive: bool,
-    /// A call came that it may have made, and that was not judged.
-    missed_call: bool,
-}
-
-/// The belief about everything in flight, and what has been learned.
+/// The belief about everything in flight, and a model that is learned for it.
 #[derive(Debug, Default)]
 pub(super) struct Inferred {
-    model: Model,
-    /// Each request is a member of one.
-    clusters: Vec<Cluster>,
-    requests: Vec<Notes>,
-    surprises: Surprises,
-    acceptance: Acceptance,
+    engine: Engine,
+    learner: Learner,
+    /// How many requests the application serves at once, if there is a limit.
+    limit: Option<usize>,
+    /// Those that wait for others to end, the first one first.
+    waiting: VecDeque<(Request, Vec<Token>)>,
 }
 
 impl Inferred {
     /// So many microseconds have passed, with so many requests in flight.
     pub(super) fn pass(&mut self, us: u64, in_flight: usize) {
-        self.model.background.pass(us, in_flight);
+        self.engine.pass(us, in_flight);
     }
 
     /// A request has begun: this one, if it is tracked. `exclusive`: no other one is in
@@ -92,134 +82,126 @@ impl Inferred {
         exclusive: bool,
         tokens: Vec<Token>,
     ) {
-        self.model.tokens.learn(&tokens);
-        for other in &mut self.requests {
-            other.exclusive = false;
+        match request {
+            Some(request) => {
+                let what = What::Begun(request.route);
+                self.learner.record(now_us, request.number, what);
+            }
+            // What it does looks as if others did it.
+            None => self.learner.forget(),
         }
-        let Some(request) = request else { return };
-        let progress = Progress::start(request.route);
-        let node = self.model.nodes.of(progress);
-        let cluster = Cluster::new(request.number, progress, node, now_us);
-        self.clusters.push(cluster);
-        self.requests.push(Notes {
-            number: request.number,
-            route: request.route,
-            tokens,
-            certain: true,
-            exclusive,
-            missed_call: false,
-        });
+        let running = self.engine.requests.len();
+        match request {
+            Some(request) if self.limit.is_some_and(|limit| running >= limit) => {
+                self.waiting.push_back((request.clone(), tokens));
+            }
+            _ => self.engine.begin(now_us, request, exclusive, tokens),
+        }
+    }
+
+    /// Lets in the requests that need not wait any more.
+    fn admit(&mut self, now_us: u64) {
+        let limit = self.limit.unwrap_or(usize::MAX);
+        while self.engine.requests.len() < limit
+            && let Some((request, tokens)) = self.waiting.pop_front()
+        {
+            self.engine.begin(now_us, Some(&request), false, tokens);
+        }
     }
 
     /// A call has begun that is known to belong to this request.
     pub(super) fn called(&mut self, now_us: u64, call: u64, kind: Name, owner: u64) {
-        let has = |cluster: &Cluster| cluster.members.contains(&owner);
-        if let Some(cluster) = self.clusters.iter().position(has) {
-            let owner = Candidate::known(owner, cluster);
-            self.branch(now_us, (call, kind), &[owner], 0.0);
+        self.learner.record(now_us, owner, What::Owner);
+        self.learner.record(now_us, call, What::Called(kind));
+        self.engine.called(now_us, call, kind, owner);
+    }
+
+    /// A call has begun: the request that it belongs to, if that is sure. `exclusive`: the
+    /// only request in flight, if it belongs to that one by the rules of
+    /// [`crate::attribution::exclusive`]. `wrong`: the part of all calls that may be given
+    /// to a wrong request, from 0 to 1.
+    pub(super) fn judge(
+        &mut self,
+        now_us: u64,
+        call: NewCall<'_>,
+        in_flight: &mut InFlight,
+        exclusive: Option<Verdict>,
+        wrong: f64,
+    ) -> Option<Verdict> {
+        let (number, kind) = (call.number, call.kind);
+        self.learner.allow(wrong);
+        let verdict = self.engine.judge(now_us, call, in_flight, exclusive, wrong);
+        let by_token = verdict.filter(|verdict| verdict.basis == Basis::Token);
+        if let Some(verdict) = by_token {
+            self.learner.record(now_us, verdict.request, What::Owner);
         }
+        self.learner.record(now_us, number, What::Called(kind));
+        verdict
     }
 
     /// A call has begun that is not judged.
     pub(super) fn miss_call(&mut self) {
-        for request in &mut self.requests {
-            request.missed_call = true;
-        }
+        self.learner.forget();
+        self.engine.miss_call();
     }
 
     /// A call has returned.
     pub(super) fn returned(&mut self, now_us: u64, call: u64, in_flight: &mut InFlight) {
-        let waits = |cluster: &Cluster| cluster.calls.contains(&call);
-        let Some(at) = self.clusters.iter().position(waits) else {
-            return;
-        };
-        let mut cluster = self.clusters.swap_remove(at);
-        for request in in_flight.tracked_mut() {
-            if cluster.members.contains(&request.number) {
-                request.hear(now_us);
-            }
-        }
-        cluster.returned(&mut self.model, now_us, call);
-        self.add_cluster(cluster);
+        self.learner.record(now_us, call, What::Returned);
+        self.engine.returned(now_us, call, in_flight);
     }
 
     /// A request has been answered, or was broken off.
     pub(super) fn end(&mut self, now_us: u64, request: &Request, answered: bool) {
-        let Some(notes) = self.remove_notes(request.number) else {
-            return;
-        };
-        let Some((mut cluster, member)) = self.remove_cluster(request.number) else {
-            return;
-        };
-        if answered && !notes.missed_call {
-            let expected = cluster.ended(&self.model, now_us, member);
-            if self.is_known_route(notes.route) {
-                self.surprises.add(expected, notes.exclusive);
+        let what = What::Ended { answered };
+        self.learner.record(now_us, request.number, what);
+        let is_it = |waiting: &(Request, Vec<Token>)| waiting.0.number == request.number;
+        if let Some(at) = self.waiting.iter().position(is_it) {
+            self.waiting.remove(at);
+            if answered {
+                // It did not wait.
+                self.limit = None;
             }
-            let duration_us = now_us.saturating_sub(request.began_us);
-            self.model.routes.learn_duration(notes.route, duration_us);
-            let certain = match (notes.certain, notes.exclusive) {
-                (true, true) => 0.8,
-                (true, false) if self.surprises.are_few() => 0.99,
-                _ => f32::INFINITY,
-            };
-            cluster.learn(&mut self.model, now_us, member, certain);
         }
-        cluster.remove(member);
-        self.add_cluster(cluster);
+        self.engine.end(now_us, request, answered);
+        self.admit(now_us);
     }
 
     /// A request is gone, without an end that was seen.
     pub(super) fn abandon(&mut self, request: u64) {
-        self.remove_notes(request);
-        if let Some((mut cluster, member)) = self.remove_cluster(request) {
-            cluster.remove(member);
-            self.add_cluster(cluster);
-        }
+        self.learner.forget();
+        self.waiting
+            .retain(|(waiting, _)| waiting.number != request);
+        self.engine.abandon(request);
     }
 
     /// Forgets what is in flight, and not what has been learned.
     pub(super) fn forget(&mut self) {
-        self.clusters.clear();
-        self.requests.clear();
+        self.learner.forget();
+        self.waiting.clear();
+        self.engine.forget();
     }
 
     /// The name is of another route from now on.
     pub(super) fn forget_route(&mut self, route: Name) {
-        self.model.forget_route(route);
+        self.learner.forget();
+        self.engine.forget_route(route);
     }
 
     /// The name is of another kind from now on.
     pub(super) fn forget_kind(&mut self, kind: Name) {
-        self.model.forget_kind(kind);
+        self.learner.forget();
+        self.engine.forget_kind(kind);
     }
 
-    fn request(&self, number: u64) -> Option<&Notes> {
-        self.requests.iter().find(|known| known.number == number)
-    }
-
-    fn remove_notes(&mut self, number: u64) -> Option<Notes> {
-        let mut requests = self.requests.iter();
-        let at = requests.position(|known| known.number == number)?;
-        Some(self.requests.swap_remove(at))
-    }
-
-    /// Removes the cluster of a request, and returns it with the index of the member.
-    fn remove_cluster(&mut self, request: u64) -> Option<(Cluster, usize)> {
-        let member = |cluster: &Cluster| cluster.members.iter().position(|m| *m == request);
-        let mut clusters = self.clusters.iter().enumerate();
-        let (at, member) = clusters.find_map(|(at, cluster)| Some((at, member(cluster)?)))?;
-        Some((self.clusters.swap_remove(at), member))
-    }
-
-    /// Adds a cluster, without doubts that are settled.
-    fn add_cluster(&mut self, cluster: Cluster) {
-        self.clusters.extend(cluster.settle());
-    }
-
-    /// So many requests of the route were certain that it is known what they do.
-    fn is_known_route(&mut self, route: Name) -> bool {
-        let start = self.model.nodes.of(Progress::start(route));
-        self.model.nodes.certain_exits(start) >= KNOWN
+    /// Learns for a few milliseconds at most. Returns whether there is more to do at once.
+    pub(super) fn learn(&mut self, now_us: u64) -> bool {
+        let (learned, more) = self.learner.learn(&self.engine, self.limit);
+        if let Some(learned) = learned {
+            self.limit = learned.limit;
+            self.engine.adopt(learned.engine);
+            self.admit(now_us);
+        }
+        more
     }
 }

@@ -2,9 +2,9 @@
 
 use super::{Cluster, HYPOTHESES, NEGLIGIBLE, NO_OWNER};
 use crate::attribution::inferred::candidates::Candidate;
-use crate::attribution::inferred::model::{Model, Rank, Step};
+use crate::attribution::inferred::model::{Counts, Model, Position, Step};
 use crate::attribution::names::Name;
-use crate::attribution::sort::sort_key;
+use crate::attribution::numbers::sort_key;
 
 /// A hypothesis, continued with one of the candidates for a call.
 #[derive(Clone, Copy, Debug)]
@@ -15,33 +15,7 @@ struct Branch {
     candidate: usize,
     /// Index into the members of the cluster, or [`NO_OWNER`].
     member: u8,
-    since_us: u64,
-    rank: Option<Rank>,
-}
-
-/// Weighs the candidates for a call by how long each has waited, among those that may
-/// well have made it.
-fn weigh_by_rank(model: &Model, branches: &mut [Branch]) {
-    let total: f64 = branches.iter().map(|branch| branch.weight).sum();
-    let may = |branch: &&mut Branch| branch.weight > 0.02 * total;
-    let mut queue: Vec<&mut Branch> = branches.iter_mut().filter(may).collect();
-    if queue.len() < 2 {
-        return;
-    }
-    // The earliest first.
-    queue.sort_by_cached_key(|branch| branch.since_us);
-    let shares: Vec<f64> = queue.iter().map(|branch| branch.weight / total).collect();
-    let mut weighed = 0.0;
-    for (branch, rank) in queue.iter_mut().zip(Rank::all(&shares)) {
-        branch.weight *= f64::from(model.ranks.ratio(rank));
-        branch.rank = Some(rank);
-        weighed += branch.weight;
-    }
-    // Ranks say which of them it was, and not that it was one of them.
-    let sum = total * shares.iter().sum::<f64>();
-    for branch in queue {
-        branch.weight *= sum / weighed;
-    }
+    position: Option<Position>,
 }
 
 impl Cluster {
@@ -55,6 +29,7 @@ impl Cluster {
         (call, kind): (u64, Name),
         candidates: &[Candidate],
         background: f64,
+        counts: Option<&mut Counts>,
     ) -> Vec<f64> {
         let mut members = Vec::with_capacity(candidates.len());
         for candidate in candidates {
@@ -63,33 +38,30 @@ impl Cluster {
         }
         let mut next: Vec<Branch> = Vec::new();
         for (at, hypothesis) in self.hypotheses.iter().enumerate() {
-            let first = next.len();
             for ((index, candidate), member) in candidates.iter().enumerate().zip(&members) {
                 let state = member.and_then(|member| hypothesis.states.get(member));
                 let (Some(member), Some(state)) = (member, state) else {
                     continue;
                 };
                 let us = state.waited_us(now_us);
-                let rate = f64::from(model.nodes.call_rate(state.node, us, kind));
+                let rate = state.gain * model.nodes.call_rate(state.node, us, kind);
+                let rate = f64::from(rate);
                 let rate = rate.max(candidate.least());
                 next.push(Branch {
                     weight: hypothesis.weight * rate * candidate.tokens,
                     hypothesis: at,
                     candidate: index,
                     member: u8::try_from(*member).unwrap_or(NO_OWNER),
-                    since_us: state.since_us,
-                    rank: None,
+                    position: state.position,
                 });
             }
-            weigh_by_rank(model, next.get_mut(first..).unwrap_or_default());
             if background > 0.0 {
                 next.push(Branch {
                     weight: hypothesis.weight * background,
                     hypothesis: at,
                     candidate: candidates.len(),
                     member: NO_OWNER,
-                    since_us: now_us,
-                    rank: None,
+                    position: None,
                 });
             }
         }
@@ -98,6 +70,13 @@ impl Cluster {
         for branch in &next {
             if let Some(share) = shares.get_mut(branch.candidate) {
                 *share += branch.weight / total;
+            }
+        }
+        if let Some(counts) = counts {
+            for branch in &next {
+                if let Some(position) = branch.position {
+                    counts.went_on(position, (branch.weight / total) as f32);
+                }
             }
         }
         next.sort_by_cached_key(|branch| !sort_key(branch.weight));
@@ -112,7 +91,7 @@ impl Cluster {
             hypothesis.weight = branch.weight;
             hypothesis.owners.push(branch.member);
             if let Some(state) = hypothesis.states.get_mut(usize::from(branch.member)) {
-                state.step(model, now_us, Step::Called(kind), branch.rank);
+                state.step(model, now_us, (Step::Called(kind), call));
             }
             self.hypotheses.push(hypothesis);
         }

@@ -5,9 +5,9 @@ mod branch;
 mod settle;
 mod state;
 
-use super::model::{Model, NodeId, Progress, Step};
+use super::model::{Counts, Model, NodeId, Position, Progress, Step};
 use crate::attribution::names::Name;
-use crate::attribution::sort::sort_key;
+use crate::attribution::numbers::{ln, sort_key};
 use state::State;
 
 /// Hypotheses of a cluster at most.
@@ -17,6 +17,10 @@ const NEGLIGIBLE: f64 = 1e-5;
 /// With this probability something else than the application holds a request
 /// up (the machine is busy, a collector runs): no silence proves more than so.
 const STALL: f32 = 0.05;
+/// What is less likely than this teaches nothing.
+const TAUGHT: f32 = 0.003;
+/// The logarithm of the probability of what no hypothesis allows.
+const IMPOSSIBLE: f64 = -20.0;
 /// Owner of a call of the background, or of a request that has gone.
 const NO_OWNER: u8 = u8::MAX;
 
@@ -41,13 +45,23 @@ pub(super) struct Cluster {
     hypotheses: Vec<Hypothesis>,
     /// The time of the weights.
     at_us: u64,
+    /// The logarithm of the probability of what has happened since this was last taken.
+    pub(super) evidence: f64,
+}
+
+/// A request that is ready, by the likeliest hypothesis.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ready {
+    pub(super) since_us: u64,
+    request: u64,
 }
 
 impl Cluster {
     /// Makes the weights sum up to 1, and drops what is negligible.
     fn normalize(&mut self) {
         let most = self.hypotheses.iter().map(|h| h.weight).fold(0.0, f64::max);
-        if most <= 0.0 || !most.is_finite() {
+        let is_impossible = most <= 0.0 || !most.is_finite();
+        if is_impossible {
             // Every hypothesis is impossible: all stay, evenly.
             for hypothesis in &mut self.hypotheses {
                 hypothesis.weight = 1.0;
@@ -56,6 +70,9 @@ impl Cluster {
             self.hypotheses.retain(|h| h.weight >= most * NEGLIGIBLE);
         }
         let sum: f64 = self.hypotheses.iter().map(|h| h.weight).sum();
+        if !self.hypotheses.is_empty() {
+            self.evidence += if is_impossible { IMPOSSIBLE } else { ln(sum) };
+        }
         for hypothesis in &mut self.hypotheses {
             hypothesis.weight /= sum;
         }
@@ -84,10 +101,8 @@ impl Cluster {
                     Some((_, _, factor)) => *factor,
                     None => {
                         let from = from_us.saturating_sub(since);
-                        let survival =
-                            model
-                                .nodes
-                                .survival(node, from, now_us.saturating_sub(since));
+                        let to = now_us.saturating_sub(since);
+                        let survival = (-model.nodes.expected(node, from, to)).exp();
                         let factor = f64::from(STALL + (1.0 - STALL) * survival);
                         known.push((node, since, factor));
                         factor
@@ -97,6 +112,92 @@ impl Cluster {
             }
         }
         self.normalize();
+    }
+
+    /// About how much work an event is.
+    pub(super) fn size(&self) -> usize {
+        4 + self.hypotheses.len() * self.members.len()
+    }
+
+    /// Adds the members that are ready by the likeliest hypothesis.
+    pub(super) fn add_ready(&self, line: &mut Vec<Ready>) {
+        let likeliest = self.hypotheses.iter();
+        let likeliest = likeliest.max_by(|a, b| a.weight.total_cmp(&b.weight));
+        let Some(likeliest) = likeliest else { return };
+        for (request, state) in self.members.iter().zip(&likeliest.states) {
+            if state.is_ready() {
+                line.push(Ready {
+                    since_us: state.since_us,
+                    request: *request,
+                });
+            }
+        }
+    }
+
+    /// The same as [`Cluster::advance`], where it matters who is ready. `line`: all requests
+    /// that are, those that have been for longest first. `counts` counts what happens.
+    pub(super) fn advance_in_line(
+        &mut self,
+        model: &Model,
+        now_us: u64,
+        line: &[Ready],
+        mut counts: Option<&mut Counts>,
+    ) {
+        let from_us = std::mem::replace(&mut self.at_us, now_us);
+        let others = line.iter().filter(|r| !self.members.contains(&r.request));
+        let others: Vec<u64> = others.map(|ready| ready.since_us).collect();
+        let mut own: Vec<u64> = Vec::new();
+        let mut known: Vec<(usize, NodeId, u64, f32)> = Vec::new();
+        for Hypothesis { weight, states, .. } in &mut self.hypotheses {
+            own.clear();
+            own.extend(states.iter().filter(|s| s.is_ready()).map(|s| s.since_us));
+            let ready = others.len() + own.len();
+            let mut factor = 1.0;
+            for (member, state) in states.iter_mut().enumerate() {
+                let (node, since) = (state.node, state.since_us);
+                let same =
+                    |k: &&(usize, NodeId, u64, f32)| (k.0, k.1, k.2) == (member, node, since);
+                let expected = match known.iter().find(same) {
+                    Some((.., expected)) => *expected,
+                    None => {
+                        let [from, to] = [from_us, now_us].map(|us| us.saturating_sub(since));
+                        let expected = model.nodes.expected(node, from, to);
+                        known.push((member, node, since, expected));
+                        expected
+                    }
+                };
+                state.position = state.is_ready().then(|| {
+                    let longer = others.partition_point(|other| *other < since)
+                        + own.iter().filter(|other| **other < since).count();
+                    Position::new(ready, longer)
+                });
+                state.gain = 1.0;
+                if let Some(position) = state.position {
+                    state.gain = model.order.gain(position);
+                    if let Some(counts) = &mut counts {
+                        counts.waited(position, *weight as f32 * expected);
+                    }
+                }
+                let survival = (-expected * state.gain).exp();
+                factor *= f64::from(STALL + (1.0 - STALL) * survival);
+            }
+            *weight *= factor;
+        }
+        self.normalize();
+    }
+
+    /// The model has been replaced.
+    pub(super) fn renew(&mut self, model: &mut Model) {
+        let states = self.hypotheses.iter_mut().flat_map(|h| &mut h.states);
+        for state in states {
+            state.renew(model);
+        }
+    }
+
+    /// The probability that a member has made this call.
+    pub(super) fn share(&self, member: usize, call: u64) -> f64 {
+        let made = |h: &&Hypothesis| h.states.get(member).is_some_and(|state| state.made(call));
+        self.hypotheses.iter().filter(made).map(|h| h.weight).sum()
     }
 
     /// This one and the other as one: each hypothesis of one with each of the other.
@@ -130,6 +231,7 @@ impl Cluster {
         let mut merged = Cluster {
             hypotheses,
             at_us: self.at_us,
+            evidence: self.evidence + other.evidence,
             members: self.members,
             calls: self.calls,
         };
@@ -150,6 +252,7 @@ impl Cluster {
                 owners: Vec::new(),
             }],
             at_us: now_us,
+            evidence: 0.0,
         }
     }
 
@@ -158,9 +261,8 @@ impl Cluster {
         let rates = self.hypotheses.iter().map(|hypothesis| {
             let state = hypothesis.states.get(member);
             let rate = state.map_or(0.0, |state| {
-                model
-                    .nodes
-                    .call_rate(state.node, state.waited_us(now_us), kind)
+                let us = state.waited_us(now_us);
+                state.gain * model.nodes.call_rate(state.node, us, kind)
             });
             hypothesis.weight * f64::from(rate)
         });
@@ -180,7 +282,7 @@ impl Cluster {
             }
             let owner = hypothesis.owners.remove(at);
             if let Some(state) = hypothesis.states.get_mut(usize::from(owner)) {
-                state.step(model, now_us, Step::Returned, None);
+                state.step(model, now_us, (Step::Returned, 0));
             }
         }
     }
@@ -188,7 +290,13 @@ impl Cluster {
     /// A member has been answered: weighs the hypotheses by how likely each made
     /// that. Returns how probable it was, by what is certain of its route, that
     /// it ended rather than made a call.
-    pub(super) fn ended(&mut self, model: &Model, now_us: u64, member: usize) -> f64 {
+    pub(super) fn ended(
+        &mut self,
+        model: &Model,
+        now_us: u64,
+        member: usize,
+        counts: Option<&mut Counts>,
+    ) -> f64 {
         self.advance(model, now_us);
         let mut expected = 0.0;
         for hypothesis in &mut self.hypotheses {
@@ -196,36 +304,49 @@ impl Cluster {
                 expected +=
                     hypothesis.weight * f64::from(model.nodes.certain_end_share(state.node));
                 let us = state.waited_us(now_us);
-                hypothesis.weight *= f64::from(model.nodes.end_rate(state.node, us));
+                hypothesis.weight *= f64::from(state.gain * model.nodes.end_rate(state.node, us));
             }
         }
         self.normalize();
+        if let Some(counts) = counts {
+            for hypothesis in &self.hypotheses {
+                let state = hypothesis.states.get(member);
+                if let Some(position) = state.and_then(|state| state.position) {
+                    counts.went_on(position, hypothesis.weight as f32);
+                }
+            }
+        }
         expected
     }
 
-    /// Learns from the steps of a member that has been answered. `certain`: the
-    /// weight from which on a hypothesis is taken for certain.
-    pub(super) fn learn(&self, model: &mut Model, now_us: u64, member: usize, certain: f32) {
+    /// Teaches a model the steps of a member that has been answered. `certain`: the weight
+    /// from which on a hypothesis is taken for certain; `None`: as far as it is likely.
+    pub(super) fn teach(
+        &self,
+        model: &mut Model,
+        now_us: u64,
+        member: usize,
+        certain: Option<f32>,
+    ) {
         for hypothesis in &self.hypotheses {
             let Some(state) = hypothesis.states.get(member) else {
                 continue;
             };
             let weight = hypothesis.weight as f32;
-            let certain = weight > certain;
-            let us = state.waited_us(now_us);
-            model.learn_step(state.node, us, Step::Ended, weight);
-            if certain {
-                model.nodes.learn_certain(state.node, true);
+            if weight < TAUGHT {
+                continue;
             }
+            let certain = match certain {
+                Some(least) => f32::from(u8::from(weight > least)),
+                None => weight,
+            };
+            let us = state.waited_us(now_us);
+            model.learn_step(state.progress(), us, Step::Ended, weight);
+            model.learn_certain(state.progress(), true, certain);
             let mut path = state.path.as_deref();
             while let Some(step) = path {
-                model.learn_step(step.node, step.us, step.step, weight);
-                if let Some(rank) = step.rank.filter(|_| weight > 0.95) {
-                    model.ranks.learn(rank);
-                }
-                if certain {
-                    model.nodes.learn_certain(step.node, false);
-                }
+                model.learn_step(step.progress, step.us, step.step, weight);
+                model.learn_certain(step.progress, false, certain);
                 path = step.previous.as_deref();
             }
         }

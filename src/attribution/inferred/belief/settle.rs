@@ -2,7 +2,7 @@
 //! the work grows with the doubt and not with the load.
 
 use super::{Cluster, Hypothesis, NO_OWNER};
-use crate::attribution::sort::sort_key;
+use crate::attribution::numbers::sort_key;
 
 impl Cluster {
     /// Clusters of one member each, for the members without doubt, and one of the others.

@@ -1,6 +1,6 @@
 //! How far a request is in one hypothesis, and on which way it came there.
 
-use crate::attribution::inferred::model::{Model, NodeId, Progress, Rank, Step};
+use crate::attribution::inferred::model::{Model, NodeId, Position, Progress, Step};
 use std::rc::Rc;
 
 /// Steps of one request that are remembered to learn from.
@@ -9,13 +9,13 @@ const STEPS: u16 = 64;
 /// A step of a request, and those before it.
 #[derive(Clone, Debug)]
 pub(super) struct Path {
-    /// The node that it left.
-    pub(super) node: NodeId,
-    /// How long it had been there.
+    /// How far it was.
+    pub(super) progress: Progress,
+    /// For how long it had been so.
     pub(super) us: u64,
     pub(super) step: Step,
-    /// Of a call for which several requests had waited.
-    pub(super) rank: Option<Rank>,
+    /// The call that it made; 0 if the step is none.
+    pub(super) call: u64,
     length: u16,
     pub(super) previous: Option<Rc<Path>>,
 }
@@ -27,6 +27,10 @@ pub(super) struct State {
     pub(super) node: NodeId,
     pub(super) since_us: u64,
     pub(super) path: Option<Rc<Path>>,
+    /// Where it stands among the requests that are ready, if it is and that is asked for.
+    pub(super) position: Option<Position>,
+    /// How much likelier it goes on, for its position.
+    pub(super) gain: f32,
 }
 
 impl State {
@@ -37,6 +41,8 @@ impl State {
             node,
             since_us: now_us,
             path: None,
+            position: None,
+            gain: 1.0,
         }
     }
 
@@ -47,15 +53,42 @@ impl State {
             && self.progress == other.progress
     }
 
-    /// The request makes a step.
-    pub(super) fn step(&mut self, model: &mut Model, now_us: u64, step: Step, rank: Option<Rank>) {
+    /// None of its calls is outstanding.
+    pub(super) fn is_ready(&self) -> bool {
+        self.progress.outstanding == 0
+    }
+
+    /// How far it is.
+    pub(super) fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// The model has been replaced.
+    pub(super) fn renew(&mut self, model: &mut Model) {
+        self.node = model.nodes.of(self.progress);
+    }
+
+    /// The request has made this call.
+    pub(super) fn made(&self, call: u64) -> bool {
+        let mut path = self.path.as_deref();
+        while let Some(step) = path {
+            if step.call == call && matches!(step.step, Step::Called(_)) {
+                return true;
+            }
+            path = step.previous.as_deref();
+        }
+        false
+    }
+
+    /// The request makes a step; `call`: its number, if the step is a call.
+    pub(super) fn step(&mut self, model: &mut Model, now_us: u64, (step, call): (Step, u64)) {
         let length = self.path.as_ref().map_or(0, |path| path.length);
         if length < STEPS {
             self.path = Some(Rc::new(Path {
-                node: self.node,
+                progress: self.progress,
                 us: now_us.saturating_sub(self.since_us),
                 step,
-                rank,
+                call,
                 length: length + 1,
                 previous: self.path.take(),
             }));

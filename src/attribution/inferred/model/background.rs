@@ -27,7 +27,7 @@ struct Seen {
 }
 
 /// Which kinds of calls the background makes, and how often.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(in crate::attribution::inferred) struct Background {
     kinds: Vec<Seen>,
     /// Milliseconds during which nothing was in flight, and something was.
@@ -61,6 +61,14 @@ impl Background {
         (idle + DOUBTED * busy + 0.01) / (self.idle_ms + DOUBTED * self.busy_ms + 10.0)
     }
 
+    /// Calls of the background in so much time, of all kinds that were seen.
+    pub(in crate::attribution::inferred) fn expected(&self, us: u64) -> f64 {
+        let kinds = self.kinds.iter().zip(0..=Name::MAX);
+        let seen = kinds.filter(|(seen, _)| seen.all > 0.0);
+        seen.map(|(_, kind)| f64::from(self.rate(kind) * ms(us)))
+            .sum()
+    }
+
     /// Calls of this kind per millisecond while just one request is in flight: its own, and
     /// those of the background, by the plainest of estimates. What happens while nothing is
     /// in flight must be of the background, and no more than that is while one request is.
@@ -79,7 +87,12 @@ impl Background {
 
     /// A call has come that is of the background with this probability, while so many
     /// requests were in flight.
-    pub(super) fn learn_call(&mut self, kind: Name, background: f32, in_flight: usize) {
+    pub(in crate::attribution::inferred) fn learn_call(
+        &mut self,
+        kind: Name,
+        background: f32,
+        in_flight: usize,
+    ) {
         let Some(seen) = self.kinds.get_mut(usize::from(kind)) else {
             return;
         };

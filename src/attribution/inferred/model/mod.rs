@@ -17,14 +17,14 @@
 //! | [`routes`] | what requests of a route do in all |
 //! | [`background`] | calls that no request makes |
 //! | [`tokens`] | how much a token says |
-//! | [`rank`] | which of several requests that wait makes the next call |
+//! | [`order`] | which of several requests that are ready goes on first |
 
 mod background;
 mod kinds;
 mod node;
 mod nodes;
+mod order;
 mod progress;
-mod rank;
 mod routes;
 mod tokens;
 
@@ -32,17 +32,17 @@ use crate::attribution::names::Name;
 use crate::attribution::signature::Token;
 
 pub(super) use node::NodeId;
+pub(super) use order::{Counts, Order, Position};
 pub(super) use progress::{Progress, Step};
-pub(super) use rank::Rank;
 
 /// What has been learned.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Model {
     pub(super) nodes: nodes::Nodes,
     pub(super) routes: routes::Routes,
     pub(super) background: background::Background,
     pub(super) tokens: tokens::Tokens,
-    pub(super) ranks: rank::Ranks,
+    pub(super) order: Order,
 }
 
 impl Model {
@@ -73,11 +73,19 @@ impl Model {
         self.tokens.learn(tokens);
     }
 
-    /// A request has left a node after so long, with this probability.
-    pub(super) fn learn_step(&mut self, id: NodeId, us: u64, step: Step, weight: f32) {
-        if let (Step::Called(kind), Some(node)) = (step, self.nodes.get(id)) {
-            self.routes.learn_call(node.progress.route, kind, weight);
+    /// A request has left this progress after so long, with this probability.
+    pub(super) fn learn_step(&mut self, progress: Progress, us: u64, step: Step, weight: f32) {
+        if let Step::Called(kind) = step {
+            self.routes.learn_call(progress.route, kind, weight);
         }
+        let id = self.nodes.of(progress);
         self.nodes.learn(id, us, step, weight);
+    }
+
+    /// A request has left this progress of which every step was certain, as far as the
+    /// weight says.
+    pub(super) fn learn_certain(&mut self, progress: Progress, ended: bool, weight: f32) {
+        let id = self.nodes.of(progress);
+        self.nodes.learn_certain(id, ended, weight);
     }
 }

@@ -1,8 +1,7 @@
 //! The nodes of the model, each for one progress of a request.
 
-use super::node::{Node, NodeId, Rates};
+use super::node::{Curve, Node, NodeId, Rates};
 use super::progress::{Progress, Step};
-use crate::attribution::buckets::{bucket, spans};
 use crate::attribution::names::Name;
 use std::collections::VecDeque;
 
@@ -13,21 +12,24 @@ const NODES_MOST: usize = 2048;
 const KNOWN: f32 = 50.0;
 
 /// All nodes. The first one is for a route that is not known.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(in crate::attribution::inferred) struct Nodes {
     /// Node by [`Progress::number`], sorted.
     index: Vec<(u32, NodeId)>,
     nodes: Vec<Node>,
     /// Nodes that were removed, the first one first.
     free: VecDeque<NodeId>,
+    /// Nodes that have been taught something since their rates were worked out.
+    stale: Vec<NodeId>,
 }
 
 impl Default for Nodes {
     fn default() -> Self {
         Self {
             index: Vec::new(),
-            nodes: vec![Node::new(Progress::start(0), 0)],
+            nodes: vec![Node::new(Progress::start(0), 0, None)],
             free: VecDeque::new(),
+            stale: Vec::new(),
         }
     }
 }
@@ -44,12 +46,17 @@ impl Nodes {
             same if same == progress => 0,
             general => self.of(general),
         };
+        let curve = match general {
+            0 => None,
+            general => self.get(general).map(|node| node.curve),
+        };
+        let node = Node::new(progress, general, curve);
         let id = if self.nodes.len() < NODES_MOST {
-            self.nodes.push(Node::new(progress, general));
+            self.nodes.push(node);
             (self.nodes.len() - 1) as NodeId
         } else if let Some(id) = self.free.pop_front() {
-            if let Some(node) = self.nodes.get_mut(usize::from(id)) {
-                *node = Node::new(progress, general);
+            if let Some(freed) = self.nodes.get_mut(usize::from(id)) {
+                *freed = node;
             }
             id
         } else {
@@ -74,7 +81,7 @@ impl Nodes {
             };
             let gone = *id != 0 && gone(node.progress);
             if gone {
-                *node = Node::new(node.progress, node.general);
+                *node = Node::new(node.progress, node.general, None);
                 free.push_back(*id);
             }
             !gone
@@ -85,25 +92,6 @@ impl Nodes {
         self.remove(|progress| progress.last == kind);
         for node in &mut self.nodes {
             node.forget_kind(kind);
-        }
-    }
-
-    fn rates(&self, id: NodeId, at: usize) -> Rates {
-        let Some(node) = self.get(id) else {
-            return Rates::default();
-        };
-        let own = node.rates(at);
-        if node.exits > KNOWN || node.general == id {
-            return own;
-        }
-        let Some(general) = self.get(node.general) else {
-            return own;
-        };
-        let general = general.rates(at);
-        let share = node.exits / (node.exits + 2.0);
-        Rates {
-            call: share * own.call + (1.0 - share) * general.call,
-            end: share * own.end + (1.0 - share) * general.end,
         }
     }
 
@@ -123,48 +111,83 @@ impl Nodes {
                 share = own * share + (1.0 - own) * general.kind_share(kind);
             }
         }
-        self.rates(id, bucket(us)).call * share
+        node.curve.at(us).call * share
     }
 
     /// Ends per millisecond, of a request that has been in the node for so long.
     pub(in crate::attribution::inferred) fn end_rate(&self, id: NodeId, us: u64) -> f32 {
-        self.rates(id, bucket(us)).end
+        self.get(id).map_or(0.0, |node| node.curve.at(us).end)
     }
 
-    /// The probability that nothing happens from one time in the node to a
-    /// later one.
-    pub(in crate::attribution::inferred) fn survival(
+    /// Calls and ends that are expected of a request from one time in the node to a later
+    /// one.
+    pub(in crate::attribution::inferred) fn expected(
         &self,
         id: NodeId,
         from_us: u64,
         to_us: u64,
     ) -> f32 {
-        let mut sum = 0.0;
-        for (at, span) in spans(from_us, to_us) {
-            let rates = self.rates(id, at);
-            sum += (rates.call + rates.end) * span;
-        }
-        (-sum).exp()
+        let Some(node) = self.get(id) else { return 0.0 };
+        (node.curve.expected(to_us) - node.curve.expected(from_us)).max(0.0)
     }
 
     /// A request has left a node after so long, with this probability.
     pub(super) fn learn(&mut self, id: NodeId, us: u64, step: Step, weight: f32) {
-        let Some(node) = self.nodes.get_mut(usize::from(id)) else {
+        let Some(general) = self.get(id).map(|node| node.general) else {
             return;
         };
-        let general = node.general;
-        node.learn(us, step, weight);
-        if general != id {
-            if let Some(node) = self.nodes.get_mut(usize::from(general)) {
+        for id in [general, id].into_iter().skip(usize::from(general == id)) {
+            if let Some(node) = self.nodes.get_mut(usize::from(id)) {
                 node.learn(us, step, weight);
+                if !std::mem::replace(&mut node.is_stale, true) {
+                    self.stale.push(id);
+                }
             }
         }
     }
 
-    /// A request of which every step was certain has left a node.
-    pub(in crate::attribution::inferred) fn learn_certain(&mut self, id: NodeId, ended: bool) {
+    /// Works out the rates of all nodes that have been taught something.
+    pub(in crate::attribution::inferred) fn work_out(&mut self) {
+        for id in std::mem::take(&mut self.stale) {
+            self.work_out_one(id);
+        }
+    }
+
+    /// Works out the rates of a node, of which a part is what requests of any route do as
+    /// long as little is known of it.
+    fn work_out_one(&mut self, id: NodeId) {
+        let Some(node) = self.get(id) else { return };
+        let own = |at: usize| node.rates(at);
+        let general = match node.exits > KNOWN || node.general == id {
+            true => None,
+            false => self.get(node.general),
+        };
+        let share = node.exits / (node.exits + 2.0);
+        let curve = Curve::new(|at| {
+            let own = own(at);
+            let Some(general) = general.map(|node| node.rates(at)) else {
+                return own;
+            };
+            Rates {
+                call: share * own.call + (1.0 - share) * general.call,
+                end: share * own.end + (1.0 - share) * general.end,
+            }
+        });
         if let Some(node) = self.nodes.get_mut(usize::from(id)) {
-            node.learn_certain(ended);
+            node.curve = curve;
+            node.is_stale = false;
+        }
+    }
+
+    /// A request of which every step was certain has left a node.
+    pub(in crate::attribution::inferred) fn learn_certain(
+        &mut self,
+        id: NodeId,
+        ended: bool,
+        weight: f32,
+    ) {
+        if let Some(node) = self.nodes.get_mut(usize::from(id)) {
+            node.learn_certain(ended, weight);
         }
     }
 

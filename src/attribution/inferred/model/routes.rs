@@ -7,7 +7,7 @@ use crate::attribution::names::{NAMES, Name};
 /// Milliseconds in flight after which half is forgotten.
 const HALVED_MS: f32 = 200_000.0;
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Totals {
     /// Milliseconds in flight.
     ms: f32,
@@ -16,7 +16,7 @@ struct Totals {
 }
 
 /// What the requests of each route do in all; 0 is of all routes together.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(in crate::attribution::inferred) struct Routes(Vec<Totals>);
 
 impl Default for Routes {

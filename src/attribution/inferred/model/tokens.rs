@@ -5,7 +5,7 @@ use crate::attribution::signature::Token;
 
 /// How common tokens are: counters that several tokens share, so that each is
 /// counted too often rather than too rarely.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Sketch {
     /// Two for each token, at [`Sketch::indices`].
     counters: Vec<[u16; 2]>,
@@ -64,7 +64,7 @@ impl Sketch {
 }
 
 /// What is known of tokens.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(in crate::attribution::inferred) struct Tokens {
     sketch: Sketch,
     /// By kind: calls of requests, and those that had a token of their request.

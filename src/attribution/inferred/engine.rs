@@ -1,0 +1,285 @@
+//! The belief about everything in flight, by one model.
+
+use super::acceptance::Acceptance;
+use super::belief::{Cluster, Ready};
+use super::candidates::Candidate;
+use super::model::{Counts, Model, Progress};
+use super::surprises::Surprises;
+use crate::attribution::in_flight::{InFlight, Request};
+use crate::attribution::names::Name;
+use crate::attribution::signature::Token;
+
+/// A route of which so many requests were certain, in every step, is known.
+const KNOWN: f32 = 20.0;
+
+/// What is noted of a request in flight.
+#[derive(Clone, Debug)]
+pub(super) struct Notes {
+    pub(super) number: u64,
+    pub(super) route: Name,
+    pub(super) tokens: Vec<Token>,
+    /// Every call so far was certainly its own, or certainly not.
+    pub(super) certain: bool,
+    /// It has been the only request in flight all the time.
+    pub(super) exclusive: bool,
+    /// A call came that it may have made, and that was not judged.
+    missed_call: bool,
+}
+
+/// A call that was judged by evidence, accepted or not, and whose request has not ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Judged {
+    pub(super) call: u64,
+    /// The likeliest request, and its probability.
+    pub(super) request: u64,
+    pub(super) share: f32,
+}
+
+/// What a pass over recorded events gathers.
+#[derive(Debug, Default)]
+pub(super) struct Lesson {
+    /// What the pass teaches. The model that the engine reckons with stays as it is.
+    pub(super) model: Model,
+    pub(super) counts: Counts,
+    /// The logarithm of the probability of all events, by the model reckoned with.
+    pub(super) evidence: f64,
+}
+
+/// The belief about everything in flight, and what has been learned.
+#[derive(Debug, Default)]
+pub(super) struct Engine {
+    pub(super) model: Model,
+    /// Each request is a member of one.
+    pub(super) clusters: Vec<Cluster>,
+    pub(super) requests: Vec<Notes>,
+    pub(super) surprises: Surprises,
+    pub(super) acceptance: Acceptance,
+    pub(super) judged: Vec<Judged>,
+    /// `None`, but for a pass over recorded events.
+    pub(super) lesson: Option<Box<Lesson>>,
+}
+
+impl Engine {
+    /// So many microseconds have passed, with so many requests in flight.
+    pub(super) fn pass(&mut self, us: u64, in_flight: usize) {
+        self.taught().background.pass(us, in_flight);
+    }
+
+    /// The model that is taught by what happens.
+    pub(super) fn taught(&mut self) -> &mut Model {
+        match &mut self.lesson {
+            Some(lesson) => &mut lesson.model,
+            None => &mut self.model,
+        }
+    }
+
+    /// Weighs all hypotheses by what has not happened, where it matters who is ready.
+    pub(super) fn advance(&mut self, now_us: u64) {
+        if self.lesson.is_none() && self.model.order.is_flat() {
+            return;
+        }
+        let mut line: Vec<Ready> = Vec::with_capacity(self.requests.len());
+        for cluster in &self.clusters {
+            cluster.add_ready(&mut line);
+        }
+        line.sort_by_cached_key(|ready| ready.since_us);
+        for cluster in &mut self.clusters {
+            let counts = self.lesson.as_mut().map(|lesson| &mut lesson.counts);
+            cluster.advance_in_line(&self.model, now_us, &line, counts);
+        }
+    }
+
+    /// A request has begun: this one, if it is tracked. `exclusive`: no other one is in
+    /// flight.
+    pub(super) fn begin(
+        &mut self,
+        now_us: u64,
+        request: Option<&Request>,
+        exclusive: bool,
+        tokens: Vec<Token>,
+    ) {
+        self.advance(now_us);
+        self.model.tokens.learn(&tokens);
+        for other in &mut self.requests {
+            other.exclusive = false;
+        }
+        let Some(request) = request else { return };
+        let progress = Progress::start(request.route);
+        let node = self.model.nodes.of(progress);
+        let cluster = Cluster::new(request.number, progress, node, now_us);
+        self.clusters.push(cluster);
+        self.requests.push(Notes {
+            number: request.number,
+            route: request.route,
+            tokens,
+            certain: true,
+            exclusive,
+            missed_call: false,
+        });
+    }
+
+    /// A call has begun that is known to belong to this request.
+    pub(super) fn called(&mut self, now_us: u64, call: u64, kind: Name, owner: u64) {
+        self.advance(now_us);
+        let has = |cluster: &Cluster| cluster.members.contains(&owner);
+        if let Some(cluster) = self.clusters.iter().position(has) {
+            let owner = Candidate::known(owner, cluster);
+            self.branch(now_us, (call, kind), &[owner], 0.0);
+        }
+    }
+
+    /// A call of the background has begun, while so many requests were in flight.
+    pub(super) fn called_by_nobody(&mut self, kind: Name, active: usize) {
+        self.taught().learn_call(kind, &[], 1.0, active);
+    }
+
+    /// A call has begun that is not judged.
+    pub(super) fn miss_call(&mut self) {
+        for request in &mut self.requests {
+            request.missed_call = true;
+        }
+    }
+
+    /// A call has returned.
+    pub(super) fn returned(&mut self, now_us: u64, call: u64, in_flight: &mut InFlight) {
+        self.advance(now_us);
+        let waits = |cluster: &Cluster| cluster.calls.contains(&call);
+        let Some(at) = self.clusters.iter().position(waits) else {
+            return;
+        };
+        let mut cluster = self.clusters.swap_remove(at);
+        for request in in_flight.tracked_mut() {
+            if cluster.members.contains(&request.number) {
+                request.hear(now_us);
+            }
+        }
+        cluster.returned(&mut self.model, now_us, call);
+        self.add_cluster(cluster);
+    }
+
+    /// A request has been answered, or was broken off.
+    pub(super) fn end(&mut self, now_us: u64, request: &Request, answered: bool) {
+        self.advance(now_us);
+        let Some(notes) = self.remove_notes(request.number) else {
+            return;
+        };
+        let Some((mut cluster, member)) = self.remove_cluster(request.number) else {
+            return;
+        };
+        if answered && !notes.missed_call {
+            let counts = self.lesson.as_mut().map(|lesson| &mut lesson.counts);
+            let expected = cluster.ended(&self.model, now_us, member, counts);
+            if self.is_known_route(notes.route) {
+                self.surprises.add(expected, notes.exclusive);
+            }
+            let acceptance = &mut self.acceptance;
+            self.judged.retain(|judged| {
+                let ends = judged.request == request.number;
+                if ends {
+                    acceptance.turned_out(judged.share, cluster.share(member, judged.call));
+                }
+                !ends
+            });
+            let duration_us = now_us.saturating_sub(request.began_us);
+            let taught = match &mut self.lesson {
+                Some(lesson) => &mut lesson.model,
+                None => &mut self.model,
+            };
+            taught.routes.learn_duration(notes.route, duration_us);
+            let certain = match (&self.lesson, notes.certain, notes.exclusive) {
+                (Some(_), ..) => None,
+                (None, true, true) => Some(0.8),
+                (None, true, false) if self.surprises.are_few() => Some(0.99),
+                _ => Some(f32::INFINITY),
+            };
+            let taught = match &mut self.lesson {
+                Some(lesson) => &mut lesson.model,
+                None => &mut self.model,
+            };
+            cluster.teach(taught, now_us, member, certain);
+            if self.lesson.is_none() {
+                self.model.nodes.work_out();
+            }
+        }
+        self.judged
+            .retain(|judged| judged.request != request.number);
+        cluster.remove(member);
+        self.add_cluster(cluster);
+    }
+
+    /// A request is gone, without an end that was seen.
+    pub(super) fn abandon(&mut self, request: u64) {
+        self.remove_notes(request);
+        self.judged.retain(|judged| judged.request != request);
+        if let Some((mut cluster, member)) = self.remove_cluster(request) {
+            cluster.remove(member);
+            self.add_cluster(cluster);
+        }
+    }
+
+    /// About how much work the next event is.
+    pub(super) fn size(&self) -> usize {
+        self.clusters.iter().map(Cluster::size).sum()
+    }
+
+    /// Goes on with another model, and with what was found of it.
+    pub(super) fn adopt(&mut self, learned: Self) {
+        let tokens = std::mem::take(&mut self.model.tokens);
+        self.model = learned.model;
+        self.model.tokens = tokens;
+        self.surprises = learned.surprises;
+        self.acceptance = learned.acceptance.of_other_events();
+        for cluster in &mut self.clusters {
+            cluster.renew(&mut self.model);
+        }
+    }
+
+    /// Forgets what is in flight, and not what has been learned.
+    pub(super) fn forget(&mut self) {
+        self.clusters.clear();
+        self.requests.clear();
+        self.judged.clear();
+    }
+
+    /// The name is of another route from now on.
+    pub(super) fn forget_route(&mut self, route: Name) {
+        self.model.forget_route(route);
+    }
+
+    /// The name is of another kind from now on.
+    pub(super) fn forget_kind(&mut self, kind: Name) {
+        self.model.forget_kind(kind);
+    }
+
+    pub(super) fn request(&self, number: u64) -> Option<&Notes> {
+        self.requests.iter().find(|known| known.number == number)
+    }
+
+    fn remove_notes(&mut self, number: u64) -> Option<Notes> {
+        let mut requests = self.requests.iter();
+        let at = requests.position(|known| known.number == number)?;
+        Some(self.requests.swap_remove(at))
+    }
+
+    /// Removes the cluster of a request, and returns it with the index of the member.
+    fn remove_cluster(&mut self, request: u64) -> Option<(Cluster, usize)> {
+        let member = |cluster: &Cluster| cluster.members.iter().position(|m| *m == request);
+        let mut clusters = self.clusters.iter().enumerate();
+        let (at, member) = clusters.find_map(|(at, cluster)| Some((at, member(cluster)?)))?;
+        Some((self.clusters.swap_remove(at), member))
+    }
+
+    /// Adds a cluster, without doubts that are settled.
+    pub(super) fn add_cluster(&mut self, mut cluster: Cluster) {
+        if let Some(lesson) = &mut self.lesson {
+            lesson.evidence += std::mem::take(&mut cluster.evidence);
+        }
+        self.clusters.extend(cluster.settle());
+    }
+
+    /// So many requests of the route were certain that it is known what they do.
+    pub(super) fn is_known_route(&mut self, route: Name) -> bool {
+        let start = self.model.nodes.of(Progress::start(route));
+        self.model.nodes.certain_exits(start) >= KNOWN
+    }
+}

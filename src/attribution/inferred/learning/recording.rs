@@ -1,0 +1,71 @@
+//! The last events, to learn from.
+
+use crate::attribution::names::Name;
+
+/// Events at most: those of some 1,000 requests with two calls each.
+pub(super) const EVENTS_MOST: usize = 6144;
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::attribution::inferred) enum What {
+    /// A request of this route has begun.
+    Begun(Name),
+    /// It has been answered, or was broken off.
+    Ended {
+        /// It has been answered.
+        answered: bool,
+    },
+    /// The next call belongs to this request, which is known by other means.
+    Owner,
+    /// A call of this kind has begun.
+    Called(Name),
+    /// It has returned.
+    Returned,
+}
+
+/// An event.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Recorded {
+    pub(super) at_us: u64,
+    /// The number of the request, or of the call.
+    pub(super) number: u64,
+    pub(super) what: What,
+}
+
+/// Events without a gap, the earliest first.
+#[derive(Debug, Default)]
+pub(super) struct Recording {
+    events: Vec<Recorded>,
+    requests: usize,
+}
+
+impl Recording {
+    /// Adds an event. Returns whether there was room for it.
+    pub(super) fn add(&mut self, event: Recorded) -> bool {
+        if self.events.len() >= EVENTS_MOST {
+            return false;
+        }
+        self.requests += usize::from(matches!(event.what, What::Begun(_)));
+        self.events.push(event);
+        true
+    }
+
+    /// Requests that have begun in it.
+    pub(super) fn requests(&self) -> usize {
+        self.requests
+    }
+
+    /// There is no room for more.
+    pub(super) fn is_full(&self) -> bool {
+        self.events.len() >= EVENTS_MOST
+    }
+
+    pub(super) fn events(&self) -> &[Recorded] {
+        &self.events
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.events.clear();
+        self.requests = 0;
+    }
+}

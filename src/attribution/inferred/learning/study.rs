@@ -1,0 +1,203 @@
+//! A study of recorded events, in slices.
+
+use super::admission;
+use super::declustering::{Declustering, Start};
+use super::recording::Recorded;
+use super::replay::Replay;
+use crate::attribution::inferred::engine::Engine;
+use crate::attribution::inferred::model::Model;
+
+/// Passes over the events for each first guess, and for the best one further at most.
+const PASSES: usize = 3;
+const FURTHER_PASSES: usize = 5;
+/// Another pass is worth its time if it makes the events likelier by this for each of them,
+/// in nats.
+const WORTH: f64 = 0.002;
+/// Work of an event, at least.
+const EVENT: usize = 24;
+
+/// What a first guess rests on.
+#[derive(Clone, Copy, Debug)]
+struct Guess {
+    /// `None`: the present model.
+    start: Option<Start>,
+    /// Requests are let in one after the other.
+    admitted: bool,
+}
+
+/// What has been learned.
+#[derive(Debug)]
+pub(in crate::attribution::inferred) struct Learned {
+    /// With what was found out about the verdicts by its model.
+    pub(in crate::attribution::inferred) engine: Engine,
+    /// How many requests the application serves at once.
+    pub(in crate::attribution::inferred) limit: Option<usize>,
+    evidence: f64,
+}
+
+/// What a study is doing.
+#[derive(Debug)]
+enum Stage {
+    Declustering(Box<Declustering>),
+    Replaying(Box<Replay>),
+}
+
+/// A study of recorded events.
+#[derive(Debug)]
+pub(super) struct Study {
+    /// The events as they would be with a limit, if there may be one.
+    admitted: Option<(usize, Vec<Recorded>)>,
+    guesses: Vec<Guess>,
+    guess: Guess,
+    stage: Stage,
+    /// Index of the next event.
+    at: usize,
+    /// Replays of this guess that are over, and the evidence of the last one.
+    passes: usize,
+    evidence: f64,
+    best: Option<(Guess, Learned)>,
+    /// The best is being improved.
+    is_last: bool,
+}
+
+impl Study {
+    /// Of these events. The present model is the first guess, and the only one unless this
+    /// begins `anew`; `limit`: how many requests are served at once by that.
+    pub(super) fn new(
+        events: &[Recorded],
+        present: &Model,
+        limit: Option<usize>,
+        anew: bool,
+    ) -> Self {
+        let limit = admission::limit(events).or(limit);
+        let admitted = limit.and_then(|limit| Some((limit, admission::admitted(events, limit)?)));
+        let mut guesses = Vec::new();
+        for background in [false, true].into_iter().filter(|_| anew) {
+            let start = Some(Start { background });
+            for is_admitted in [true, false] {
+                if admitted.is_some() || !is_admitted {
+                    guesses.push(Guess {
+                        start,
+                        admitted: is_admitted,
+                    });
+                }
+            }
+        }
+        let guess = Guess {
+            start: None,
+            admitted: admitted.is_some() && limit.is_some(),
+        };
+        Self {
+            admitted,
+            guesses,
+            guess,
+            stage: Stage::Replaying(Box::new(Replay::new(present.clone()))),
+            at: 0,
+            passes: 0,
+            evidence: f64::NEG_INFINITY,
+            best: None,
+            is_last: false,
+        }
+    }
+
+    /// Does about so much work. Returns what has been learned if that was the end.
+    pub(super) fn work(
+        &mut self,
+        recorded: &[Recorded],
+        most: usize,
+        wrong: f64,
+    ) -> Option<Learned> {
+        let mut work = 0;
+        while work < most {
+            let events = match &self.admitted {
+                Some((_, admitted)) if self.guess.admitted => admitted,
+                _ => recorded,
+            };
+            work += EVENT;
+            match (&mut self.stage, events.get(self.at)) {
+                (Stage::Declustering(declustering), Some(event)) => {
+                    work += declustering.event(event);
+                    self.at += 1;
+                }
+                (Stage::Replaying(replay), Some(event)) => {
+                    work += replay.event(event, wrong);
+                    self.at += 1;
+                }
+                (Stage::Declustering(declustering), None) => {
+                    self.at = 0;
+                    if declustering.end_pass() {
+                        let owners = declustering.take_owners();
+                        self.stage = Stage::Replaying(Box::new(Replay::guessed(owners)));
+                    }
+                }
+                (Stage::Replaying(replay), None) => {
+                    self.at = 0;
+                    let replay = std::mem::replace(&mut **replay, Replay::new(Model::default()));
+                    let worth = WORTH * events.len() as f64;
+                    if let Some(model) = self.end_replay(replay, worth) {
+                        self.stage = Stage::Replaying(Box::new(Replay::new(model)));
+                    } else if self.is_last {
+                        return self.best.take().map(|(_, learned)| learned);
+                    } else {
+                        self.next_guess(recorded);
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// A replay is over. Returns the model for the next one; `None` if no other one of this
+    /// guess is worth it.
+    fn end_replay(&mut self, replay: Replay, worth: f64) -> Option<Model> {
+        let is_guessed = replay.is_guessed();
+        let (lesson, mut engine) = replay.finish();
+        if is_guessed {
+            return Some(lesson.model);
+        }
+        self.passes += 1;
+        let gained = lesson.evidence - self.evidence;
+        self.evidence = lesson.evidence;
+        let goes_on = match self.is_last {
+            false => self.passes < PASSES,
+            true => self.passes < FURTHER_PASSES && gained > worth,
+        };
+        if goes_on {
+            return Some(lesson.model);
+        }
+        let best = self.best.as_ref();
+        if best.is_none_or(|(_, best)| lesson.evidence > best.evidence) {
+            engine.model = lesson.model;
+            let limit = self.admitted.as_ref().map(|(limit, _)| *limit);
+            let learned = Learned {
+                engine,
+                limit: limit.filter(|_| self.guess.admitted),
+                evidence: lesson.evidence,
+            };
+            self.best = Some((self.guess, learned));
+        }
+        None
+    }
+
+    /// Begins with the next guess, or to improve the best.
+    fn next_guess(&mut self, events: &[Recorded]) {
+        self.passes = 0;
+        self.evidence = f64::NEG_INFINITY;
+        if let Some(guess) = self.guesses.pop() {
+            self.guess = guess;
+            let events = match &self.admitted {
+                Some((_, admitted)) if guess.admitted => admitted,
+                _ => events,
+            };
+            if let Some(start) = guess.start {
+                self.stage = Stage::Declustering(Box::new(Declustering::new(events, start)));
+            }
+        } else if let Some((guess, learned)) = &self.best {
+            self.guess = *guess;
+            self.evidence = learned.evidence;
+            self.is_last = true;
+            let replay = Replay::new(learned.engine.model.clone());
+            self.stage = Stage::Replaying(Box::new(replay));
+        }
+    }
+}
