@@ -11,7 +11,7 @@
 //! | `exclusive` | whether a call belongs to the only request in flight, or to the background |
 //! | `inferred` | to which of several requests in flight a call belongs; off by default |
 //! | [`journal`] | which requests and calls of each worker have begun and ended |
-//! | `keyed_hosts` | the hosts to which the application forwards keys |
+//! | `keyed` | the calls to which the application gives keys, by host and by kind |
 //!
 //! Each worker that judges calls has a [`Tracker`] of its own, which gets the events in the
 //! journals of all workers, in the order of time.
@@ -21,7 +21,7 @@ mod exclusive;
 mod in_flight;
 mod inferred;
 pub mod journal;
-mod keyed_hosts;
+mod keyed;
 mod names;
 mod numbers;
 pub mod signature;
@@ -29,7 +29,7 @@ pub mod tracker;
 
 use crate::store::{Found, RequestRef, SharedData, Store, Ticket, WorkerId, shared_data_name};
 use journal::{Event, Read, Reader, Writer};
-use keyed_hosts::KeyedHosts;
+use keyed::Keyed;
 use signature::Token;
 use tracker::{Basis, Tracker, Verdict};
 
@@ -67,7 +67,7 @@ pub struct Attribution {
     first_us: Option<u64>,
     awake_ms: u64,
     awake: bool,
-    keyed_hosts: KeyedHosts,
+    keyed: Keyed,
 }
 
 /// One number for a request or call of a worker.
@@ -125,13 +125,30 @@ impl Attribution {
 
     /// A call to this host ([`signature::host`]) carried the key of a request.
     pub fn carries_key(&mut self, host: u32) {
-        self.keyed_hosts.add(host);
+        self.keyed.add(host);
     }
 
-    /// The application forwards keys to this host: a key that is not known, such as a
-    /// request ID, is that of a request that has gone.
-    pub fn is_keyed_host(&self, host: u32) -> bool {
-        self.keyed_hosts.contains(host)
+    /// A call to this host ([`signature::host`]) has carried a key, of late.
+    pub fn gives_keys(&self, host: u32) -> bool {
+        self.keyed.is_known(host)
+    }
+
+    /// A call to this host, to which others carried a key, carries none: whether the application gives keys to such calls.
+    /// If so, it belongs to no request in flight, as one with a key that is not known, such
+    /// as a request ID, belongs to a request that has gone. `kind`: [`signature::kind`].
+    pub fn lacks_key(&mut self, data: &impl SharedData, now_us: u64, host: u32, kind: u32) -> bool {
+        let is_keyed_host = self.keyed.is_keyed_host(host);
+        self.keyed.add_keyless(host);
+        if is_keyed_host {
+            return true;
+        }
+        let is_keyed = self.keyed.is_keyed(host, kind);
+        self.keyed.add_keyless(kind);
+        if is_keyed {
+            // Calls with a key are told apart by their kind as long as this is awake.
+            self.wake(data, now_us);
+        }
+        is_keyed
     }
 
     /// A call has begun that is known to belong to the request `owner`. Returns its
@@ -146,6 +163,7 @@ impl Attribution {
     ) -> u64 {
         let id = self.number_call();
         let Call { kind, tokens } = call;
+        self.keyed.add(kind[0]);
         let event = Event::Call {
             call: id,
             kind,
@@ -212,7 +230,7 @@ impl Attribution {
 
     /// To be called every second or so.
     pub fn tick(&mut self, store: &mut Store, data: &impl SharedData, now_us: u64) {
-        self.keyed_hosts.tick(now_us);
+        self.keyed.tick(now_us);
         if self.writer.is_none() && self.readers.is_empty() {
             return;
         }

@@ -109,7 +109,7 @@ impl Filter {
                 if before.is_ok()
                     && self.attributes()
                     && names_nothing(request, worker)
-                    && !worker.attribution.is_keyed_host(host_of(&request.headers)) =>
+                    && !lacks_key(request, worker, host) =>
             {
                 (looked_up.owner, looked_up.number) = self.attribute(worker, host, request, guess);
             }
@@ -285,18 +285,33 @@ fn names_nothing(request: &Request<'_>, worker: &WorkerState) -> bool {
         && (extracted.w3c.is_none() || !worker.writes_w3c())
 }
 
+/// The application gives keys to such calls, and this one has none.
+fn lacks_key(request: &Request<'_>, worker: &mut WorkerState, host: &impl Host) -> bool {
+    let headers = &request.headers;
+    let attribution = &mut worker.attribution;
+    let to = host_of(headers);
+    if !attribution.gives_keys(to) {
+        return false;
+    }
+    let [kind, _] = kind_of(headers);
+    attribution.lacks_key(host, host.now_us(), to, kind)
+}
+
 /// Where a call goes, for attribution.
 fn host_of(headers: &TraceHeaders<'_>) -> u32 {
     signature::host(headers.authority.value().unwrap_or_default())
 }
 
 /// What kind of call it is, for attribution.
-fn describe(headers: &TraceHeaders<'_>, tokens: Vec<signature::Token>) -> Call {
+fn kind_of(headers: &TraceHeaders<'_>) -> [u32; 2] {
     let [method, authority, path] = [headers.method, headers.authority, headers.path];
     let [method, authority, path] =
         [method, authority, path].map(|field| field.value().unwrap_or_default());
-    Call {
-        kind: signature::kind(method, authority, path),
-        tokens,
-    }
+    signature::kind(method, authority, path)
+}
+
+/// The signature of a call.
+fn describe(headers: &TraceHeaders<'_>, tokens: Vec<signature::Token>) -> Call {
+    let kind = kind_of(headers);
+    Call { kind, tokens }
 }

@@ -78,3 +78,68 @@ pub(super) fn admitted(events: &[Recorded], limit: usize) -> Option<Vec<Recorded
     }
     (against <= AGAINST * requests).then_some(admitted)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(at_us: u64, number: u64, what: What) -> Recorded {
+        Recorded {
+            at_us,
+            number,
+            what,
+        }
+    }
+
+    /// Requests 1 to 40 of one route, eight in flight, each of which makes one call; so many
+    /// are served at once. Their calls have the numbers of the requests.
+    fn served(limit: u64) -> Vec<Recorded> {
+        let answered = true;
+        let mut events: Vec<Recorded> = (1..=8).map(|n| event(n, n, What::Begun(1))).collect();
+        for first in (1..=40).step_by(limit as usize) {
+            let batch = first..(first + limit).min(41);
+            let at = 100 * first;
+            events.extend(batch.clone().map(|n| event(at, n, What::Called(1))));
+            for number in batch {
+                events.push(event(at + 50, number, What::Returned));
+                events.push(event(at + 60, number, What::Ended { answered }));
+                if number + 8 <= 40 {
+                    events.push(event(at + 70, number + 8, What::Begun(1)));
+                }
+            }
+        }
+        events
+    }
+
+    #[test]
+    fn the_limit_is_seen_in_the_outstanding_calls() {
+        assert_eq!(limit(&served(2)), Some(2));
+        assert_eq!(limit(&served(4)), Some(4));
+        assert_eq!(limit(&served(8)), None);
+        assert_eq!(limit(&[]), None);
+    }
+
+    #[test]
+    fn requests_are_let_in_when_others_have_ended() {
+        let events = served(2);
+        let admitted = admitted(&events, 2).unwrap();
+        assert_eq!(admitted.len(), events.len());
+        let begun = |events: &[Recorded], number: u64| {
+            let is_it = |event: &&Recorded| event.number == number && event.what == What::Begun(1);
+            events.iter().find(is_it).map(|event| event.at_us)
+        };
+        assert_eq!(begun(&admitted, 1), Some(1));
+        assert_eq!(begun(&events, 3), Some(3));
+        assert_eq!(begun(&admitted, 3), Some(160));
+    }
+
+    #[test]
+    fn a_limit_that_requests_do_not_keep_is_none() {
+        let begun = (1..=3).map(|n| event(n, n, What::Begun(1)));
+        let answered = true;
+        let ended = [3, 1, 2].map(|n| event(10, n, What::Ended { answered }));
+        let events: Vec<Recorded> = begun.chain(ended).collect();
+        assert!(admitted(&events, 1).is_none());
+        assert!(admitted(&events, 3).is_some());
+    }
+}

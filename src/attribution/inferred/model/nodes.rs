@@ -6,7 +6,7 @@ use crate::attribution::names::Name;
 use std::collections::VecDeque;
 
 /// Nodes at most.
-const NODES_MOST: usize = 2048;
+const NODES_MOST: usize = 1024;
 /// A node that was left so often is taken by itself. Of others, a part is what requests of
 /// any route do.
 const KNOWN: f32 = 50.0;

@@ -120,3 +120,38 @@ impl Counts {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_in_line_goes_on_first() {
+        let mut counts = Counts::default();
+        for _ in 0..200 {
+            for rank in 0..3 {
+                counts.waited(Position::new(3, rank), 0.4);
+            }
+            counts.went_on(Position::new(3, 0), 1.0);
+        }
+        let order = counts.order();
+        assert!(!order.is_flat());
+        assert!(order.gain(Position::new(3, 0)) > 2.0);
+        assert!(order.gain(Position::new(3, 1)) < 0.1);
+        assert_eq!(order.gain(Position::new(1, 0)), 1.0);
+        assert_eq!(order.gain(Position::new(20, 5)), 1.0);
+    }
+
+    #[test]
+    fn those_that_go_on_by_themselves_have_no_order() {
+        let mut counts = Counts::default();
+        for n in 0..300 {
+            for rank in 0..3 {
+                counts.waited(Position::new(3, rank), 0.33);
+            }
+            counts.went_on(Position::new(3, n % 3), 1.0);
+        }
+        assert!(counts.order().is_flat());
+        assert!(Order::default().is_flat());
+    }
+}

@@ -1,0 +1,176 @@
+//! To which calls the application gives keys.
+//!
+//! Where it does, a call without a key belongs to no request: to a job, or to a request that
+//! has gone. Where it does so for a part of the calls only, one without a key tells nothing.
+
+/// Forgotten after so many seconds without a call.
+const FORGOTTEN_S: u16 = 600;
+/// Hosts and kinds of calls at most.
+const ENTRIES_MOST: usize = 128;
+/// Calls after which half is forgotten.
+const HALVED_AT: u16 = 200;
+/// Calls after which a kind is known.
+const KNOWN: u16 = 8;
+/// A second is counted no earlier than this after the last one, in microseconds: Envoy
+/// ticks for each configuration of the module, each second.
+const SECOND_US: u64 = 900_000;
+
+/// A host, or a kind of call.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    /// [`super::signature::host`], or the first hash of [`super::signature::kind`].
+    hash: u32,
+    /// Calls with a key, and without one.
+    keyed: u16,
+    keyless: u16,
+    /// Seconds since the last one.
+    seconds: u16,
+}
+
+impl Entry {
+    /// At least this part of the calls carries a key, in per cent.
+    fn is_keyed(&self, percent: u32) -> bool {
+        let all = u32::from(self.keyed) + u32::from(self.keyless);
+        100 * u32::from(self.keyed) >= percent * all
+    }
+}
+
+/// Whether calls carried keys, of late, by host and by kind.
+#[derive(Debug, Default)]
+pub(super) struct Keyed {
+    entries: Vec<Entry>,
+    /// When a second was last counted.
+    counted_us: u64,
+}
+
+impl Keyed {
+    /// A call to this host, or of this kind, carried a key.
+    pub(super) fn add(&mut self, hash: u32) {
+        self.entry(hash, true);
+    }
+
+    /// A call to this host, or of this kind, carried none. That is of interest only where
+    /// others have.
+    pub(super) fn add_keyless(&mut self, hash: u32) {
+        self.entry(hash, false);
+    }
+
+    fn entry(&mut self, hash: u32, keyed: bool) {
+        let known = self.entries.iter().position(|known| known.hash == hash);
+        if known.is_none() && self.entries.len() >= ENTRIES_MOST {
+            let entries = self.entries.iter().enumerate();
+            let oldest = entries.max_by_key(|(_, entry)| entry.seconds);
+            if let Some((at, _)) = oldest {
+                self.entries.swap_remove(at);
+            }
+        }
+        let at = known.unwrap_or_else(|| {
+            self.entries.push(Entry {
+                hash,
+                keyed: 0,
+                keyless: 0,
+                seconds: 0,
+            });
+            self.entries.len() - 1
+        });
+        let Some(entry) = self.entries.get_mut(at) else {
+            return;
+        };
+        entry.seconds = 0;
+        *(if keyed {
+            &mut entry.keyed
+        } else {
+            &mut entry.keyless
+        }) += 1;
+        if entry.keyed + entry.keyless > HALVED_AT {
+            // What has come once is not forgotten by this.
+            entry.keyed = entry.keyed.div_ceil(2);
+            entry.keyless /= 2;
+        }
+    }
+
+    fn of(&self, hash: u32) -> Option<&Entry> {
+        self.entries.iter().find(|known| known.hash == hash)
+    }
+
+    /// A call to this host, or of this kind, has come.
+    pub(super) fn is_known(&self, hash: u32) -> bool {
+        self.of(hash).is_some()
+    }
+
+    /// Calls to this host carry keys, but for few.
+    pub(super) fn is_keyed_host(&self, host: u32) -> bool {
+        self.of(host).is_some_and(|host| host.is_keyed(90))
+    }
+
+    /// Calls of this kind to this host carry keys, or those to this host if little is known
+    /// of the kind.
+    pub(super) fn is_keyed(&self, host: u32, kind: u32) -> bool {
+        let known = |kind: &&Entry| kind.keyed + kind.keyless >= KNOWN;
+        let kind = self.of(kind).filter(known);
+        kind.or_else(|| self.of(host))
+            .is_some_and(|entry| entry.is_keyed(50) && entry.keyed > 0)
+    }
+
+    /// To be called every second or so.
+    pub(super) fn tick(&mut self, now_us: u64) {
+        if now_us.abs_diff(self.counted_us) > SECOND_US {
+            self.counted_us = now_us;
+            self.entries.retain_mut(|entry| {
+                entry.seconds += 1;
+                entry.seconds < FORGOTTEN_S
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOST: u32 = 1;
+
+    #[test]
+    fn a_kind_that_never_carries_a_key_is_not_keyed_by_another_of_its_host() {
+        let mut keyed = Keyed::default();
+        for _ in 0..20 {
+            keyed.add(HOST);
+            keyed.add(10);
+            assert!(keyed.is_keyed(HOST, 11), "nothing else is known of it");
+        }
+        assert!(keyed.is_keyed_host(HOST));
+        for _ in 0..KNOWN {
+            keyed.add_keyless(HOST);
+            keyed.add_keyless(11);
+        }
+        assert!(!keyed.is_keyed_host(HOST));
+        assert!(keyed.is_keyed(HOST, 10));
+        assert!(!keyed.is_keyed(HOST, 11));
+        assert!(!keyed.is_keyed(2, 12));
+    }
+
+    #[test]
+    fn keys_on_a_tenth_of_the_calls_name_no_others() {
+        let mut keyed = Keyed::default();
+        for n in 0..1000u32 {
+            match n % 10 {
+                0 => keyed.add(HOST),
+                _ => keyed.add_keyless(HOST),
+            }
+            assert!(n < 2 || !keyed.is_keyed(HOST, 10), "{n}");
+        }
+    }
+
+    #[test]
+    fn memory_does_not_grow() {
+        let mut keyed = Keyed::default();
+        for n in 0..10_000 {
+            keyed.add(n);
+            assert!(keyed.entries.len() <= ENTRIES_MOST);
+        }
+        for second in 1..=u64::from(FORGOTTEN_S) + 1 {
+            keyed.tick(second * 1_000_000);
+        }
+        assert!(keyed.entries.is_empty());
+    }
+}

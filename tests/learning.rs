@@ -1,0 +1,252 @@
+//! Inferred attribution learns an application that is under load from its first request on.
+
+use b3relay::attribution::tracker::Tracker;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+
+/// The part of all calls that may be wrong.
+const WRONG: f64 = 0.005;
+
+/// Random numbers that are the same in each run (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    /// From half of it to twice of it, in microseconds.
+    fn about(&mut self, us: u64) -> u64 {
+        us / 2 + self.below(us * 3 / 2)
+    }
+}
+
+/// An application: each route makes its calls one after the other.
+struct App {
+    clients: usize,
+    routes: Vec<Vec<u32>>,
+    /// What they do from the middle on.
+    later: Option<Vec<Vec<u32>>>,
+    /// Requests that are served at once, and that run at once.
+    threads: usize,
+    cores: usize,
+}
+
+impl Default for App {
+    fn default() -> Self {
+        Self {
+            clients: 8,
+            routes: vec![vec![1, 2], vec![2, 3], vec![], vec![1]],
+            later: None,
+            threads: usize::MAX,
+            cores: usize::MAX,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Next {
+    Arrives,
+    Ran(u64),
+    Returned(u64, u64),
+    Ticks,
+}
+
+/// What came of the calls: right, left alone, wrong, by thousands of requests.
+type Tally = Vec<[u32; 3]>;
+
+/// Runs an application until so many requests have begun. Returns what came of its calls,
+/// and how many slices of learning it took.
+fn run(app: &App, requests: u64, seed: u64) -> (Tally, u32) {
+    const RUN_US: u64 = 300;
+    const CALL_US: u64 = 10_000;
+    let mut random = Random(seed);
+    let mut tracker = Tracker::default();
+    tracker.infer(true);
+    let mut queue = BinaryHeap::new();
+    let (mut begun, mut numbers, mut slices) = (0u64, 0u64, 0u32);
+    let mut at: HashMap<u64, (usize, usize)> = HashMap::new();
+    let (mut waiting, mut ready) = (VecDeque::new(), VecDeque::new());
+    let (mut serving, mut running) = (0usize, 0usize);
+    let mut tally: Tally = vec![[0; 3]; requests.div_ceil(1000) as usize];
+    for client in 0..app.clients as u64 {
+        queue.push(Reverse((1_000_000 + 1_000 * client, Next::Arrives)));
+    }
+    queue.push(Reverse((1_000_000, Next::Ticks)));
+    while let Some(Reverse((now, next))) = queue.pop() {
+        let mut runs: Vec<u64> = Vec::new();
+        match next {
+            Next::Ticks => {
+                slices += u32::from(tracker.learn());
+                if begun < requests || !at.is_empty() {
+                    queue.push(Reverse((now + 50_000, Next::Ticks)));
+                }
+            }
+            Next::Arrives if begun >= requests => {}
+            Next::Arrives => {
+                begun += 1;
+                numbers += 1;
+                let route = random.below(app.routes.len() as u64) as usize;
+                at.insert(numbers, (route, 0));
+                tracker.begin(now, numbers, 0, route as u32 + 100, vec![]);
+                match serving < app.threads {
+                    true => {
+                        serving += 1;
+                        runs.push(numbers);
+                    }
+                    false => waiting.push_back(numbers),
+                }
+            }
+            Next::Ran(request) => {
+                running -= 1;
+                let (route, step) = at[&request];
+                let routes = match &app.later {
+                    Some(later) if begun > requests / 2 => later,
+                    _ => &app.routes,
+                };
+                match routes[route].get(step) {
+                    Some(kind) => {
+                        at.insert(request, (route, step + 1));
+                        numbers += 1;
+                        let verdict = tracker.call(now, numbers, [*kind, 9], &[], None, WRONG);
+                        let class = match verdict {
+                            Some(verdict) if verdict.request == request => 0,
+                            None => 1,
+                            Some(_) => 2,
+                        };
+                        tally[((begun - 1) / 1000) as usize][class] += 1;
+                        let back = Next::Returned(numbers, request);
+                        queue.push(Reverse((now + random.about(CALL_US), back)));
+                    }
+                    None => {
+                        at.remove(&request);
+                        tracker.end(now, request);
+                        serving -= 1;
+                        if let Some(request) = waiting.pop_front() {
+                            serving += 1;
+                            runs.push(request);
+                        }
+                        queue.push(Reverse((now + random.about(5_000), Next::Arrives)));
+                    }
+                }
+                runs.extend(ready.pop_front());
+            }
+            Next::Returned(call, request) => {
+                tracker.call_end(now, call);
+                runs.push(request);
+            }
+        }
+        for request in runs {
+            match running < app.cores {
+                true => {
+                    running += 1;
+                    queue.push(Reverse((now + random.about(RUN_US), Next::Ran(request))));
+                }
+                false => ready.push_back(request),
+            }
+        }
+    }
+    (tally, slices)
+}
+
+/// Right and wrong as parts of all calls of some thousands.
+fn shares(tally: &[[u32; 3]]) -> (f64, f64) {
+    let sum = |class: usize| tally.iter().map(|of| f64::from(of[class])).sum::<f64>();
+    let all = sum(0) + sum(1) + sum(2);
+    (sum(0) / all, sum(2) / all)
+}
+
+fn assert_learns(app: &App, least: f64) {
+    for seed in 0..3 {
+        let (tally, slices) = run(app, 4_000, seed);
+        let (right, _) = shares(&tally[3..]);
+        let (_, wrong) = shares(&tally);
+        assert!(right >= least, "seed {seed}: {right:.3} right: {tally:?}");
+        assert!(wrong <= 1.5 * WRONG, "seed {seed}: {wrong:.4} wrong");
+        assert!(slices > 5, "all was learned in {slices} slices");
+    }
+}
+
+#[test]
+fn an_application_with_threads_of_their_own() {
+    assert_learns(&App::default(), 0.85);
+}
+
+#[test]
+fn an_event_loop_serves_who_has_been_ready_for_longest() {
+    let app = App {
+        cores: 1,
+        clients: 12,
+        ..App::default()
+    };
+    assert_learns(&app, 0.9);
+}
+
+#[test]
+fn requests_wait_for_a_thread_of_a_pool() {
+    let app = App {
+        threads: 6,
+        clients: 16,
+        ..App::default()
+    };
+    assert_learns(&app, 0.8);
+}
+
+#[test]
+fn an_application_that_changes_is_learned_anew() {
+    let app = App {
+        later: Some(vec![vec![3, 1, 2], vec![1], vec![2, 3], vec![]]),
+        ..App::default()
+    };
+    for seed in 0..2 {
+        let (tally, _) = run(&app, 8_000, seed);
+        let (before, _) = shares(&tally[2..4]);
+        let (after, _) = shares(&tally[6..]);
+        let (_, wrong) = shares(&tally[4..]);
+        assert!(
+            before > 0.85 && after > 0.8,
+            "{before:.3}, {after:.3}: {tally:?}"
+        );
+        assert!(wrong <= 2.0 * WRONG, "seed {seed}: {wrong:.4} wrong");
+    }
+}
+
+#[test]
+fn nothing_that_happens_is_too_odd() {
+    let mut random = Random(1);
+    for world in 0..20 {
+        let mut tracker = Tracker::default();
+        tracker.infer(true);
+        let mut now = 1_000_000;
+        for _ in 0..8_000 {
+            now += random.below(500);
+            let number = random.below(40);
+            let kind = random.below(if world % 2 == 0 { 4 } else { 400 }) as u32;
+            match random.below(8) {
+                0 => tracker.begin(now, number, 0, kind, vec![]),
+                1 => tracker.end(now, number),
+                2 => tracker.broken_off(now, number),
+                3 | 4 => {
+                    let owner = (random.below(4) == 0).then_some(random.below(40));
+                    tracker.call(now, 100 + number, [kind, kind / 4], &[], owner, WRONG);
+                }
+                5 => tracker.call_end(now, 100 + number),
+                6 => {
+                    tracker.learn();
+                }
+                // The clock may be set back.
+                _ => now -= random.below(200),
+            }
+        }
+        // What has begun comes to an end.
+        assert!((0..100_000).any(|_| !tracker.learn()), "world {world}");
+    }
+}
