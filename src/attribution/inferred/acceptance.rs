@@ -10,7 +10,7 @@ const CLASSES: [f32; 14] = [
 ];
 /// Of the wrong calls that are allowed, as many are planned for: what is planned
 /// with is an estimate.
-const PLANNED: f64 = 0.5;
+const PLANNED: f64 = 0.4;
 /// Calls after which half is forgotten.
 const HALVED_AT: f64 = 2000.0;
 /// As if so many verdicts of a class had turned out as they say of themselves.
@@ -23,6 +23,9 @@ const BETTER: f64 = 0.15;
 
 /// Most verdicts are accepted if this part of them is.
 const HIGH: f32 = 0.5;
+/// If no more than this part of them is, the model does not fit: none is accepted, since what
+/// it is sure of may be wrong, too.
+const LOW: f32 = 0.4;
 
 /// Verdicts of one class of probability.
 #[derive(Clone, Copy, Debug, Default)]
@@ -107,7 +110,7 @@ impl Acceptance {
     pub(super) fn accept(&mut self, share: f32, trust: f64, wrong: f64) -> bool {
         let accepts = self.accepts(share, trust, wrong);
         self.accepted += (f32::from(u8::from(accepts)) - self.accepted) / 256.0;
-        accepts
+        accepts && self.accepted > LOW
     }
 
     /// Most verdicts are accepted.

@@ -43,6 +43,8 @@ pub(super) struct Lesson {
     pub(super) counts: Counts,
     /// The logarithm of the probability of all events, by the model reckoned with.
     pub(super) evidence: f64,
+    /// Of each call that was judged: the likeliest request, if it is likely enough.
+    pub(super) verdicts: Vec<Option<u64>>,
 }
 
 /// The belief about everything in flight, and what has been learned.
@@ -55,6 +57,8 @@ pub(super) struct Engine {
     pub(super) surprises: Surprises,
     pub(super) acceptance: Acceptance,
     pub(super) judged: Vec<Judged>,
+    /// Another model explains the events as well, and says otherwise.
+    pub(super) is_doubtful: bool,
     /// `None`, but for a pass over recorded events.
     pub(super) lesson: Option<Box<Lesson>>,
 }
@@ -228,6 +232,7 @@ impl Engine {
         self.model = learned.model;
         self.model.tokens = tokens;
         self.surprises = learned.surprises;
+        self.is_doubtful = learned.is_doubtful;
         self.acceptance = learned.acceptance.of_other_events();
         for cluster in &mut self.clusters {
             cluster.renew(&mut self.model);

@@ -12,6 +12,8 @@ use crate::attribution::tracker::{Basis, Verdict};
 
 /// Candidates of one call at most.
 const CANDIDATES: usize = 12;
+/// A verdict of a lesson counts from this probability on.
+const SURE: f64 = 0.95;
 /// Candidates that are less likely than this do not count.
 const NEGLIGIBLE: f64 = 1e-3;
 /// A kind of which so many calls were seen is known.
@@ -46,6 +48,7 @@ impl Engine {
             self.taught().learn_call(kind, &foreign, 1.0, active);
             if let Some(lesson) = &mut self.lesson {
                 lesson.evidence += ln(total);
+                lesson.verdicts.push(None);
             }
             return exclusive;
         }
@@ -68,6 +71,9 @@ impl Engine {
         self.taught()
             .learn_call(kind, &foreign, background as f32, active);
         let (best, share) = *weighed.first()?;
+        if let Some(lesson) = &mut self.lesson {
+            lesson.verdicts.push((share > SURE).then_some(best.request));
+        }
         if share > 0.9 {
             self.model.tokens.learn_match(kind, best.tokens > TOKEN);
         }
@@ -142,7 +148,7 @@ impl Engine {
         if exclusive.is_some() && (share > 0.9 || !is_known) {
             return exclusive;
         }
-        if !is_known || self.surprises.are_many() {
+        if !is_known || self.surprises.are_many() || self.is_doubtful {
             return None;
         }
         self.acceptance.add(share, background);

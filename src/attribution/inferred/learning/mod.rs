@@ -83,7 +83,7 @@ impl Learner {
         };
         if self.study.is_none() && (self.recording.requests() >= *due || self.recording.is_full()) {
             let events = self.recording.events();
-            let knows = self.studies > 0 && live.acceptance.is_high();
+            let knows = self.studies > 0 && live.acceptance.is_high() && !live.is_doubtful;
             let study = Study::new(events, &live.model, limit, !knows);
             self.study = Some(Box::new(study));
         }
@@ -107,7 +107,7 @@ impl Learner {
         if self.requests < after << self.in_vain {
             return;
         }
-        if changed || !live.acceptance.is_high() {
+        if changed || live.is_doubtful || !live.acceptance.is_high() {
             self.studies = usize::from(!changed);
             self.in_vain = (self.in_vain + 1).min(DOUBLINGS_MOST);
         } else {

@@ -13,6 +13,11 @@ const FURTHER_PASSES: usize = 5;
 /// Another pass is worth its time if it makes the events likelier by this for each of them,
 /// in nats.
 const WORTH: f64 = 0.002;
+/// Another guess explains the events about as well if it makes them less likely by no more
+/// than this for each of them, in nats.
+const AS_WELL: f64 = 0.1;
+/// The part of the calls of which two such guesses may say otherwise.
+const OTHERWISE: f32 = 0.01;
 /// Work of an event, at least.
 const EVENT: usize = 24;
 
@@ -33,6 +38,23 @@ pub(in crate::attribution::inferred) struct Learned {
     /// How many requests the application serves at once.
     pub(in crate::attribution::inferred) limit: Option<usize>,
     evidence: f64,
+    /// Of each call: the likeliest request, if it is likely enough.
+    verdicts: Vec<Option<u64>>,
+}
+
+impl Learned {
+    /// The part of the calls of which both are sure and another guess says otherwise.
+    fn otherwise(&self, other: &Self) -> f32 {
+        let both = self.verdicts.iter().zip(&other.verdicts);
+        let (mut all, mut otherwise) = (1.0, 0.0);
+        for (a, b) in both {
+            if let (Some(a), Some(b)) = (a, b) {
+                all += 1.0;
+                otherwise += f32::from(u8::from(a != b));
+            }
+        }
+        otherwise / all
+    }
 }
 
 /// What a study is doing.
@@ -165,16 +187,28 @@ impl Study {
         if goes_on {
             return Some(lesson.model);
         }
-        let best = self.best.as_ref();
-        if best.is_none_or(|(_, best)| lesson.evidence > best.evidence) {
-            engine.model = lesson.model;
-            let limit = self.admitted.as_ref().map(|(limit, _)| *limit);
-            let learned = Learned {
-                engine,
-                limit: limit.filter(|_| self.guess.admitted),
-                evidence: lesson.evidence,
-            };
+        engine.model = lesson.model;
+        let limit = self.admitted.as_ref().map(|(limit, _)| *limit);
+        let mut learned = Learned {
+            engine,
+            limit: limit.filter(|_| self.guess.admitted),
+            evidence: lesson.evidence,
+            verdicts: lesson.verdicts,
+        };
+        let Some((of, best)) = &mut self.best else {
             self.best = Some((self.guess, learned));
+            return None;
+        };
+        if self.is_last {
+            learned.engine.is_doubtful = best.engine.is_doubtful;
+        } else {
+            let gap = (learned.evidence - best.evidence).abs();
+            let is_doubtful = gap < AS_WELL / WORTH * worth && learned.otherwise(best) > OTHERWISE;
+            learned.engine.is_doubtful = is_doubtful;
+            best.engine.is_doubtful |= is_doubtful;
+        }
+        if learned.evidence > best.evidence {
+            (*of, *best) = (self.guess, learned);
         }
         None
     }
