@@ -1,5 +1,7 @@
 //! Inferred attribution learns an application that is under load from its first request on.
 
+#![allow(clippy::indexing_slicing)]
+
 use b3relay::attribution::tracker::Tracker;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
