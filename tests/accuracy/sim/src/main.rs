@@ -4,6 +4,10 @@
 //! ```text
 //! b3relay-accuracy                     a table of all simulated applications
 //! b3relay-accuracy --cold NAME...      of some; the load begins at once
+//! b3relay-accuracy --thousands NAME... those by thousands of requests since the start,
+//!                                      cold, and the worst 2,000 calls in a row; for
+//!                                      8 and 16 clients, two seeds
+//!     --levels=8,16 --seeds=2          other clients and seeds, of these tables
 //! b3relay-accuracy --markdown=FILE     the tables of docs/accuracy-simulated.md, into it
 //! b3relay-accuracy FILE.jsonl...       recorded events (tests/accuracy/record.py)
 //! b3relay-accuracy --stages=1x250,8x1000 FILE.jsonl...    that were recorded so
@@ -15,43 +19,68 @@ mod simulate;
 /// The default of `confidence`.
 const WRONG: f64 = 0.005;
 const REQUESTS: u64 = 6000;
-const SEEDS: std::ops::Range<u64> = 0..8;
+const SEEDS: u64 = 8;
 
-fn measured(names: &[String], quiet: u64) -> Vec<simulate::Measured> {
-    let size = simulate::Size {
-        requests: REQUESTS,
-        quiet,
-    };
-    simulate::measure_all(names, size, SEEDS, WRONG)
+/// What is asked for on the command line.
+struct Asked {
+    levels: Vec<usize>,
+    seeds: u64,
 }
 
-fn tables(names: &[String], quiet: u64) -> String {
-    let found = measured(names, quiet);
-    let parts = [
-        simulate::table(&found),
-        simulate::calibration(&found),
-        simulate::exclusive(&found),
-    ];
-    parts.join("\n")
-}
+impl Asked {
+    fn measured(&self, names: &[String], quiet: u64) -> Vec<simulate::Measured> {
+        let plan = simulate::Plan {
+            size: simulate::Size {
+                requests: REQUESTS,
+                quiet,
+            },
+            levels: self.levels.clone(),
+            seeds: 0..self.seeds,
+        };
+        simulate::measure_all(names, &plan, WRONG)
+    }
 
-/// What docs/accuracy-simulated.md has.
-fn document() -> String {
-    let (warm, cold) = (measured(&[], 1000), measured(&[], 1));
-    let parts = [
-        "After 1,000 requests one after the other:".to_string(),
-        simulate::table(&warm),
-        "Under load from the first request, those included in which nothing is known yet:"
-            .to_string(),
-        simulate::table(&cold),
-        "Of the calls that were given a context, those that the filter itself expects to be \
-         wrong, and those that are; all applications of the first table together:"
-            .to_string(),
-        simulate::calibration(&warm),
-        "The rules that do without a belief, after the same start, right / wrong:".to_string(),
-        simulate::exclusive(&warm),
-    ];
-    parts.join("\n\n").replace("|\n\n\n", "|\n\n")
+    fn tables(&self, names: &[String], quiet: u64) -> String {
+        let found = self.measured(names, quiet);
+        let parts = [
+            simulate::table(&found),
+            simulate::windows(&found),
+            simulate::calibration(&found),
+            simulate::exclusive(&found),
+        ];
+        parts.join("\n")
+    }
+
+    /// What docs/accuracy-simulated.md has.
+    fn document(&self) -> String {
+        let (warm, cold) = (self.measured(&[], 1000), self.measured(&[], 1));
+        let some = cold.iter().map(|found| found.at(&[8, 16]));
+        let some: Vec<_> = some.collect();
+        let parts = [
+            "After 1,000 requests one after the other:".to_string(),
+            simulate::table(&warm),
+            "Under load from the first request, those included in which nothing is known yet:"
+                .to_string(),
+            simulate::table(&cold),
+            "The same by time since the start: while the first thousand requests began, the \
+             second, ...; and the most wrong calls in 2,000 in a row, of any seed:"
+                .to_string(),
+            simulate::thousands(&some, false),
+            "The most wrong calls in 2,000 in a row, in per cent, of any seed; after 1,000 \
+             requests one after the other:"
+                .to_string(),
+            simulate::windows(&warm),
+            "And under load from the first request:".to_string(),
+            simulate::windows(&cold),
+            "Of the calls that were given a context, those that the filter itself expects to be \
+             wrong, and those that are; all applications of the first table together:"
+                .to_string(),
+            simulate::calibration(&warm),
+            "The rules that do without a belief, after the same start, right / wrong:".to_string(),
+            simulate::exclusive(&warm),
+        ];
+        parts.join("\n\n").replace("|\n\n\n", "|\n\n")
+    }
 }
 
 /// Replaces what stands between the marks of a document.
@@ -65,6 +94,24 @@ fn write_block(file: &str, text: &str) -> Result<(), Box<dyn std::error::Error>>
     Ok(())
 }
 
+/// `None` if it is not understood.
+fn asked(levels: Option<&str>, seeds: Option<&str>, quick: bool) -> Option<Asked> {
+    let levels = match levels {
+        Some(text) => {
+            let level = |word: &str| word.parse().ok().filter(|level| *level > 0);
+            text.split(',').map(level).collect::<Option<_>>()?
+        }
+        None if quick => vec![8, 16],
+        None => simulate::LEVELS.to_vec(),
+    };
+    let seeds = match seeds {
+        Some(text) => text.parse().ok().filter(|seeds| *seeds > 0)?,
+        None if quick => 2,
+        None => SEEDS,
+    };
+    Some(Asked { levels, seeds })
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (files, words): (Vec<String>, Vec<String>) = arguments
@@ -76,11 +123,16 @@ fn main() {
     const STAGES: &str = "1x1000,1x1500,2x1500,4x1500,8x1500,16x1500,32x1500,64x1500";
     let given = |name: &str| flags.iter().find_map(|flag| flag.strip_prefix(name));
     if files.is_empty() {
-        let cold = given("--cold").is_some();
+        let (cold, quick) = (given("--cold").is_some(), given("--thousands").is_some());
+        let Some(asked) = asked(given("--levels="), given("--seeds="), quick) else {
+            eprintln!("levels: clients, as in --levels=8,16; seeds: how many, as in --seeds=2");
+            std::process::exit(2);
+        };
         let markdown = given("--markdown=");
         let text = match markdown {
-            None => tables(&names, if cold { 1 } else { 1000 }),
-            Some(_) => document(),
+            None if quick => simulate::thousands(&asked.measured(&names, 1), true),
+            None => asked.tables(&names, if cold { 1 } else { 1000 }),
+            Some(_) => asked.document(),
         };
         print!("{text}");
         if let Some(Err(error)) = markdown.map(|file| write_block(file, &text)) {
