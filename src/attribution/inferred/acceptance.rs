@@ -21,6 +21,8 @@ const LEARNED: f64 = 16.0;
 /// A verdict is not much better than it says of itself.
 const BETTER: f64 = 0.15;
 
+/// This part of the verdicts is taken for accepted before there were any.
+const FIRST: f32 = 0.45;
 /// Most verdicts are accepted if this part of them is.
 const HIGH: f32 = 0.5;
 /// If no more than this part of them is, the model does not fit: none is accepted, since what
@@ -49,7 +51,7 @@ impl Class {
 
 /// How sure the recent verdicts by evidence were, accepted or not, and what has become of
 /// them.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Acceptance {
     classes: [Class; CLASSES.len()],
     /// Verdicts, but for those on calls of the background.
@@ -58,6 +60,17 @@ pub(super) struct Acceptance {
     spent: f64,
     /// The part of the last verdicts that was accepted: a moving average.
     accepted: f32,
+}
+
+impl Default for Acceptance {
+    fn default() -> Self {
+        Self {
+            classes: [Class::default(); CLASSES.len()],
+            calls: 0.0,
+            spent: 0.0,
+            accepted: FIRST,
+        }
+    }
 }
 
 impl Acceptance {
@@ -107,10 +120,12 @@ impl Acceptance {
     /// Whether to accept a verdict of this probability, so that no more than this part of
     /// all calls is wrong, and not many of those accepted. `trust`: what the probability
     /// is worth. All from 0 to 1.
-    pub(super) fn accept(&mut self, share: f32, trust: f64, wrong: f64) -> bool {
-        let accepts = self.accepts(share, trust, wrong);
-        self.accepted += (f32::from(u8::from(accepts)) - self.accepted) / 256.0;
-        accepts && self.accepted > LOW
+    ///
+    /// Returns the part of such verdicts that is wrong, if it is accepted.
+    pub(super) fn accept(&mut self, share: f32, trust: f64, wrong: f64) -> Option<f64> {
+        let rate = self.rate_if_accepted(share, trust, wrong);
+        self.accepted += (f32::from(u8::from(rate.is_some())) - self.accepted) / 256.0;
+        rate.filter(|_| self.accepted > LOW)
     }
 
     /// Most verdicts are accepted.
@@ -118,7 +133,7 @@ impl Acceptance {
         self.accepted > HIGH
     }
 
-    fn accepts(&mut self, share: f32, trust: f64, wrong: f64) -> bool {
+    fn rate_if_accepted(&mut self, share: f32, trust: f64, wrong: f64) -> Option<f64> {
         let wrong = PLANNED * trust * wrong;
         // As if there had been a few calls already, all of them right.
         let all = 50.0 + self.calls;
@@ -138,12 +153,12 @@ impl Acceptance {
                 if sure {
                     self.spent += rate;
                 }
-                return sure;
+                return sure.then_some(rate);
             }
             if !room {
                 break;
             }
         }
-        false
+        None
     }
 }

@@ -158,8 +158,11 @@ impl Engine {
             share,
         });
         let trust = self.surprises.trust();
-        let accepted = self.acceptance.accept(share, trust, wrong);
-        accepted.then(|| verdict(Basis::Evidence))
+        let rate = self.acceptance.accept(share, trust, wrong)?;
+        Some(Verdict {
+            share: 1.0 - rate as f32,
+            ..verdict(Basis::Evidence)
+        })
     }
 
     /// Continues the belief with each of the candidates, and with the background at this

@@ -4,13 +4,6 @@ use super::*;
 
 const WRONG: f64 = 0.005;
 
-/// Where the filter does not keep its promise. Who makes it keep it takes them out.
-const NOT_KEPT: [&str; 3] = ["background-begins", "job-at-once", "job-later"];
-
-fn is_kept(app: &App) -> bool {
-    !NOT_KEPT.contains(&app.name)
-}
-
 /// Half of the 95 % interval of a share, after Wilson.
 fn wilson(hits: u32, of: f64) -> f64 {
     let (share, z) = (f64::from(hits) / of, 1.96);
@@ -29,8 +22,7 @@ fn no_more_than_one_call_in_200_is_wrong_whatever_the_application() {
         levels: LEVELS.to_vec(),
         seeds: 100..102,
     };
-    let mut measured = measure_all(&[], &plan, WRONG);
-    measured.retain(|measured| is_kept(&measured.app));
+    let measured = measure_all(&[], &plan, WRONG);
     for Measured { app, by_level, .. } in &measured {
         for (level, seeds) in LEVELS.into_iter().zip(by_level) {
             let sum = Tally::of(seeds);
@@ -79,12 +71,62 @@ fn a_start_under_load_is_safe() {
         requests: 4000,
         quiet: 1,
     };
-    for app in apps().iter().filter(|app| is_kept(app)) {
+    for app in &apps() {
         for level in [1, 4, 16] {
             let sum = measure(app, level, size, 7, WRONG);
             let wrong = sum.share(sum.wrong);
             let margin = 2.0 * wilson(sum.wrong, sum.calls());
             assert!(wrong <= WRONG + margin, "{} at {level}: {wrong}", app.name);
+        }
+    }
+}
+
+/// What docs/attribution.md says of a pod that starts under load.
+#[test]
+fn a_start_under_load_is_learned() {
+    let size = Size {
+        requests: 4000,
+        quiet: 1,
+    };
+    // The application, clients, and what is right of the calls of the fourth thousand of
+    // requests at least.
+    let least = [
+        ("threads", 8, 0.86),
+        ("parallel-background", 8, 0.85),
+        ("event-loop", 8, 0.97),
+        ("event-loop", 16, 0.90),
+        ("pool-of-8", 16, 0.80),
+        ("caches-retries", 8, 0.75),
+        ("fan-out-of-6", 8, 0.85),
+        ("cancelled-5", 8, 0.80),
+        ("keyed-fan-out", 8, 0.88),
+        ("keyed-threads", 8, 0.86),
+    ];
+    let apps = apps();
+    for (name, level, least) in least {
+        let app = apps.iter().find(|app| app.name == name).unwrap();
+        let tallies: Vec<Tally> = (0..3)
+            .map(|seed| measure(app, level, size, seed, WRONG))
+            .collect();
+        let sum = Tally::of(&tallies);
+        let [right, unsure, wrong] = sum.thousands[3].map(f64::from);
+        let share = right / (right + unsure + wrong);
+        assert!(share >= least, "{name} at {level}: {share:.3} right");
+    }
+}
+
+/// No 2,000 calls in a row have more wrong ones than chance explains: of 0.5 % promised, no
+/// more than 0.8 %.
+#[test]
+fn no_stretch_of_calls_is_worse_than_promised() {
+    let size = Size {
+        requests: 6000,
+        quiet: 1,
+    };
+    for app in &apps() {
+        for level in [4, 8, 16] {
+            let worst = measure(app, level, size, 3, WRONG).worst;
+            assert!(worst <= 1.6 * WRONG, "{} at {level}: {worst}", app.name);
         }
     }
 }
