@@ -43,6 +43,11 @@ impl Planned {
         (call, plan): (&CallPlan, &Plan),
         of: Option<Ids>,
     ) -> Self {
+        let is_sampled = |injection: &Injection| injection.b3.sampling.decided() == Some(true);
+        // Most that are not are known by this, before anything is asked or copied.
+        if call.injection.as_ref().is_some_and(|i| !is_sampled(i)) {
+            return Self::Nothing;
+        }
         let recording = host.recording();
         if recording == Recording::Off {
             return Self::Nothing;
@@ -55,8 +60,7 @@ impl Planned {
             None if call.decision == Decision::Present => own(worker, config, request, plan),
             None => None,
         };
-        let is_sampled = |child: &Child| child.injection.b3.sampling.decided() == Some(true);
-        let Some(mut child) = child.filter(is_sampled) else {
+        let Some(mut child) = child.filter(|child| is_sampled(&child.injection)) else {
             return Self::Nothing;
         };
         let b3 = &mut child.injection.b3;

@@ -190,8 +190,17 @@ class SidecarMesh(Stacked):
         os.replace(written, self._configuration / f"{name}.yaml")
 
     def wait_until(self, what: str, check: Callable[[], bool], timeout: float = 30.0) -> None:
+        """A request of the check that Envoy breaks off, since it replaces the listener,
+        says no more than that it is not yet so."""
+
+        def holds() -> bool:
+            try:
+                return check()
+            except ConnectionError:
+                return False
+
         deadline = time.monotonic() + timeout
-        while not check():
+        while not holds():
             if time.monotonic() > deadline:
                 raise MeshError(f"not within {timeout:.0f} s: {what}\n{self.processes.tails()}")
             time.sleep(0.1)

@@ -1584,7 +1584,7 @@ def test_memory_is_bounded_with_attribution() -> None:
     process = Process()
     both = sidecar(INFERRED, host(process))
     sizes = []
-    for number in range(6_000):
+    for number in range(12_000):
         path = f":path: /{number % 977}x{number % 499}/{'y' * (number % 40)}?id={number}"
         stream = served(both.inbound, ":method: GET", path, numbered(number), *CONTEXT)
         call = served(both.outbound, *fresh(number, f":authority: h{number % 700}", path))

@@ -285,16 +285,22 @@ def test_without_an_end_from_envoy_there_is_no_span() -> None:
 
 
 def test_one_that_is_not_sampled_costs_little() -> None:
+    calls = 12
+
     def cost(config: Mapping[str, object]) -> int:
         sidecar = Sidecar(config)
         context: Headers = [*CONTEXT[:2], ("x-b3-sampled", b"0")]
         for _ in range(3):
             sidecar.begin(context=context).end()
-        sidecar.inbound.request([ID, *context])
-        before = sidecar.worker.instructions()
-        stream = sidecar.outbound.stream()
-        stream.on_request_headers(CALL)
-        stream.end()
-        return sidecar.worker.instructions() - before
+        # Of several calls: where a counter is found in the list differs from one to the next.
+        instructions = 0
+        for _ in range(calls):
+            sidecar.inbound.request([ID, *context])
+            before = sidecar.worker.instructions()
+            stream = sidecar.outbound.stream()
+            stream.on_request_headers(CALL)
+            stream.end()
+            instructions += sidecar.worker.instructions() - before
+        return instructions
 
-    assert cost(SPANS) - cost({}) < 500
+    assert cost(SPANS) - cost({}) < calls * 500
