@@ -10,7 +10,7 @@ const CLASSES: [f32; 14] = [
 ];
 /// Of the wrong calls that are allowed, as many are planned for: what is planned
 /// with is an estimate.
-const PLANNED: f64 = 0.4;
+const PLANNED: f64 = 0.35;
 /// Calls after which half is forgotten.
 const HALVED_AT: f64 = 2000.0;
 /// As if so many verdicts of a class had turned out as they say of themselves.
@@ -56,6 +56,8 @@ pub(super) struct Acceptance {
     classes: [Class; CLASSES.len()],
     /// Verdicts, but for those on calls of the background.
     calls: f64,
+    /// Requests that have ended.
+    requests: f64,
     /// The sum of what was missing to certainty of those that were accepted.
     spent: f64,
     /// The part of the last verdicts that was accepted: a moving average.
@@ -67,6 +69,7 @@ impl Default for Acceptance {
         Self {
             classes: [Class::default(); CLASSES.len()],
             calls: 0.0,
+            requests: 0.0,
             spent: 0.0,
             accepted: FIRST,
         }
@@ -99,6 +102,7 @@ impl Acceptance {
         self.calls += 1.0 - background;
         if self.calls > HALVED_AT {
             self.calls *= 0.5;
+            self.requests *= 0.5;
             self.spent *= 0.5;
             for class in &mut self.classes {
                 class.calls *= 0.5;
@@ -107,6 +111,18 @@ impl Acceptance {
                 class.wrong *= 0.5;
             }
         }
+    }
+
+    /// A request has ended.
+    pub(super) fn end(&mut self) {
+        self.requests += 1.0;
+    }
+
+    /// What of the allowed part is planned for: less where a request makes many calls, since
+    /// one that is taken for another has all of them wrong.
+    fn planned(&self) -> f64 {
+        let calls_per_request = self.calls / self.requests.max(1.0);
+        PLANNED * (1.5 / calls_per_request.max(1.5))
     }
 
     /// A verdict of this probability was right with that one, as is known now.
@@ -134,7 +150,7 @@ impl Acceptance {
     }
 
     fn rate_if_accepted(&mut self, share: f32, trust: f64, wrong: f64) -> Option<f64> {
-        let wrong = PLANNED * trust * wrong;
+        let wrong = self.planned() * trust * wrong;
         // As if there had been a few calls already, all of them right.
         let all = 50.0 + self.calls;
         let (mut accepted, mut doubts) = (0.0, 0.0);

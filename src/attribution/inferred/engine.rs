@@ -177,6 +177,7 @@ impl Engine {
                 self.surprises.add(expected, notes.exclusive);
             }
             let acceptance = &mut self.acceptance;
+            acceptance.end();
             self.judged.retain(|judged| {
                 let ends = judged.request == request.number;
                 if ends {

@@ -31,6 +31,8 @@ const REQUESTS: [usize; 3] = [150, 450, 900];
 const CHANGED: usize = 400;
 const UNKNOWN: usize = 2000;
 const DOUBLINGS_MOST: u32 = 6;
+/// Two guesses that come to the same once may do so by chance.
+const SUSPICION: u8 = 2;
 
 /// Records what happens, and studies it from time to time.
 #[derive(Debug, Default)]
@@ -42,6 +44,8 @@ pub(super) struct Learner {
     /// How often it was begun anew in vain, and requests since.
     in_vain: u32,
     requests: usize,
+    /// So many studies without a doubt are wanted before a model is believed again.
+    suspicion: u8,
     /// The part of all calls that may be given to a wrong request.
     wrong: f64,
 }
@@ -90,8 +94,13 @@ impl Learner {
         let Some(study) = &mut self.study else {
             return (None, false);
         };
-        let learned = study.work(self.recording.events(), SLICE, self.wrong);
-        if learned.is_some() {
+        let mut learned = study.work(self.recording.events(), SLICE, self.wrong);
+        if let Some(Learned { engine, .. }) = &mut learned {
+            self.suspicion = match engine.is_doubtful {
+                true => SUSPICION,
+                false => self.suspicion.saturating_sub(1),
+            };
+            engine.is_doubtful = self.suspicion > 0;
             self.study = None;
             self.studies += 1;
             self.requests = 0;

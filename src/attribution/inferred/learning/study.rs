@@ -15,7 +15,7 @@ const FURTHER_PASSES: usize = 5;
 const WORTH: f64 = 0.002;
 /// Another guess explains the events about as well if it makes them less likely by no more
 /// than this for each of them, in nats.
-const AS_WELL: f64 = 0.1;
+const AS_WELL: f64 = 0.25;
 /// The part of the calls of which two such guesses may say otherwise.
 const OTHERWISE: f32 = 0.01;
 /// Work of an event, at least.

@@ -19,7 +19,7 @@ mod simulate;
 /// The default of `confidence`.
 const WRONG: f64 = 0.005;
 const REQUESTS: u64 = 6000;
-const SEEDS: u64 = 8;
+const SEEDS: u64 = 4;
 
 /// What is asked for on the command line.
 struct Asked {
