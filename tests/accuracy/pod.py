@@ -41,6 +41,8 @@ class Result:
     in_flight: float
     # What was added to the filter's metrics: by name, and the labels that tell them apart.
     metrics: Mapping[str, float]
+    # The share of the machine's cores that were busy, whatever with.
+    busy: float = 0.0
 
     @property
     def calls(self) -> int:
@@ -76,7 +78,8 @@ class Pod:
         self._forward = forward
         self._runs = 0
         self.ports = pod_ports()
-        bootstrap = pod_bootstrap(processes.directory, self.ports, config)
+        self._stack = stack
+        bootstrap = pod_bootstrap(processes.directory, self.ports, config, http2=stack.grpc)
         if access_log is not None:
             log_access(bootstrap, access_log)
         self.envoy = Envoy(processes, f"pod-{stack.name}-{variant}", bootstrap, WORKERS)
@@ -105,6 +108,7 @@ class Pod:
             "settle_ms": 1000 * TICK,
             "token": self._variant == "token",
             "truth": self._forward == "truth",
+            "grpc": self._stack.grpc,
             "stages": [{"concurrency": n, "requests": requests} for n, requests in stages],
             "metrics": f"http://{HOST}:{self.envoy.admin_port}/stats/prometheus",
             "prefix": PREFIX,
@@ -164,5 +168,10 @@ ACCESS = {
     "truth": "%REQ(X-TRUTH)%",
     "connection": "%CONNECTION_ID%",
     "upstream_connection": "%UPSTREAM_CONNECTION_ID%",
+    # The ports of the two: of the application's connection to the sidecar, for a call.
+    "port": "%DOWNSTREAM_REMOTE_PORT%",
+    "upstream_port": "%UPSTREAM_LOCAL_PORT%",
+    # Until the request went upstream, on a connection that was there by then.
+    "sent_us": "%COMMON_DURATION(DS_RX_BEG:US_TX_BEG:us)%",
     "status": "%RESPONSE_CODE%",
 }

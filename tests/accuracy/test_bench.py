@@ -7,7 +7,7 @@ import pytest
 
 from accuracy import report
 from accuracy.pod import Result, counters
-from accuracy.record import events
+from accuracy.record import events, file_name, stage
 from mesh.clicks import Clicks, Visit, judge
 from mesh.procs import MeshError
 
@@ -127,6 +127,7 @@ def test_metrics_by_name_and_labels() -> None:
 def entry(side: str, start_us: int, truth: str | None, **more: object) -> dict[str, object]:
     common = {"us": 2000, "total_us": 2100, "method": "POST", "host": "h1", "path": "/users/7/a"}
     common |= {"connection": 1, "upstream_connection": 2, "status": 200}
+    common |= {"port": 40000, "upstream_port": 50000, "sent_us": 100}
     return {"side": side, "start_us": str(start_us), "truth": truth, **common, **more}
 
 
@@ -144,6 +145,18 @@ def test_access_logs_become_events() -> None:
         ("inbound", 0, 4), ("outbound", 1.5, 4), ("outbound", 1.7, None), ("inbound", 2, 5),
     ]  # fmt: skip
     assert (found[0]["route"], found[0]["ms"], found[1]["host"]) == ("a", 2, "h1")
+    assert (found[1]["port"], found[0]["upstream_port"], found[0]["sent_ms"]) == (40000, 50000, 0.1)
+
+
+def test_recordings_have_names_of_their_own() -> None:
+    assert (stage("8"), stage("8x100")) == ((8, None), (8, 100))
+    names = [
+        file_name("go", "sequential", call_ms, cold)
+        for call_ms in (10.0, 100.0)
+        for cold in ([], [(8, 100)], [(16, 100)])
+    ]
+    assert names[0] == "go-sequential" and names[4] == "go-sequential-100ms-cold-8"
+    assert len(set(names)) == 6
 
 
 def test_a_request_without_an_answer_spoils_a_recording() -> None:

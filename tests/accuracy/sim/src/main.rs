@@ -7,6 +7,7 @@
 //! b3relay-accuracy --markdown=FILE     the tables of docs/accuracy-simulated.md, into it
 //! b3relay-accuracy FILE.jsonl...       recorded events (tests/accuracy/record.py)
 //! b3relay-accuracy --stages=1x250,8x1000 FILE.jsonl...    that were recorded so
+//! b3relay-accuracy --cold --stages=8x1000,8x1000 FILE.jsonl...    without a quiet start
 //! ```
 
 mod replay;
@@ -75,8 +76,8 @@ fn main() {
     /// What record.py does unless it is told otherwise.
     const STAGES: &str = "1x1000,1x1500,2x1500,4x1500,8x1500,16x1500,32x1500,64x1500";
     let given = |name: &str| flags.iter().find_map(|flag| flag.strip_prefix(name));
+    let cold = given("--cold").is_some();
     if files.is_empty() {
-        let cold = given("--cold").is_some();
         let markdown = given("--markdown=");
         let text = match markdown {
             None => tables(&names, if cold { 1 } else { 1000 }),
@@ -93,7 +94,7 @@ fn main() {
         std::process::exit(2);
     };
     for file in files {
-        match replay::replay(&file, &stages, WRONG) {
+        match replay::replay(&file, &stages, usize::from(!cold), WRONG) {
             Ok(line) => println!("{line}"),
             Err(error) => {
                 eprintln!("{file}: {error}");

@@ -5,8 +5,7 @@ use b3relay::attribution::tracker::Tracker;
 use serde::Deserialize;
 use std::collections::HashMap;
 
-/// Clients of each stage of a recording, and how many requests it has. The first
-/// is there to learn from.
+/// Clients of each stage of a recording, and how many requests it has.
 pub type Stages = Vec<(u32, usize)>;
 
 /// Stages as they are given on the command line: `1x1000,8x1500`.
@@ -32,10 +31,12 @@ struct Row {
     request: Option<u64>,
 }
 
-/// The share of calls that are right, and wrong, by stage.
+/// The share of calls that are right, and wrong, by stage, but for the first so many, which are
+/// there to learn from.
 pub fn replay(
     file: &str,
     stages: &Stages,
+    learned: usize,
     wrong: f64,
 ) -> Result<String, Box<dyn std::error::Error>> {
     let text = std::fs::read_to_string(file)?;
@@ -91,7 +92,7 @@ pub fn replay(
     }
     let mut line = file.to_string();
     for (((clients, _), [right, unsure, wrong]), expected) in
-        stages.iter().zip(tally).zip(expected).skip(1)
+        stages.iter().zip(tally).zip(expected).skip(learned)
     {
         let percent = |count: f64| 100.0 * count / f64::from(right + unsure + wrong);
         line.push_str(&format!(
