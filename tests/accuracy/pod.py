@@ -1,6 +1,7 @@
 """One Envoy between the load program and an application."""
 
 import json
+import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -136,8 +137,26 @@ class Pod:
             raise MeshError(f"requests failed\n{load.tail()}\n{self.app.tail()}")
         return results
 
+    def cpu_seconds(self) -> tuple[float, float]:
+        """What the application and Envoy have used, with all their processes."""
+        return cpu_seconds(self.app.pid), cpu_seconds(self.envoy.process.pid)
+
     def stop(self) -> None:
         self._processes.stop(self.app, self.envoy.process)
+
+
+def cpu_seconds(group: int) -> float:
+    """Of the processes of a group that run."""
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # The name, in brackets, may hold anything.
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # It has ended meanwhile.
+        if int(fields[2]) == group:
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def log_access(bootstrap: Config, path: Path) -> None:

@@ -10,7 +10,7 @@ downstream: for a call, of the application) and ``upstream_port`` (the sidecar's
 a request, of its connection to the application).
 
 Beside it a ``.json`` tells the stages, one after the other, how many requests were in
-flight in each, and how busy the machine was. First come the requests to learn from, one at
+flight in each, how busy the machine was, and the CPU time of a request. First come the requests to learn from, one at
 a time; with ``--cold`` there are none, and each stage is an application and a file of its own.
 """
 
@@ -34,7 +34,9 @@ def record(stack: Stack, variant: Variant, stages: Stages, call_ms: float, path:
     with Processes() as processes:
         log = processes.directory / "access.log"
         pod = Pod(processes, stack, variant, "truth", None, log)
+        before = pod.cpu_seconds()
         results = pod.run(stages, call_ms)
+        used = [now - then for now, then in zip(pod.cpu_seconds(), before, strict=True)]
         # Envoy writes the rest of the log when it ends.
         pod.stop()
         entries = [json.loads(line) for line in log.read_text().splitlines()]
@@ -58,6 +60,9 @@ def record(stack: Stack, variant: Variant, stages: Stages, call_ms: float, path:
         "work_ms": float(os.environ.get("WORK_MS", "0.3")),
         "date": str(date.today()),
         "versions": versions(),
+        # Of a request with its calls.
+        "application_cpu_ms": round(1000 * used[0] / requests, 2),
+        "envoy_cpu_ms": round(1000 * used[1] / requests, 2),
         "stages": [
             {
                 "clients": stage.concurrency,
@@ -77,6 +82,7 @@ def record(stack: Stack, variant: Variant, stages: Stages, call_ms: float, path:
         for stage in results
     )
     counts = f"{requests} requests, {calls} calls, {calls - ours} of the background"
+    counts += f", CPU a request {about['application_cpu_ms']} and {about['envoy_cpu_ms']} ms"
     return f"{path.name}: {counts}; in flight {flights}"
 
 

@@ -76,16 +76,20 @@ def replay(built: Path, recording: Path) -> Replayed:
         plain = Path(directory, "events.jsonl")
         plain.write_bytes(gzip.decompress(recording.with_suffix(".jsonl.gz").read_bytes()))
         asked = ",".join(f"{clients}x{requests}" for clients, requests, _ in stages)
-        command = [built, f"--stages={asked}", *(["--cold"] if cold else []), plain]
+        command: list[str | Path] = [built, f"--stages={asked}", plain]
+        if cold:
+            command.append("--cold")
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    counted = stages if cold else stages[1:]
-    cells = [
+    return Replayed(about, cold, read(printed, stages if cold else stages[1:]))
+
+
+def read(printed: str, stages: Sequence[tuple[int, int, float]]) -> list[Cell]:
+    return [
         Cell(int(clients), float(right), float(wrong), busy)
         for (clients, right, wrong), (_, _, busy) in zip(
-            STAGE.findall(printed), counted, strict=True
+            STAGE.findall(printed), stages, strict=True
         )
     ]
-    return Replayed(about, cold, cells)
 
 
 def order(one: Replayed) -> tuple[int, int, float, int]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from accuracy import report
+from accuracy import recordings, report
 from accuracy.pod import Result, counters
 from accuracy.record import events, file_name, stage
 from mesh.clicks import Clicks, Visit, judge
@@ -157,6 +157,26 @@ def test_recordings_have_names_of_their_own() -> None:
     ]
     assert names[0] == "go-sequential" and names[4] == "go-sequential-100ms-cold-8"
     assert len(set(names)) == 6
+
+
+def test_a_cold_start_is_told_by_thousands() -> None:
+    about = {
+        "stages": [
+            {"clients": 1, "requests": 100, "busy": 0.1},
+            {"clients": 8, "requests": 2500, "busy": 0.5},
+        ]
+    }
+    assert recordings.slices(about, cold=False) == [(1, 100, 0.1), (8, 2500, 0.5)]
+    assert [size for _, size, _ in recordings.slices(about, cold=True)] == [100, 1000, 1000, 500]
+
+
+def test_what_the_replay_prints_is_read() -> None:
+    printed = "x.jsonl | 1: 100.0 % right, 0.00 % wrong (0.00 expected)"
+    printed += " | 8: 72.6 % right, 1.25 % wrong (0.10 expected)"
+    read = recordings.read(printed, [(1, 100, 0.1), (8, 200, 0.95)])
+    assert [str(cell) for cell in read] == ["100.0 / 0.0 / 0.00", "72.6 / 26.2 / 1.25*"]
+    with pytest.raises(ValueError):
+        recordings.read(printed, [(1, 100, 0.1)])
 
 
 def test_a_request_without_an_answer_spoils_a_recording() -> None:
