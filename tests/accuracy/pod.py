@@ -42,7 +42,7 @@ class Result:
     in_flight: float
     # What was added to the filter's metrics: by name, and the labels that tell them apart.
     metrics: Mapping[str, float]
-    # The share of the machine's cores that were busy, whatever with.
+    # The share of the machine's cores that were busy, whatever with; niced work aside.
     busy: float = 0.0
 
     @property

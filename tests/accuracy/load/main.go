@@ -75,7 +75,7 @@ type result struct {
 	Failed int64 `json:"failed"`
 	// How many requests the clients had open, on average.
 	InFlight float64 `json:"in_flight"`
-	// The share of the machine's cores that were busy, whatever with.
+	// The share of the machine's cores that were busy, whatever with; niced work aside.
 	Busy float64 `json:"busy"`
 	// Envoy's metrics at its end.
 	Metrics []string `json:"metrics"`
@@ -204,13 +204,13 @@ func (w *world) run(s stage) result {
 }
 
 // Of /proc/stat: the time that the cores were busy, and all of it, in ticks; none where
-// there is no such file.
+// there is no such file. What runs niced gives way, and does not count.
 func processor() (busy, all float64) {
 	var user, nice, system, idle, wait, irq, soft, steal float64
 	text, _ := os.ReadFile("/proc/stat")
 	fmt.Sscanf(string(text), "cpu %f %f %f %f %f %f %f %f", &user, &nice, &system, &idle, &wait, &irq, &soft, &steal)
-	busy = user + nice + system + irq + soft + steal
-	return busy, busy + idle + wait
+	busy = user + system + irq + soft + steal
+	return busy, busy + nice + idle + wait
 }
 
 func (w *world) metrics() ([]string, error) {
