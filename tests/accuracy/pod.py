@@ -145,18 +145,25 @@ class Pod:
         self._processes.stop(self.app, self.envoy.process)
 
 
-def cpu_seconds(group: int) -> float:
-    """Of the processes of a group that run."""
-    ticks = 0
+def cpu_seconds(process: int) -> float:
+    """Of a process and those below it that run."""
+    children: dict[int, list[int]] = {}
+    ticks: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             # The name, in brackets, may hold anything.
             fields = stat.read_text().rpartition(")")[2].split()
         except OSError:
             continue  # It has ended meanwhile.
-        if int(fields[2]) == group:
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+        pid = int(stat.parent.name)
+        children.setdefault(int(fields[1]), []).append(pid)
+        ticks[pid] = int(fields[11]) + int(fields[12])
+    found, waiting = 0, [process]
+    while waiting:
+        pid = waiting.pop()
+        found += ticks.get(pid, 0)
+        waiting += children.get(pid, [])
+    return found / os.sysconf("SC_CLK_TCK")
 
 
 def log_access(bootstrap: Config, path: Path) -> None:

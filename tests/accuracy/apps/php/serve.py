@@ -92,11 +92,17 @@ def main() -> int:
             [fpm(), "--nodaemonize", "--fpm-config", f"{directory}/fpm.conf"],
             ["lighttpd", "-D", "-f", f"{directory}/lighttpd.conf"],
         )
-        # In one group with this: a signal to it reaches all.
         running = [subprocess.Popen(command) for command in commands]
         if VARIANT == "parallel-background":
             threading.Thread(target=background, daemon=True).start()
-        return max(one.wait() for one in running)
+        try:
+            return max(one.wait() for one in running)
+        finally:
+            # PHP-FPM makes a session of its own, which a signal to this group does not reach.
+            for one in running:
+                one.terminate()
+            for one in running:
+                one.wait()
 
 
 if __name__ == "__main__":
