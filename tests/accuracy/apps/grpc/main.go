@@ -159,7 +159,8 @@ func main() {
 			"passthrough:///127.0.0.1:"+outbound,
 			grpc.WithTransportCredentials(insecure.NewCredentials()),
 			grpc.WithAuthority(host),
-			grpc.WithDefaultCallOptions(grpc.ForceCodec(raw{})),
+			// The background calls before the sidecar listens.
+			grpc.WithDefaultCallOptions(grpc.ForceCodec(raw{}), grpc.WaitForReady(true)),
 		)
 		if err != nil {
 			log.Fatal(err)
