@@ -362,6 +362,22 @@ accuracy: accuracy-simulated go node java $(WASM) $(TOOLS)/venv/.accuracy-done #
 	$(PYTHON) -m pytest -q tests/accuracy
 	$(PYTHON) -m accuracy.run $(ACCURACY)
 
+RECORDINGS ?= target/recordings
+RECORD = $(PYTHON) -m accuracy.record $(RECORDINGS) $(if $(STACKS),--stacks $(STACKS))
+.PHONY: accuracy-record
+accuracy-record: go node java $(TOOLS)/venv/.accuracy-done ## What a sidecar sees around STACKS (twelve) of applications, cold and warm, into RECORDINGS (target/recordings) (Go, Node, a JDK, Maven; Debian: puma, php-fpm, php-cli, php-curl, lighttpd)
+	$(call say,recordings: cold and warm$(comma) calls of 10 and of 100 ms; about 7 minutes a stack; leave the machine alone meanwhile)
+	$(RECORD) --variants sequential --levels 1 2 4 8 16 32
+	$(RECORD) --variants sequential --cold --levels 2x3000 4x3000 8x4000 16x4000 32x4000
+	$(RECORD) --variants sequential --call-ms 100 --learn 250 --levels 1x150 2x300 4x600 8x1000 16x1500 32x1500
+	$(RECORD) --variants sequential --call-ms 100 --cold --levels 8x3000 16x3000 32x3000
+	$(RECORD) --variants parallel-background --levels 1 2 4 8 16 32
+
+REPLAYED ?= --markdown docs/accuracy.md
+.PHONY: accuracy-recordings
+accuracy-recordings: cargo $(TOOLS)/venv/.accuracy-done ## The tables of those, without an Envoy; writes into docs/accuracy.md
+	$(PYTHON) -m accuracy.recordings $(RECORDINGS) $(REPLAYED)
+
 SPAN_COLLECTORS ?= --markdown docs/spans.md
 .PHONY: span-collectors
 span-collectors: $(WASM) $(TOOLS)/venv/.done ## 100,000 requests with client spans for each of eight collectors, most of them bad: failures, losses, memory, latency (needs wrk); writes into docs/spans.md

@@ -1,6 +1,7 @@
 """One Envoy between the load program and an application."""
 
 import json
+import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,8 @@ class Result:
     in_flight: float
     # What was added to the filter's metrics: by name, and the labels that tell them apart.
     metrics: Mapping[str, float]
+    # The share of the machine's cores that were busy, whatever with; niced work aside.
+    busy: float = 0.0
 
     @property
     def calls(self) -> int:
@@ -76,7 +79,8 @@ class Pod:
         self._forward = forward
         self._runs = 0
         self.ports = pod_ports()
-        bootstrap = pod_bootstrap(processes.directory, self.ports, config)
+        self._stack = stack
+        bootstrap = pod_bootstrap(processes.directory, self.ports, config, http2=stack.grpc)
         if access_log is not None:
             log_access(bootstrap, access_log)
         self.envoy = Envoy(processes, f"pod-{stack.name}-{variant}", bootstrap, WORKERS)
@@ -105,6 +109,7 @@ class Pod:
             "settle_ms": 1000 * TICK,
             "token": self._variant == "token",
             "truth": self._forward == "truth",
+            "grpc": self._stack.grpc,
             "stages": [{"concurrency": n, "requests": requests} for n, requests in stages],
             "metrics": f"http://{HOST}:{self.envoy.admin_port}/stats/prometheus",
             "prefix": PREFIX,
@@ -132,8 +137,33 @@ class Pod:
             raise MeshError(f"requests failed\n{load.tail()}\n{self.app.tail()}")
         return results
 
+    def cpu_seconds(self) -> tuple[float, float]:
+        """What the application and Envoy have used, with all their processes."""
+        return cpu_seconds(self.app.pid), cpu_seconds(self.envoy.process.pid)
+
     def stop(self) -> None:
         self._processes.stop(self.app, self.envoy.process)
+
+
+def cpu_seconds(process: int) -> float:
+    """Of a process and those below it that run."""
+    children: dict[int, list[int]] = {}
+    ticks: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # The name, in brackets, may hold anything.
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # It has ended meanwhile.
+        pid = int(stat.parent.name)
+        children.setdefault(int(fields[1]), []).append(pid)
+        ticks[pid] = int(fields[11]) + int(fields[12])
+    found, waiting = 0, [process]
+    while waiting:
+        pid = waiting.pop()
+        found += ticks.get(pid, 0)
+        waiting += children.get(pid, [])
+    return found / os.sysconf("SC_CLK_TCK")
 
 
 def log_access(bootstrap: Config, path: Path) -> None:
@@ -164,5 +194,10 @@ ACCESS = {
     "truth": "%REQ(X-TRUTH)%",
     "connection": "%CONNECTION_ID%",
     "upstream_connection": "%UPSTREAM_CONNECTION_ID%",
+    # The ports of the two: of the application's connection to the sidecar, for a call.
+    "port": "%DOWNSTREAM_REMOTE_PORT%",
+    "upstream_port": "%UPSTREAM_LOCAL_PORT%",
+    # Until the request went upstream, on a connection that was there by then.
+    "sent_us": "%COMMON_DURATION(DS_RX_BEG:US_TX_BEG:us)%",
     "status": "%RESPONSE_CODE%",
 }

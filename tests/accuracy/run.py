@@ -17,7 +17,7 @@ from typing import Any
 
 from accuracy import report
 from accuracy.pod import CALL_MS, Pod, Result, Stages
-from accuracy.stacks import BUILT, STACKS, VARIANTS, Forward, Variant
+from accuracy.stacks import BUILT, MEASURED, STACKS, VARIANTS, Forward, Variant
 from load.keyed import write_block
 from load.program import versions
 from mesh.clicks import Clicks, click, judge
@@ -156,7 +156,7 @@ def measure(given: argparse.Namespace) -> None:
     for stack in given.stacks:
         for mode in given.modes:
             for variant in MODES[mode].variants:
-                if variant not in given.variants:
+                if variant not in given.variants or variant not in STACKS[stack].variants:
                     continue
                 began = time.monotonic()
                 found = run(mode, stack, variant, given.scale)
@@ -182,7 +182,7 @@ def measure(given: argparse.Namespace) -> None:
 
 def main() -> int:
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    options.add_argument("--stacks", nargs="*", choices=STACKS, default=list(STACKS))
+    options.add_argument("--stacks", nargs="*", choices=STACKS, default=MEASURED)
     options.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     options.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     options.add_argument("--no-clicks", dest="clicks", action="store_false")

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from accuracy import report
+from accuracy import recordings, report
 from accuracy.pod import Result, counters
-from accuracy.record import events
+from accuracy.record import events, file_name, stage
 from mesh.clicks import Clicks, Visit, judge
 from mesh.procs import MeshError
 
@@ -127,6 +127,7 @@ def test_metrics_by_name_and_labels() -> None:
 def entry(side: str, start_us: int, truth: str | None, **more: object) -> dict[str, object]:
     common = {"us": 2000, "total_us": 2100, "method": "POST", "host": "h1", "path": "/users/7/a"}
     common |= {"connection": 1, "upstream_connection": 2, "status": 200}
+    common |= {"port": 40000, "upstream_port": 50000, "sent_us": 100}
     return {"side": side, "start_us": str(start_us), "truth": truth, **common, **more}
 
 
@@ -144,6 +145,38 @@ def test_access_logs_become_events() -> None:
         ("inbound", 0, 4), ("outbound", 1.5, 4), ("outbound", 1.7, None), ("inbound", 2, 5),
     ]  # fmt: skip
     assert (found[0]["route"], found[0]["ms"], found[1]["host"]) == ("a", 2, "h1")
+    assert (found[1]["port"], found[0]["upstream_port"], found[0]["sent_ms"]) == (40000, 50000, 0.1)
+
+
+def test_recordings_have_names_of_their_own() -> None:
+    assert (stage("8"), stage("8x100")) == ((8, None), (8, 100))
+    names = [
+        file_name("go", "sequential", call_ms, cold)
+        for call_ms in (10.0, 100.0)
+        for cold in ([], [(8, 100)], [(16, 100)])
+    ]
+    assert names[0] == "go-sequential" and names[4] == "go-sequential-100ms-cold-8"
+    assert len(set(names)) == 6
+
+
+def test_a_cold_start_is_told_by_thousands() -> None:
+    about = {
+        "stages": [
+            {"clients": 1, "requests": 100, "busy": 0.1},
+            {"clients": 8, "requests": 2500, "busy": 0.5},
+        ]
+    }
+    assert recordings.slices(about, cold=False) == [(1, 100, 0.1), (8, 2500, 0.5)]
+    assert [size for _, size, _ in recordings.slices(about, cold=True)] == [100, 1000, 1000, 500]
+
+
+def test_what_the_replay_prints_is_read() -> None:
+    printed = "x.jsonl | 1: 100.0 % right, 0.00 % wrong (0.00 expected)"
+    printed += " | 8: 72.6 % right, 1.25 % wrong (0.10 expected)"
+    read = recordings.read(printed, [(1, 100, 0.1), (8, 200, 0.95)])
+    assert [str(cell) for cell in read] == ["100.0 / 0.0 / 0.00", "72.6 / 26.2 / 1.25*"]
+    with pytest.raises(ValueError):
+        recordings.read(printed, [(1, 100, 0.1)])
 
 
 def test_a_request_without_an_answer_spoils_a_recording() -> None:

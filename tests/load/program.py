@@ -49,9 +49,15 @@ def pod_ports() -> dict[str, int]:
 
 
 def pod_bootstrap(
-    directory: Path, ports: Mapping[str, int], config: Mapping[str, object] | None
+    directory: Path,
+    ports: Mapping[str, int],
+    config: Mapping[str, object] | None,
+    http2: bool = False,
 ) -> Config:
-    """An Envoy between those ports. ``config``: the filter's; None for no filter."""
+    """An Envoy between those ports. ``config``: the filter's; None for no filter.
+
+    ``http2``: the application and the sink speak it.
+    """
 
     def wasm(direction: str) -> Wasm | None:
         if config is None:
@@ -71,6 +77,7 @@ def pod_bootstrap(
         inbound=wasm("inbound"),
         outbound=wasm("outbound"),
         extra_stat_tags=LABELS,
+        http2=http2,
     )
 
 

@@ -274,6 +274,7 @@ def pod(
     inbound: Wasm | None,
     outbound: Wasm | None,
     extra_stat_tags: Sequence[str] = (),
+    http2: bool = False,
 ) -> Config:
     """A sidecar for load: one application, one callee for all calls, no tracing.
 
@@ -313,7 +314,7 @@ def pod(
                 ),
             ),
         ],
-        clusters=[_cluster("app", app), _cluster("callee", callee)],
+        clusters=[_cluster("app", app, http2), _cluster("callee", callee, http2)],
     )
 
 

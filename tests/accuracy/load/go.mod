@@ -1,6 +1,6 @@
 module load/accuracy
 
-go 1.22
+go 1.24
 
 require load v0.0.0
 

@@ -10,6 +10,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"log"
@@ -42,7 +43,9 @@ type plan struct {
 	// Every request names a user that no other names.
 	Token bool `json:"token"`
 	// The request's number in a header too, for the access logs.
-	Truth  bool    `json:"truth"`
+	Truth bool `json:"truth"`
+	// Requests and calls are gRPC's, with messages of bytes.
+	GRPC   bool    `json:"grpc"`
 	Stages []stage `json:"stages"`
 	// Between two stages.
 	SettleMs float64 `json:"settle_ms"`
@@ -72,6 +75,8 @@ type result struct {
 	Failed int64 `json:"failed"`
 	// How many requests the clients had open, on average.
 	InFlight float64 `json:"in_flight"`
+	// The share of the machine's cores that were busy, whatever with; niced work aside.
+	Busy float64 `json:"busy"`
 	// Envoy's metrics at its end.
 	Metrics []string `json:"metrics"`
 }
@@ -116,12 +121,18 @@ func run(p plan) (report, error) {
 		all += s.Requests
 	}
 	w.requests = make([]request, all)
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(!w.plan.GRPC)
+	protocols.SetUnencryptedHTTP2(w.plan.GRPC)
 	w.client = &http.Client{
 		Timeout:   time.Minute,
-		Transport: &http.Transport{MaxIdleConnsPerHost: 1 << 10, DisableCompression: true},
+		Transport: &http.Transport{MaxIdleConnsPerHost: 1 << 10, DisableCompression: true, Protocols: protocols},
 	}
 	w.current.Store(&tally{})
-	sink := &http.Server{Addr: w.plan.Sink, Handler: http.HandlerFunc(w.serve), ErrorLog: log.New(os.Stderr, "", 0)}
+	sink := &http.Server{
+		Addr: w.plan.Sink, Handler: http.HandlerFunc(w.serve), ErrorLog: log.New(os.Stderr, "", 0),
+		Protocols: protocols,
+	}
 	go func() { log.Print(sink.ListenAndServe()) }()
 	var found report
 	var err error
@@ -149,6 +160,7 @@ func (w *world) run(s stage) result {
 	first := w.next.Load()
 	last := first + int64(s.Requests)
 	began := time.Now()
+	busyBefore, allBefore := processor()
 	var working sync.WaitGroup
 	for range s.Concurrency {
 		working.Add(1)
@@ -166,6 +178,7 @@ func (w *world) run(s stage) result {
 	}
 	working.Wait()
 	took := time.Since(began)
+	busy, all := processor()
 	w.next.Store(last)
 	time.Sleep(time.Duration(w.plan.SettleMs * float64(time.Millisecond)))
 	r := result{
@@ -173,7 +186,7 @@ func (w *world) run(s stage) result {
 		Right: t.right.Load(), Abstained: t.abstained.Load(), Wrong: t.wrong.Load(),
 		OtherParent: t.otherParent.Load(), BackgroundAlone: t.alone.Load(),
 		BackgroundTaken: t.taken.Load(), Failed: t.failed.Load(),
-		InFlight: float64(t.openNs.Load()) / float64(took.Nanoseconds()),
+		InFlight: float64(t.openNs.Load()) / float64(took.Nanoseconds()), Busy: (busy - busyBefore) / max(1, all-allBefore),
 	}
 	for n := first; n < last; n++ {
 		one := &w.requests[n]
@@ -188,6 +201,16 @@ func (w *world) run(s stage) result {
 		}
 	}
 	return r
+}
+
+// Of /proc/stat: the time that the cores were busy, and all of it, in ticks; none where
+// there is no such file. What runs niced gives way, and does not count.
+func processor() (busy, all float64) {
+	var user, nice, system, idle, wait, irq, soft, steal float64
+	text, _ := os.ReadFile("/proc/stat")
+	fmt.Sscanf(string(text), "cpu %f %f %f %f %f %f %f %f", &user, &nice, &system, &idle, &wait, &irq, &soft, &steal)
+	busy = user + system + irq + soft + steal
+	return busy, busy + nice + idle + wait
 }
 
 func (w *world) metrics() ([]string, error) {
@@ -219,16 +242,25 @@ func (w *world) send(number int, t *tally) {
 	path := "/" + string("abcd"[rand.IntN(4)])
 	if w.plan.Token {
 		path = "/users/" + shared.UUID() + path
+	} else if w.plan.GRPC {
+		path = "/service.Routes" + path
 	}
 	// All bodies are of one length, the background's too: what a header filter can
 	// see of them, their length, tells nothing.
 	body := fmt.Sprintf("%08d %s %s", number, one.trace, one.span)
+	if w.plan.GRPC {
+		body = message(body)
+	}
 	request, _ := http.NewRequest("POST", "http://"+w.plan.Inbound+path, strings.NewReader(body))
 	request.Host = "service"
 	// Any name here: Go writes them as they are, and HTTP/1 does not care.
 	request.Header = http.Header{
 		"X-B3-Traceid": {one.trace}, "X-B3-Spanid": {one.span}, "X-B3-Sampled": {"1"},
 		"X-Request-Id": {shared.UUID()},
+	}
+	if w.plan.GRPC {
+		request.Header["Content-Type"] = []string{"application/grpc"}
+		request.Header["Te"] = []string{"trailers"}
 	}
 	if w.plan.Truth {
 		request.Header["X-Truth"] = []string{fmt.Sprintf("%08d", number)}
@@ -243,6 +275,10 @@ func (w *world) send(number int, t *tally) {
 		response.Body.Close()
 		if err == nil && response.StatusCode != http.StatusOK {
 			err = fmt.Errorf("status %d", response.StatusCode)
+		}
+		// The status of a failure without an answer is a header.
+		if status := response.Header.Get("Grpc-Status") + response.Trailer.Get("Grpc-Status"); err == nil && w.plan.GRPC && status != "0" {
+			err = fmt.Errorf("gRPC status %s", status)
 		}
 	}
 	t.openNs.Add(time.Since(began).Nanoseconds())
@@ -263,9 +299,26 @@ func (w *world) serve(answer http.ResponseWriter, r *http.Request) {
 		w.fail(w.current.Load(), "call", err)
 		return
 	}
+	if w.plan.GRPC && len(body) >= prefix {
+		body = body[prefix:]
+	}
 	w.count(r.Header, bytes.Fields(body))
 	time.Sleep(time.Duration(w.plan.CallMs * math.Exp(0.6*rand.NormFloat64()) * float64(time.Millisecond)))
-	io.WriteString(answer, "ok")
+	if !w.plan.GRPC {
+		io.WriteString(answer, "ok")
+		return
+	}
+	answer.Header().Set("Content-Type", "application/grpc")
+	answer.Header().Set("Trailer", "Grpc-Status")
+	io.WriteString(answer, message("ok"))
+	answer.Header().Set("Grpc-Status", "0")
+}
+
+// What stands before a message of gRPC: not compressed, and its length.
+const prefix = 5
+
+func message(text string) string {
+	return string(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(text)))) + text
 }
 
 // Compares the headers of a call with the body that tells what they should be.

@@ -17,6 +17,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -35,12 +36,10 @@ var paths = map[string][2]string{
 	"h3": {"/ratings", "/ratings/%s/all"},
 }
 
-const (
-	workMs       = 0.3
-	backgroundMs = 200
-)
+const backgroundMs = 200
 
 var (
+	workMs   = 0.3
 	steps    map[string][][]string
 	forward  string
 	client   *http.Client
@@ -154,6 +153,12 @@ func background() {
 func main() {
 	port, outbound := os.Args[1], os.Args[2]
 	steps, forward = routes[os.Args[3]], os.Args[4]
+	if given := os.Getenv("WORK_MS"); given != "" {
+		var err error
+		if workMs, err = strconv.ParseFloat(given, 64); err != nil {
+			log.Fatal(err)
+		}
+	}
 	roundsMs = calibrate()
 	dialer := net.Dialer{}
 	transport := http.DefaultTransport.(*http.Transport).Clone()

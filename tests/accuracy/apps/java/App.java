@@ -21,7 +21,7 @@ import java.util.concurrent.ThreadLocalRandom;
  */
 public final class App {
     private static final int THREADS = 16;
-    private static final double WORK_MS = 0.3;
+    private static final double WORK_MS = Double.parseDouble(System.getenv().getOrDefault("WORK_MS", "0.3"));
     private static final double BACKGROUND_MS = 200;
 
     private static final Map<String, List<List<String>>> SEQUENTIAL = Map.of(

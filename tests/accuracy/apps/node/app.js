@@ -15,7 +15,7 @@ const PATHS = {
   h2: (user) => (user ? `/profiles/${user}` : "/profiles"),
   h3: (user) => (user ? `/ratings/${user}/all` : "/ratings"),
 };
-const WORK_MS = 0.3;
+const WORK_MS = Number(process.env.WORK_MS ?? 0.3);
 const BACKGROUND_MS = 200;
 
 // One agent for each service: it keeps connections by address, and here all

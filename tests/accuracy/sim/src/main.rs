@@ -11,6 +11,7 @@
 //! b3relay-accuracy --markdown=FILE     the tables of docs/accuracy-simulated.md, into it
 //! b3relay-accuracy FILE.jsonl...       recorded events (tests/accuracy/record.py)
 //! b3relay-accuracy --stages=1x250,8x1000 FILE.jsonl...    that were recorded so
+//! b3relay-accuracy --cold --stages=8x1000,8x1000 FILE.jsonl...    without a quiet start
 //! ```
 
 mod replay;
@@ -19,7 +20,7 @@ mod simulate;
 /// The default of `confidence`.
 const WRONG: f64 = 0.005;
 const REQUESTS: u64 = 6000;
-const SEEDS: u64 = 4;
+const SEEDS: u64 = 3;
 
 /// What is asked for on the command line.
 struct Asked {
@@ -122,8 +123,9 @@ fn main() {
     /// What record.py does unless it is told otherwise.
     const STAGES: &str = "1x1000,1x1500,2x1500,4x1500,8x1500,16x1500,32x1500,64x1500";
     let given = |name: &str| flags.iter().find_map(|flag| flag.strip_prefix(name));
+    let cold = given("--cold").is_some();
     if files.is_empty() {
-        let (cold, quick) = (given("--cold").is_some(), given("--thousands").is_some());
+        let quick = given("--thousands").is_some();
         let Some(asked) = asked(given("--levels="), given("--seeds="), quick) else {
             eprintln!("levels: clients, as in --levels=8,16; seeds: how many, as in --seeds=2");
             std::process::exit(2);
@@ -145,7 +147,7 @@ fn main() {
         std::process::exit(2);
     };
     for file in files {
-        match replay::replay(&file, &stages, WRONG) {
+        match replay::replay(&file, &stages, usize::from(!cold), WRONG) {
             Ok(line) => println!("{line}"),
             Err(error) => {
                 eprintln!("{file}: {error}");

@@ -5,8 +5,7 @@ use b3relay::attribution::tracker::Tracker;
 use serde::Deserialize;
 use std::collections::HashMap;
 
-/// Clients of each stage of a recording, and how many requests it has. The first
-/// is there to learn from.
+/// Clients of each stage of a recording, and how many requests it has.
 pub type Stages = Vec<(u32, usize)>;
 
 /// Stages as they are given on the command line: `1x1000,8x1500`.
@@ -17,6 +16,10 @@ pub fn stages(text: &str) -> Option<Stages> {
     };
     text.split(',').map(stage).collect()
 }
+
+/// Microseconds between two ticks, each of which does a slice of learning, as a sidecar's two
+/// filters do.
+const TICK_US: u64 = 50_000;
 
 /// A line of a recording: see tests/accuracy/record.py.
 #[derive(Deserialize)]
@@ -32,10 +35,12 @@ struct Row {
     request: Option<u64>,
 }
 
-/// The share of calls that are right, and wrong, by stage.
+/// The share of calls that are right, and wrong, by stage, but for the first so many, which are
+/// there to learn from.
 pub fn replay(
     file: &str,
     stages: &Stages,
+    learned: usize,
     wrong: f64,
 ) -> Result<String, Box<dyn std::error::Error>> {
     let text = std::fs::read_to_string(file)?;
@@ -55,7 +60,12 @@ pub fn replay(
     // Right, left alone, wrong.
     let mut tally = vec![[0u32; 3]; stages.len()];
     let mut expected = vec![0.0; stages.len()];
+    let mut next_tick = 0;
     for (us, ended, n) in events {
+        if us >= next_tick {
+            next_tick = us + TICK_US;
+            tracker.learn();
+        }
         let (row, id) = (&rows[n], n as u64);
         let inbound = row.side == "inbound";
         let tokens = || signature::tokens(1, row.path.as_bytes(), []);
@@ -91,7 +101,7 @@ pub fn replay(
     }
     let mut line = file.to_string();
     for (((clients, _), [right, unsure, wrong]), expected) in
-        stages.iter().zip(tally).zip(expected).skip(1)
+        stages.iter().zip(tally).zip(expected).skip(learned)
     {
         let percent = |count: f64| 100.0 * count / f64::from(right + unsure + wrong);
         line.push_str(&format!(
