@@ -352,7 +352,7 @@ SIMULATOR := tests/accuracy/sim/Cargo.toml
 SIMULATED ?= --markdown=docs/accuracy-simulated.md
 .PHONY: accuracy-simulated
 accuracy-simulated: cargo ## The same of simulated applications, without an Envoy; writes docs/accuracy-simulated.md
-	$(call say,accuracy: simulated applications; 2 to 5 minutes)
+	$(call say,accuracy: simulated applications; 10 to 20 minutes)
 	cargo run --quiet --release --locked --target-dir target --manifest-path $(SIMULATOR) -- $(SIMULATED)
 
 ACCURACY ?= --markdown docs/accuracy.md

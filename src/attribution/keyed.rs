@@ -3,14 +3,16 @@
 //! Where it does, a call without a key belongs to no request: to a job, or to a request that
 //! has gone. Where it does so for a part of the calls only, one without a key tells nothing.
 
-/// Forgotten after so many seconds without a call.
+/// Forgotten after so many seconds without a call that carries a key.
 const FORGOTTEN_S: u16 = 600;
 /// Hosts and kinds of calls at most.
 const ENTRIES_MOST: usize = 128;
 /// Calls after which half is forgotten.
 const HALVED_AT: u16 = 200;
-/// Calls after which a kind is known.
+/// Calls after which a kind is known, and a host. Until then, one with a key is enough: late
+/// calls for a request that has gone are few, and all without one.
 const KNOWN: u16 = 8;
+const KNOWN_HOST: u16 = 16;
 /// A second is counted no earlier than this after the last one, in microseconds: Envoy
 /// ticks for each configuration of the module, each second.
 const SECOND_US: u64 = 900_000;
@@ -23,7 +25,7 @@ struct Entry {
     /// Calls with a key, and without one.
     keyed: u16,
     keyless: u16,
-    /// Seconds since the last one.
+    /// Seconds since the last one with a key.
     seconds: u16,
 }
 
@@ -76,7 +78,9 @@ impl Keyed {
         let Some(entry) = self.entries.get_mut(at) else {
             return;
         };
-        entry.seconds = 0;
+        if keyed {
+            entry.seconds = 0;
+        }
         *(if keyed {
             &mut entry.keyed
         } else {
@@ -100,7 +104,9 @@ impl Keyed {
 
     /// Calls to this host carry keys, but for few.
     pub(super) fn is_keyed_host(&self, host: u32) -> bool {
-        self.of(host).is_some_and(|host| host.is_keyed(90))
+        let few = |host: &Entry| host.keyed + host.keyless < KNOWN_HOST;
+        self.of(host)
+            .is_some_and(|host| few(host) || host.is_keyed(90))
     }
 
     /// Calls of this kind to this host carry keys, or those to this host if little is known
@@ -157,6 +163,8 @@ mod tests {
                 0 => keyed.add(HOST),
                 _ => keyed.add_keyless(HOST),
             }
+            let host = keyed.is_keyed_host(HOST);
+            assert_eq!(host, n + 1 < KNOWN_HOST.into(), "{n}");
             assert!(n < 2 || !keyed.is_keyed(HOST, 10), "{n}");
         }
     }
