@@ -94,8 +94,9 @@ impl Study {
         let limit = admission::limit(events).or(limit);
         let admitted = limit.and_then(|limit| Some((limit, admission::admitted(events, limit)?)));
         let mut guesses = Vec::new();
-        for background in [false, true].into_iter().filter(|_| anew) {
-            let start = Some(Start { background });
+        let starts = [(false, false), (false, true), (true, true)];
+        for (background, budget) in starts.into_iter().filter(|_| anew) {
+            let start = Some(Start { background, budget });
             for is_admitted in [true, false] {
                 if admitted.is_some() || !is_admitted {
                     guesses.push(Guess {

@@ -20,7 +20,7 @@ mod simulate;
 /// The default of `confidence`.
 const WRONG: f64 = 0.005;
 const REQUESTS: u64 = 6000;
-const SEEDS: u64 = 3;
+const SEEDS: u64 = 2;
 
 /// What is asked for on the command line.
 struct Asked {

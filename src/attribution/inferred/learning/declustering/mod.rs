@@ -29,6 +29,8 @@ const NEGLIGIBLE: f32 = 1e-3;
 pub(super) struct Start {
     /// Calls of the background are possible.
     pub(super) background: bool,
+    /// A request makes no more calls of a kind than others of its route do.
+    pub(super) budget: bool,
 }
 
 /// A request in flight.
@@ -295,7 +297,10 @@ impl Declustering {
                 let all = self.budget.get(running.route * self.kinds.len() + kind);
                 let [all, _] = all.copied().unwrap_or([f32::INFINITY, 0.0]);
                 let made = running.made.get(kind).copied().unwrap_or(0.0);
-                left += share * (all - made).clamp(0.01, 1.0);
+                left += match self.start.budget {
+                    true => share * (all - made).clamp(0.01, 1.0),
+                    false => *share,
+                };
             }
             source.rate = left * self.triggers.rate(source.row, kind, at);
         }
