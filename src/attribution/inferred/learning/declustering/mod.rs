@@ -13,6 +13,7 @@ mod triggers;
 use super::recording::{Recorded, What};
 use crate::attribution::buckets::{bucket, ms};
 use crate::attribution::names::Name;
+use crate::attribution::numbers::sort_key;
 use triggers::Triggers;
 
 /// Passes over the events.
@@ -23,6 +24,10 @@ const TRIGGERS_US: u64 = 60_000;
 const NAMES_MOST: usize = 24;
 /// A trigger that is less likely than this is none.
 const NEGLIGIBLE: f32 = 1e-3;
+/// Calls that may trigger others, and requests that may have made one, at most: an event takes
+/// no longer, whatever the application does.
+const SOURCES_MOST: usize = 256;
+const OWNERS_MOST: usize = 12;
 
 /// What is assumed to begin with.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -181,6 +186,9 @@ impl Declustering {
     }
 
     fn add_source(&mut self, number: u64, row: usize, owners: Vec<(u64, f32)>) {
+        if self.sources.len() >= SOURCES_MOST {
+            self.sources.remove(0);
+        }
         self.sources.push(Source {
             number,
             row,
@@ -244,6 +252,8 @@ impl Declustering {
                 }
             }
         }
+        owners.sort_by_cached_key(|(_, share)| !sort_key((*share).into()));
+        owners.truncate(OWNERS_MOST);
         if let Some(owner) = owner {
             owners = vec![(owner, 1.0)];
         }
