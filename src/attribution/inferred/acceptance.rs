@@ -85,7 +85,7 @@ impl Acceptance {
     /// The same, for other events than those that the model was learned from.
     pub(super) fn of_other_events(mut self) -> Self {
         for class in &mut self.classes {
-            let share = (LEARNED / class.known.max(LEARNED)).min(1.0);
+            let share = LEARNED / class.known.max(LEARNED);
             class.known *= share;
             class.wrong *= share;
         }

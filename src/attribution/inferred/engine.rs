@@ -170,44 +170,37 @@ impl Engine {
         let Some((mut cluster, member)) = self.remove_cluster(request.number) else {
             return;
         };
-        if answered && !notes.missed_call {
+        // What it has done is known to the end.
+        let is_known = answered && !notes.missed_call;
+        if is_known {
             let counts = self.lesson.as_mut().map(|lesson| &mut lesson.counts);
             let expected = cluster.ended(&self.model, now_us, member, counts);
             if self.is_known_route(notes.route) {
                 self.surprises.add(expected, notes.exclusive);
             }
-            let acceptance = &mut self.acceptance;
-            acceptance.end();
-            self.judged.retain(|judged| {
-                let ends = judged.request == request.number;
-                if ends {
-                    acceptance.turned_out(judged.share, cluster.share(member, judged.call));
-                }
-                !ends
-            });
-            let duration_us = now_us.saturating_sub(request.began_us);
-            let taught = match &mut self.lesson {
-                Some(lesson) => &mut lesson.model,
-                None => &mut self.model,
-            };
-            taught.routes.learn_duration(notes.route, duration_us);
+            self.acceptance.end();
             let certain = match (&self.lesson, notes.certain, notes.exclusive) {
                 (Some(_), ..) => None,
                 (None, true, true) => Some(0.8),
                 (None, true, false) if self.surprises.are_few() => Some(0.99),
                 _ => Some(f32::INFINITY),
             };
-            let taught = match &mut self.lesson {
-                Some(lesson) => &mut lesson.model,
-                None => &mut self.model,
-            };
+            let duration_us = now_us.saturating_sub(request.began_us);
+            let taught = self.taught();
+            taught.routes.learn_duration(notes.route, duration_us);
             cluster.teach(taught, now_us, member, certain);
             if self.lesson.is_none() {
                 self.model.nodes.work_out();
             }
         }
-        self.judged
-            .retain(|judged| judged.request != request.number);
+        let acceptance = &mut self.acceptance;
+        self.judged.retain(|judged| {
+            let ends = judged.request == request.number;
+            if ends && is_known {
+                acceptance.turned_out(judged.share, cluster.share(member, judged.call));
+            }
+            !ends
+        });
         cluster.remove(member);
         self.add_cluster(cluster);
     }

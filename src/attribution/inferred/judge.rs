@@ -10,6 +10,8 @@ use crate::attribution::numbers::{ln, sort_key};
 use crate::attribution::signature::Token;
 use crate::attribution::tracker::{Basis, Verdict};
 
+/// Calls of which it is to turn out whether they were judged rightly, at most.
+const JUDGED_MOST: usize = 512;
 /// Candidates of one call at most.
 const CANDIDATES: usize = 12;
 /// A verdict of a lesson counts from this probability on.
@@ -152,6 +154,10 @@ impl Engine {
             return None;
         }
         self.acceptance.add(share, background);
+        if self.judged.len() >= JUDGED_MOST {
+            // Of a request that does not end, such as a stream.
+            self.judged.swap_remove(0);
+        }
         self.judged.push(Judged {
             call,
             request: best.request,

@@ -99,6 +99,12 @@ impl Inferred {
         }
     }
 
+    /// A request that was thought to wait does not.
+    fn lift_limit(&mut self, now_us: u64) {
+        self.limit = None;
+        self.admit(now_us);
+    }
+
     /// Lets in the requests that need not wait any more.
     fn admit(&mut self, now_us: u64) {
         let limit = self.limit.unwrap_or(usize::MAX);
@@ -113,6 +119,13 @@ impl Inferred {
     pub(super) fn called(&mut self, now_us: u64, call: u64, kind: Name, owner: u64) {
         self.learner.record(now_us, owner, What::Owner);
         self.learner.record(now_us, call, What::Called(kind));
+        if self
+            .waiting
+            .iter()
+            .any(|(waiting, _)| waiting.number == owner)
+        {
+            self.lift_limit(now_us);
+        }
         self.engine.called(now_us, call, kind, owner);
     }
 

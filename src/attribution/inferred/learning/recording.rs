@@ -40,14 +40,13 @@ pub(super) struct Recording {
 }
 
 impl Recording {
-    /// Adds an event. Returns whether there was room for it.
-    pub(super) fn add(&mut self, event: Recorded) -> bool {
-        if self.events.len() >= EVENTS_MOST {
-            return false;
+    /// Adds an event, if there is room for it.
+    pub(super) fn add(&mut self, event: Recorded) {
+        if self.is_full() {
+            return;
         }
         self.requests += usize::from(matches!(event.what, What::Begun(_)));
         self.events.push(event);
-        true
     }
 
     /// Requests that have begun in it.

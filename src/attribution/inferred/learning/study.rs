@@ -108,7 +108,7 @@ impl Study {
         }
         let guess = Guess {
             start: None,
-            admitted: admitted.is_some() && limit.is_some(),
+            admitted: admitted.is_some(),
         };
         Self {
             admitted,
