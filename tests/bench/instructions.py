@@ -25,6 +25,7 @@ from bench.run import EMPTY, envoy_version, said, write
 from bench.scenes import LONG, OURS, SHORT, Plan, Route, Scene, scenes
 from bench.setups import Modules
 from bench.world import World
+from mesh.failed import note_failed
 from mesh.mesh import ROOT, wasm_path
 from mesh.procs import MeshError
 
@@ -140,6 +141,7 @@ def main() -> int:
         return 0
     for path in (found := grown(now, last)):
         print(f"b3relay: grew to more than {GROWTH} times what it was: {path}")
+        note_failed("instructions", f"more than {GROWTH} times what it was: {path}")
     return int(bool(found))
 
 

@@ -1,12 +1,14 @@
 """A Docker engine and a registry from Debian's packages, without installing them.
 
-They are unpacked below ``.tools/debian``, with those of their dependencies that the
-machine does not have, and run from there: nothing of the machine is changed.
+They are unpacked below ``.tools/debian``, with their dependencies but for those that every
+Debian has, and run from there: nothing of the machine is changed, and what else is installed
+on it makes no difference.
 """
 
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -23,6 +25,7 @@ NEXT_RELEASE = "trixie"
 NEXT_PACKAGES = ("docker-compose", "docker-buildx")
 
 UNPACKED = TOOLS / "debian"
+_STATUS = Path("/var/lib/dpkg/status")
 PLUGINS = Path("usr/libexec/docker/cli-plugins")
 
 
@@ -42,8 +45,10 @@ def unpack(
     what: str = "Docker and a registry (85 MB)",
 ) -> Path:
     """The directory with the unpacked packages; fetched if they are not there yet."""
-    wanted = " ".join((RELEASE, *packages, NEXT_RELEASE, *next_packages))
-    root = UNPACKED / hashlib.sha256(wanted.encode()).hexdigest()[:12]
+    wanted = " ".join((RELEASE, *packages, NEXT_RELEASE, *next_packages)).encode()
+    # And how that is done, which is in this file.
+    key = hashlib.sha256(wanted + Path(__file__).read_bytes())
+    root = UNPACKED / key.hexdigest()[:12]
     if not root.is_dir():
         print(f"    fetching {what} from Debian's packages ...", flush=True)
         UNPACKED.mkdir(parents=True, exist_ok=True)
@@ -67,12 +72,14 @@ def _fetch(part: Path, packages: Sequence[str], next_packages: Sequence[str]) ->
         directory.mkdir(parents=True)
     sources = part / "sources.list"
     sources.write_text("".join(_sources()))
+    status = part / "apt-status"
+    status.write_text(_essential_status())
     options = [
         f"-oDir::Etc::sourcelist={sources}",
         "-oDir::Etc::sourceparts=/dev/null",
         "-oDir::Etc::preferencesparts=/dev/null",
         f"-oDir::State={state}",
-        "-oDir::State::status=/var/lib/dpkg/status",
+        f"-oDir::State::status={status}",
         f"-oDir::Cache={cache}",
         f"-oAPT::Default-Release={RELEASE}",
         "-oAPT::Sandbox::User=root",
@@ -80,7 +87,7 @@ def _fetch(part: Path, packages: Sequence[str], next_packages: Sequence[str]) ->
         "-qq",
     ]
     _run("apt-get", *options, "update")
-    # With what they depend on and the machine lacks, and nothing is installed.
+    # With what they depend on, and nothing is installed.
     _run(
         "apt-get",
         *options,
@@ -95,6 +102,7 @@ def _fetch(part: Path, packages: Sequence[str], next_packages: Sequence[str]) ->
         _run("apt-get", *options, "download", f"{package}/{NEXT_RELEASE}", cwd=cache / "archives")
     for archive in sorted((cache / "archives").glob("*.deb")):
         _run("dpkg", "-x", str(archive), str(root))
+    status.unlink()
     shutil.rmtree(state)
     shutil.rmtree(cache)
     # What the packages would set up when they are installed.
@@ -104,6 +112,35 @@ def _fetch(part: Path, packages: Sequence[str], next_packages: Sequence[str]) ->
             link = programs / name
             link.unlink(missing_ok=True)
             link.symlink_to("xtables-nft-multi")
+
+
+def _essential_status() -> str:
+    """What dpkg knows of the essential packages of this machine, and of what they need."""
+    blocks = {}
+    pending = []
+    for block in _STATUS.read_text().split("\n\n"):
+        fields = dict(re.findall(r"^([\w-]+): (.*)$", block, re.MULTILINE))
+        if fields.get("Status") != "install ok installed":
+            continue
+        names = [fields["Package"], *_names(fields.get("Provides", ""))]
+        blocks.update(dict.fromkeys(names, (block, fields)))
+        if fields.get("Essential") == "yes":
+            pending.append(fields["Package"])
+    found: dict[str, str] = {}
+    while pending:
+        name = pending.pop()
+        if name in found or name not in blocks:
+            continue
+        found[name], fields = blocks[name]
+        for kind in ("Depends", "Pre-Depends"):
+            pending += _names(fields.get(kind, ""))
+    # A package comes once, whatever else it provides.
+    return "\n\n".join(dict.fromkeys(found.values())) + "\n"
+
+
+def _names(packages: str) -> list[str]:
+    """Of ``name (>= 1), other:any | another``."""
+    return re.findall(r"(?:^|[,|])\s*([\w.+-]+)", packages)
 
 
 def _sources() -> list[str]:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from mesh.mesh import ROOT
 from mesh.procs import MeshError
 from mesh.unrun import NOTE, noted
 
+# Of what a part prints that fails without a test that fails.
+_LAST_LINES = 5
 CHROMIUM = ("chromium-headless-shell", "chromium", "google-chrome")
 _PACKAGES = {
     "cargo": "install Rust with rustup (rustup.rs)",
@@ -105,7 +108,10 @@ PARTS = {
     "docker": Part(("test-docker",), docker_obstacles),
     # 1.40 runs the quick ones in `make test`. They have both cores busy by themselves.
     "envoys": Part(("test-envoys", "test-long", "ENVOYS=1.38.2 1.39.3"), lambda: [], alone=True),
-    "instructions": Part(("bench-instructions",), lambda: lacking("cargo", "valgrind")),
+    # V8 compiles beside what is counted.
+    "instructions": Part(
+        ("bench-instructions",), lambda: lacking("cargo", "valgrind"), alone=True
+    ),
     "manifests": Part(("test-manifests",), lambda: lacking("go")),
     "monitoring": Part(("test-monitoring",), lambda: lacking("go")),
     "release": Part(("test-release",), lambda: lacking("cargo", "go", "node", "npm")),
@@ -128,6 +134,7 @@ class Outcome:
     name: str
     seconds: float = 0
     failed: bool = False
+    # Or, where it is no test that failed, what was said last.
     failed_tests: tuple[str, ...] = ()
     not_run: tuple[str, ...] = ()
 
@@ -147,24 +154,32 @@ def run(name: str, output: IO[bytes] | None = None) -> Outcome:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
         notes = {name: str(Path(directory) / name) for name in (NOTE, FAILED)}
-        done = _make(part.target, output, notes)
+        code, last = _make(part.target, output or sys.stdout.buffer, notes)
         # What a part finds out only on its way.
         found = noted(Path(notes[NOTE]))
-        tests = failed(Path(notes[FAILED]))
+        tests = failed(Path(notes[FAILED])) or (last if code else [])
     seconds = time.monotonic() - began
-    return Outcome(name, seconds, done.returncode != 0, tuple(tests), tuple(found))
+    return Outcome(name, seconds, code != 0, tuple(tests), tuple(found))
 
 
 def _make(
-    targets: Sequence[str], output: IO[bytes] | None = None, more: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
+    targets: Sequence[str], output: IO[bytes], more: Mapping[str, str] | None = None
+) -> tuple[int, list[str]]:
+    """The exit code, and the last lines that it has printed."""
+    last: deque[bytes] = deque(maxlen=_LAST_LINES)
+    with subprocess.Popen(
         ["make", "--no-print-directory", *targets],
         cwd=ROOT,
         env={**os.environ, **(more or {})},
-        stdout=output,
-        stderr=output,
-    )
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            output.write(line)
+            output.flush()
+            last.append(line)
+    return process.returncode, [line.decode(errors="replace").rstrip() for line in last]
 
 
 def run_quietly(name: str) -> tuple[Outcome, str]:
@@ -185,7 +200,7 @@ def main(names: list[str]) -> int:
         alone, beside, rest = names, [], []
     runnable = [PARTS[name] for name in beside if not PARTS[name].obstacles()]
     if first := list(dict.fromkeys(target for part in runnable for target in part.first)):
-        _make(first)
+        _make(first, sys.stdout.buffer)
     found: dict[str, Outcome] = {}
 
     def note(outcome: Outcome) -> None:
