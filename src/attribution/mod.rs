@@ -213,7 +213,7 @@ impl Attribution {
             // The tracker knows of the call already.
             own.skip_to_end(writer);
         }
-        let seeing = now_us >= self.blind_until_us;
+        let seeing = now_us >= self.blind_until_us && store.knows_all_workers();
         let sure = verdict.filter(|verdict| seeing || verdict.basis == Basis::Token);
         let found = sure.and_then(|verdict| {
             let bucket = self.tracker.bucket(verdict.request)?;

@@ -50,7 +50,7 @@ impl Filter {
         let mut result = Err(Decision::NoKey);
         let mut is_forgotten = false;
         for key in keys.by_ref() {
-            let mut candidates = store.find_until(host, now_ms, &key, names_span);
+            let mut candidates = store.find_until(host, &now_ms, &key, &names_span);
             if candidates.found.is_empty() {
                 // A late call names its request: it is of no other.
                 is_forgotten |= !candidates.complete || !candidates.past.is_empty();
@@ -87,13 +87,13 @@ impl Filter {
             if foreign.as_ref() == Some(&key) {
                 // A call is of one request. A trace that nobody came with is the
                 // application's own.
-                let candidates = store.find(host, now_ms, &key);
+                let candidates = store.find(host, &now_ms, &key);
                 if relay::all_of_other_traces(&candidates.found, &one.stored) {
                     return ByKeys::Nobody(Decision::Conflict, None);
                 }
             } else if !one.by_span && !spans.is_empty() && key.is_trace() {
                 // The span that a call names says more than a key does.
-                let candidates = store.find_until(host, now_ms, &key, names_span);
+                let candidates = store.find_until(host, &now_ms, &key, &names_span);
                 let other = match_request(store, &candidates);
                 if let Some(other) = other.ok().filter(|other| other.by_span) {
                     return ByKeys::Found(other);

@@ -171,7 +171,7 @@ impl Filter {
         };
         let (store, now_ms) = (&mut worker.store, host.now_ms());
         let key = Key::trace(w3c.trace);
-        let known = store.find(host, || now_ms, &key).found;
+        let known = store.find(host, &|| now_ms, &key).found;
         if known.iter().all(|found| found.context != relay::OF_ANY) {
             let limits = Limits {
                 grace_ms: self.limits.grace_ms.max(MADE_UP_MS),

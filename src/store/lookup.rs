@@ -105,25 +105,24 @@ enum Resolved {
 }
 
 /// A look-up under way.
-struct LookUp<'a, N> {
+struct LookUp<'a> {
     key: &'a [u8],
     bucket: u16,
     key_hash: u64,
-    now_ms: N,
+    now_ms: &'a dyn Fn() -> u64,
     candidates: Candidates,
     aliases: Vec<FoundAlias>,
 }
 
-impl<N: Fn() -> u64> LookUp<'_, N> {
+impl LookUp<'_> {
     /// Reads a worker's bucket.
-    fn read_bucket(&mut self, worker: u16, bytes: &[u8]) {
+    fn read_bucket(&mut self, worker: u16, mut records: Records<'_>) {
         let Candidates {
             found,
             past,
             complete,
         } = &mut self.candidates;
         let mut last_is_past = false;
-        let mut records = Records::new(bytes);
         // A clock that is set back makes nothing expire.
         let is_expired = |at: u64| (self.now_ms)() >= at;
         for record in records.by_ref() {
@@ -171,10 +170,10 @@ impl Store {
     pub fn find(
         &mut self,
         data: &impl SharedData,
-        now_ms: impl Fn() -> u64,
+        now_ms: &dyn Fn() -> u64,
         key: &Key,
     ) -> Candidates {
-        self.find_until(data, now_ms, key, |_| false)
+        self.find_until(data, now_ms, key, &|_| false)
     }
 
     /// The same, but no further worker is asked after a request that is `enough`. Then they
@@ -182,16 +181,16 @@ impl Store {
     pub fn find_until(
         &mut self,
         data: &impl SharedData,
-        now_ms: impl Fn() -> u64,
+        now_ms: &dyn Fn() -> u64,
         key: &Key,
-        enough: impl Fn(&Found) -> bool,
+        enough: &dyn Fn(&Found) -> bool,
     ) -> Candidates {
         let (bucket, key_hash) = self.table.bucket_of(key.as_bytes());
         let mut look_up = LookUp {
             key: key.as_bytes(),
             bucket,
             key_hash,
-            now_ms: &now_ms,
+            now_ms,
             candidates: Candidates {
                 found: Vec::new(),
                 past: Vec::new(),
@@ -201,15 +200,15 @@ impl Store {
         };
         // A worker without a number has only tombstones.
         let own_number = self.workers.number.unwrap_or_default();
-        look_up.read_bucket(own_number, self.table.bucket(bucket));
+        look_up.read_bucket(own_number, self.table.records(bucket));
         let own_aliases = look_up.aliases.len();
         for (worker, _) in &self.workers.others {
-            if look_up.candidates.found.iter().any(&enough) {
+            if look_up.candidates.found.iter().any(enough) {
                 look_up.candidates.complete = false;
                 break;
             }
             if let Some((bytes, _)) = data.get(&bucket_name(*worker, bucket)) {
-                look_up.read_bucket(*worker, &bytes);
+                look_up.read_bucket(*worker, Records::published(&bytes));
             }
         }
         let LookUp {
@@ -231,7 +230,7 @@ impl Store {
                 continue;
             }
             asked.push(alias.request);
-            match self.resolve(data, &now_ms, &alias) {
+            match self.resolve(data, now_ms, &alias) {
                 Resolved::Found(found) => candidates.found.push(found),
                 Resolved::NotStored => candidates.complete = false,
                 Resolved::Gone if n < own_aliases => self.table.remove_alias(bucket, alias.serial),
@@ -248,8 +247,8 @@ impl Store {
         (worker, id): RequestRef,
         bucket: u16,
     ) -> Option<Found> {
-        self.read_bucket(data, worker, bucket, |bytes| {
-            let mut entries = Records::new(bytes).entries();
+        self.read_bucket(data, worker, bucket, |records| {
+            let mut entries = records.entries();
             let entry = entries.find(|entry| entry.id == id && entry.expires_ms.is_none());
             entry.map(|entry| Found::new(worker, bucket, &entry, MatchedBy::Own))
         })?
@@ -265,8 +264,8 @@ impl Store {
             return found.headers.clone();
         }
         let (worker, id) = found.request;
-        self.read_bucket(data, worker, bucket, |bytes| {
-            Records::new(bytes).find_map(|record| match record {
+        self.read_bucket(data, worker, bucket, |mut records| {
+            records.find_map(|record| match record {
                 Record::Headers { id: other, headers } if other == id => Some(headers.to_vec()),
                 _ => None,
             })
@@ -277,12 +276,11 @@ impl Store {
     fn resolve(
         &self,
         data: &impl SharedData,
-        now_ms: impl Fn() -> u64,
+        now_ms: &dyn Fn() -> u64,
         alias: &FoundAlias,
     ) -> Resolved {
         let (worker, id) = alias.request;
-        let resolved = self.read_bucket(data, worker, alias.bucket, |bytes| {
-            let mut records = Records::new(bytes);
+        let resolved = self.read_bucket(data, worker, alias.bucket, |mut records| {
             let mut has_tombstone = false;
             for record in records.by_ref() {
                 match record {
@@ -313,12 +311,12 @@ impl Store {
         data: &impl SharedData,
         worker: u16,
         bucket: u16,
-        read: impl FnOnce(&[u8]) -> T,
+        read: impl FnOnce(Records<'_>) -> T,
     ) -> Option<T> {
         if self.workers.number == Some(worker) {
-            return Some(read(self.table.bucket(bucket)));
+            return Some(read(self.table.records(bucket)));
         }
         let (bytes, _) = data.get(&bucket_name(worker, bucket))?;
-        Some(read(&bytes))
+        Some(read(Records::published(&bytes)))
     }
 }

@@ -51,8 +51,8 @@ pub use lookup::{Candidates, Found, MatchedBy};
 pub use record::BUCKETS;
 #[cfg(not(target_arch = "wasm32"))]
 pub use shared_data::InMemory;
-pub(crate) use shared_data::{IF_MISSING, PREFIX, name as shared_data_name};
-pub use shared_data::{NotSet, SharedData};
+pub(crate) use shared_data::{IF_MISSING, PREFIX, name as shared_data_name, unseal};
+pub use shared_data::{NotSet, SharedData, seal};
 pub use table::{Inserted, KEYS_MOST, Ticket};
 pub use workers::WorkerId;
 
@@ -201,6 +201,12 @@ impl Store {
         let own = self.workers.number.map(|number| (number, self.nonce()));
         let others = self.workers.others.iter().copied();
         own.into_iter().chain(others).collect()
+    }
+
+    /// As far as is known [`Store::known_workers`] are all that there are. False for a while
+    /// after somebody else spoiled the list.
+    pub fn knows_all_workers(&self) -> bool {
+        self.workers.all_known
     }
 
     /// To be called every second or so: removes what has expired, and tells the other

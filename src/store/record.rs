@@ -1,6 +1,7 @@
 //! The records of a bucket, and how they are encoded.
 //!
-//! A bucket is a list of records. A record is a tag u8, and then its fields; integers are
+//! A bucket is a list of records, in shared data with its length at the end ([`unseal`]; no
+//! bytes are no records). A record is a tag u8, and then its fields; integers are
 //! little-endian:
 //!
 //! | tag | record | fields |
@@ -11,6 +12,7 @@
 //! | 3 | tombstone count | count u32 |
 //! | 4 | alias | serial u64, expires u64, worker u16, id u64, bucket u16, guessed u8, key length u16, key |
 
+use super::shared_data::unseal;
 use crate::bytes::{read_array, read_bytes, read_u16, read_u32, read_u64};
 
 /// Buckets of each worker's table.
@@ -236,6 +238,18 @@ impl<'a> Records<'a> {
         Self {
             rest: bucket,
             is_whole: true,
+        }
+    }
+
+    /// Those of a bucket as it is in shared data; none if that was spoiled.
+    pub(super) fn published(value: &'a [u8]) -> Self {
+        let bucket = match value {
+            [] => Some(value),
+            _ => unseal(value),
+        };
+        Self {
+            rest: bucket.unwrap_or_default(),
+            is_whole: bucket.is_some(),
         }
     }
 

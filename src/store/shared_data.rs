@@ -5,7 +5,7 @@
 
 /// Keys in shared data begin with this: plugins without a VM ID share one
 /// namespace. The number is the version of what is stored, and changes with it.
-pub(crate) const PREFIX: &[u8] = b"b3relay/5/";
+pub(crate) const PREFIX: &[u8] = b"b3relay/6/";
 /// The seed of the hash of keys. The worker that starts first chooses it, so that nobody
 /// outside can choose request IDs that all fall into one bucket.
 pub(super) const SEED: [u8; 14] = name(*b"seed");
@@ -46,6 +46,20 @@ pub trait SharedData {
 /// The value was changed by somebody else, or the host refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotSet;
+
+/// Ends a value with its length, u32. Any plugin with the same `vm_id` may write this one's
+/// keys: half of a value could look like a whole one.
+pub fn seal(value: &mut Vec<u8>) {
+    let length = u32::try_from(value.len()).unwrap_or(u32::MAX);
+    value.extend_from_slice(&length.to_le_bytes());
+}
+
+/// The inverse of [`seal`]; `None` if the value has another length.
+pub(crate) fn unseal(value: &[u8]) -> Option<&[u8]> {
+    let (bytes, length) = value.split_last_chunk()?;
+    let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
+    (bytes.len() == length).then_some(bytes)
+}
 
 /// A CAS number that sets only a key that was never set: Envoy ignores the CAS number of
 /// such a key, and numbers keys from 1 upwards.

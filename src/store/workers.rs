@@ -4,9 +4,14 @@
 //! and gets a number that no living worker has. It renews its heartbeat there every ten seconds. A worker without
 //! a heartbeat for a minute is dead: nobody reads its table any more, and its number is
 //! free.
+//!
+//! If somebody else has spoiled the list, a worker writes it anew, with itself and those that
+//! it knows. Others enter themselves when they renew their heartbeat.
 
 use super::record::BUCKETS;
-use super::shared_data::{ALWAYS, IF_MISSING, SharedData, WORKERS, WORKERS_CHANGED, bucket_name};
+use super::shared_data::{
+    ALWAYS, IF_MISSING, SharedData, WORKERS, WORKERS_CHANGED, bucket_name, seal, unseal,
+};
 use crate::bytes::{read_u16, read_u64};
 
 /// Tries to change the list of workers before giving up. Each failure means
@@ -18,6 +23,8 @@ const WORKERS_MOST: usize = 512;
 const HEARTBEAT_MS: u64 = 10_000;
 /// A worker without a heartbeat for so long is dead, in milliseconds.
 const DEAD_AFTER_MS: u64 = 60_000;
+/// For so long after a spoiled list was written anew, workers may be missing in it.
+const DOUBT_MS: u64 = 2 * HEARTBEAT_MS;
 
 /// A worker: its number, and its nonce, which tells it from another one that has the same
 /// number earlier or later.
@@ -38,7 +45,7 @@ pub(super) struct Workers {
     alive_at_ms: u64,
     /// The other workers that are alive.
     pub(super) others: Vec<WorkerId>,
-    /// The whole list could be decoded.
+    /// No worker is missing in the list, as far as is known.
     pub(super) all_known: bool,
     /// The CAS number of [`WORKERS_CHANGED`] when the list was read.
     version: Option<u32>,
@@ -94,10 +101,8 @@ impl Workers {
     /// list could not be written, or is full.
     pub(super) fn register(&mut self, data: &impl SharedData, now_ms: u64) -> Option<u16> {
         for _ in 0..TRIES {
-            let (list, cas) = data.get(&WORKERS).unwrap_or((Vec::new(), IF_MISSING));
-            let List {
-                mut workers, given, ..
-            } = List::decode(&list);
+            let (mut list, cas) = self.list(data, now_ms);
+            let workers = &mut list.workers;
             workers.retain(|worker| {
                 worker.is_alive([now_ms, self.alive_at_ms]) && worker.nonce != self.nonce
             });
@@ -105,14 +110,20 @@ impl Workers {
                 return None;
             }
             let free = |number: &u16| !workers.iter().any(|worker| worker.number == *number);
-            let number = (0..u16::MAX).find(free)?;
+            // Who has which number is not known after the list was spoiled.
+            let first = match list.given {
+                u16::MAX => self.nonce as u16 / 2,
+                _ => 0,
+            };
+            let number = (first..u16::MAX).find(free)?;
             workers.push(Worker {
                 number,
                 nonce: self.nonce,
                 heartbeat_ms: now_ms,
             });
-            let list = List::encode(given.max(number + 1), &workers);
-            if data.set(&WORKERS, &list, cas).is_err() {
+            let given = list.given;
+            list.given = given.max(number + 1);
+            if data.set(&WORKERS, &list.encode(), cas).is_err() {
                 continue;
             }
             // Empties the buckets of a dead worker that had the number, if one had.
@@ -139,21 +150,17 @@ impl Workers {
             return true;
         };
         for _ in 0..TRIES {
-            let Some((list, cas)) = data.get(&WORKERS) else {
-                return true;
+            let (mut list, cas) = self.list(data, now_ms);
+            let own = |worker: &&mut Worker| (worker.number, worker.nonce) == (number, self.nonce);
+            let Some(own) = list.workers.iter_mut().find(own) else {
+                return false;
             };
-            let List {
-                mut workers, given, ..
-            } = List::decode(&list);
-            let own = workers
-                .iter_mut()
-                .find(|worker| worker.number == number && worker.nonce == self.nonce);
-            let Some(own) = own else { return false };
             own.heartbeat_ms = now_ms;
-            if data
-                .set(&WORKERS, &List::encode(given, &workers), cas)
-                .is_ok()
-            {
+            if data.set(&WORKERS, &list.encode(), cas).is_ok() {
+                if now_ms < list.doubt_until_ms {
+                    // Others may have seen the spoiled one.
+                    let _ = data.set(&WORKERS_CHANGED, &[], ALWAYS);
+                }
                 break;
             }
         }
@@ -162,53 +169,84 @@ impl Workers {
 
     /// Reads the list.
     fn read(&mut self, data: &impl SharedData, now_ms: u64) {
-        let list = data.get(&WORKERS).map(|(list, _)| list).unwrap_or_default();
-        let List {
-            workers, is_whole, ..
-        } = List::decode(&list);
+        let (list, _) = self.list(data, now_ms);
         let times = [now_ms, self.alive_at_ms];
-        let others = workers
+        let others = list
+            .workers
             .iter()
             .filter(|other| other.nonce != self.nonce && other.is_alive(times));
-        self.others.clear();
-        self.others
-            .extend(others.map(|other| (other.number, other.nonce)));
-        self.all_known = is_whole;
+        let others: Vec<_> = others.map(|other| (other.number, other.nonce)).collect();
+        let known = std::mem::replace(&mut self.others, others);
+        self.all_known = now_ms >= list.doubt_until_ms;
+        if !self.all_known {
+            // Who wrote the list anew did not know them.
+            let missing = known.into_iter().filter(|known| !self.is_known(known.0));
+            let missing: Vec<_> = missing.collect();
+            self.others.extend(missing);
+        }
+    }
+
+    /// The list, and its CAS number. In the place of one that was spoiled: the workers that
+    /// are known.
+    fn list(&self, data: &impl SharedData, now_ms: u64) -> (List, u32) {
+        let Some((value, cas)) = data.get(&WORKERS) else {
+            return (List::default(), IF_MISSING);
+        };
+        let known = || {
+            let own = self.number.map(|number| (number, self.nonce));
+            let known = self.others.iter().copied().chain(own);
+            List {
+                given: u16::MAX,
+                doubt_until_ms: now_ms.saturating_add(DOUBT_MS),
+                workers: known
+                    .map(|(number, nonce)| Worker {
+                        number,
+                        nonce,
+                        heartbeat_ms: now_ms,
+                    })
+                    .collect(),
+            }
+        };
+        (List::decode(&value).unwrap_or_else(known), cas)
     }
 }
 
-/// The list of workers. Encoded as: how many numbers were ever given u16, and then each
-/// worker; integers are little-endian.
+/// The list of workers. Encoded as: how many numbers were ever given u16, until when workers
+/// may be missing u64, each worker, and the length of all that ([`seal`]); integers are
+/// little-endian.
+#[derive(Default)]
 struct List {
-    /// As many as could be decoded.
     workers: Vec<Worker>,
     /// A number from this on was never given to a worker.
     given: u16,
-    /// All of it could be decoded.
-    is_whole: bool,
+    /// Until then, in milliseconds since the epoch, workers may be missing; 0 if the list was
+    /// never spoiled.
+    doubt_until_ms: u64,
 }
 
 impl List {
-    /// No bytes are the list before the first worker.
-    fn decode(mut list: &[u8]) -> Self {
-        let given = match list {
-            [] => Some(0),
-            _ => read_u16(&mut list),
-        };
-        Self {
-            workers: std::iter::from_fn(|| Worker::decode(&mut list)).collect(),
-            given: given.unwrap_or(u16::MAX),
-            is_whole: list.is_empty() && given.is_some(),
-        }
+    /// `None` if somebody else has spoiled it.
+    fn decode(value: &[u8]) -> Option<Self> {
+        let mut rest = unseal(value)?;
+        let given = read_u16(&mut rest)?;
+        let doubt_until_ms = read_u64(&mut rest)?;
+        let workers = std::iter::from_fn(|| Worker::decode(&mut rest)).collect();
+        rest.is_empty().then_some(Self {
+            workers,
+            given,
+            doubt_until_ms,
+        })
     }
 
-    fn encode(given: u16, workers: &[Worker]) -> Vec<u8> {
-        let mut list = Vec::with_capacity(2 + workers.len() * Worker::LENGTH);
-        list.extend_from_slice(&given.to_le_bytes());
-        for worker in workers {
-            worker.encode(&mut list);
+    fn encode(&self) -> Vec<u8> {
+        let mut value = Vec::with_capacity(14 + self.workers.len() * Worker::LENGTH);
+        value.extend_from_slice(&self.given.to_le_bytes());
+        value.extend_from_slice(&self.doubt_until_ms.to_le_bytes());
+        for worker in &self.workers {
+            worker.encode(&mut value);
         }
-        list
+        seal(&mut value);
+        value
     }
 }
 

@@ -8,11 +8,12 @@
 //! - To write an event is one write of the segment (up to `SEGMENT` bytes), and no
 //!   read.
 //! - To read on is one read for each worker, if not much has happened.
-//! - A reader that is too slow finds a segment overwritten ([`Read::Lost`]).
+//! - A reader that is too slow finds a segment overwritten, and one may be spoiled by
+//!   somebody else ([`Read::Lost`]).
 //!
-//! The key of a segment is `PREFIX`, the worker's number u16, and the segment's number
-//! modulo `SEGMENTS` u8. A segment is: the writer's nonce u64, the segment's number in the
-//! journal u32, then events. An event is: the time in microseconds u64, a tag u8, and what
+//! The key of a segment is `PREFIX`, the worker's number u16 (big-endian), and the segment's
+//! number modulo `SEGMENTS` u8. A segment is: the writer's nonce u64, the segment's number in the
+//! journal u32, then events, and the length of all that (`seal`). An event is: the time in microseconds u64, a tag u8, and what
 //! belongs to it ([`Event`]). Integers are little-endian.
 
 mod event;
@@ -37,14 +38,14 @@ const NONCE: usize = 8;
 
 /// The key of a segment.
 fn key(worker: u16, segment: u32) -> [u8; 17] {
-    let [low, high] = worker.to_le_bytes();
+    let [high, low] = worker.to_be_bytes();
     shared_data_name([
         b'l',
         b'o',
         b'g',
         b'/',
-        low,
         high,
+        low,
         (segment % SEGMENTS) as u8,
     ])
 }

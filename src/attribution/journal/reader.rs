@@ -3,7 +3,7 @@
 use super::writer::Writer;
 use super::{Event, HEAD, SEGMENT, SEGMENTS, key};
 use crate::bytes::{read_u32, read_u64};
-use crate::store::{SharedData, WorkerId};
+use crate::store::{SharedData, WorkerId, unseal};
 use std::borrow::Cow;
 
 /// How far the journal of a worker has been read.
@@ -20,8 +20,18 @@ pub struct Reader {
 pub enum Read {
     /// Everything since the last time.
     All,
-    /// Some events were overwritten before they were read.
+    /// Some events were overwritten before they were read, or somebody else has spoiled them.
     Lost,
+}
+
+/// What is under the key of a segment.
+enum Segment<'w> {
+    /// Nothing, or a segment of a worker that had this one's number earlier.
+    None,
+    /// Somebody else has spoiled it. The writer writes the whole of it with its next event.
+    Spoiled,
+    /// Its number, and the whole of it.
+    Whole(u32, Cow<'w, [u8]>),
 }
 
 impl Reader {
@@ -39,26 +49,35 @@ impl Reader {
         self.worker
     }
 
-    /// The segment under the key of this one: its number, and the whole of it. `None` if
-    /// it was written by a worker that had this one's number earlier. `own` as for
-    /// [`Reader::read`].
+    /// The segment under the key of this one. `own` as for [`Reader::read`].
     fn segment<'w>(
         &self,
         data: &impl SharedData,
         own: Option<&'w Writer>,
         number: u32,
-    ) -> Option<(u32, Cow<'w, [u8]>)> {
+    ) -> Segment<'w> {
         let (worker, nonce) = self.worker;
         let bytes = match own {
             Some(own) if own.worker() == worker && own.number == number => {
                 Cow::Borrowed(own.segment.as_slice())
             }
-            _ => Cow::Owned(data.get(&key(worker, number))?.0),
+            _ => {
+                let Some((mut value, _)) = data.get(&key(worker, number)) else {
+                    return Segment::None;
+                };
+                let Some(length) = unseal(&value).map(<[u8]>::len) else {
+                    return Segment::Spoiled;
+                };
+                value.truncate(length);
+                Cow::Owned(value)
+            }
         };
         let mut rest = &*bytes;
-        let writer = read_u64(&mut rest)?;
-        let number = read_u32(&mut rest)?;
-        (writer == nonce).then_some((number, bytes))
+        match (read_u64(&mut rest), read_u32(&mut rest)) {
+            (Some(writer), Some(number)) if writer == nonce => Segment::Whole(number, bytes),
+            (Some(_), Some(_)) => Segment::None,
+            _ => Segment::Spoiled,
+        }
     }
 
     /// Appends every event since the last time, with its time in microseconds and the
@@ -75,8 +94,20 @@ impl Reader {
         let mut latest_us = 0;
         // No more than there are, even if the writer is faster.
         for _ in 0..2 * SEGMENTS {
-            let Some((number, bytes)) = self.segment(data, own, self.number) else {
-                break;
+            let (number, bytes) = match self.segment(data, own, self.number) {
+                Segment::None => break,
+                Segment::Whole(number, bytes) => (number, bytes),
+                Segment::Spoiled => {
+                    found = Read::Lost;
+                    let next = self.number.wrapping_add(1);
+                    match self.segment(data, own, next) {
+                        Segment::Whole(number, _) if number == next => {
+                            (self.number, self.offset) = (next, HEAD);
+                            continue;
+                        }
+                        _ => break,
+                    }
+                }
             };
             if number != self.number {
                 // Of the last round: this one is not yet written.
@@ -90,6 +121,7 @@ impl Reader {
             let mut rest = bytes.get(self.offset..).unwrap_or_default();
             while !rest.is_empty() {
                 let Some((at_us, event)) = Event::decode(&mut rest) else {
+                    found = Read::Lost;
                     break;
                 };
                 latest_us = at_us.max(latest_us);
@@ -107,8 +139,11 @@ impl Reader {
 
     /// Goes to the oldest segment.
     fn rewind(&mut self, data: &impl SharedData, own: Option<&Writer>) {
-        let segments = (0..SEGMENTS).filter_map(|number| self.segment(data, own, number));
-        self.number = segments.map(|(number, _)| number).min().unwrap_or(0);
+        let numbers = (0..SEGMENTS).filter_map(|number| match self.segment(data, own, number) {
+            Segment::Whole(number, _) => Some(number),
+            _ => None,
+        });
+        self.number = numbers.min().unwrap_or(0);
         self.offset = HEAD;
     }
 

@@ -1,6 +1,6 @@
 use super::*;
 use crate::attribution::signature::Token;
-use crate::store::{InMemory, RequestRef, SharedData};
+use crate::store::{InMemory, RequestRef, SharedData, seal};
 use proptest::prelude::*;
 
 fn end(request: u64) -> Event {
@@ -89,6 +89,54 @@ fn an_earlier_worker_with_the_same_number_is_not_read() {
     assert_eq!(read(&mut Reader::new((3, 77)), &data).1, vec![]);
 }
 
+/// Half of a segment, more than one, other bytes: what is not known is said, and the writer
+/// heals it with its next event.
+#[test]
+fn a_spoiled_segment_is_noticed() {
+    let data = InMemory::default();
+    let mut writer = Writer::new(3, 77);
+    let mut reader = Reader::new((3, 77));
+    for n in 0..50 {
+        writer.write(&data, n, &end(n));
+    }
+    read(&mut reader, &data);
+    let name = key(3, 0);
+    for n in 50..80 {
+        writer.write(&data, n, &end(n));
+        let (whole, _) = data.get(&name).unwrap();
+        let spoiled = [
+            whole[..whole.len() - 1 - n as usize].to_vec(),
+            vec![],
+            [&[200], whole.as_slice()].concat(),
+            [&whole, [7; 100].as_slice()].concat(),
+        ];
+        data.set(&name, &spoiled[n as usize % 4], 0).unwrap();
+        assert_eq!(read(&mut reader, &data), (Read::Lost, vec![]));
+        assert_eq!(read(&mut Reader::new((3, 77)), &data), (Read::Lost, vec![]));
+    }
+    writer.write(&data, 80, &end(80));
+    let (found, events) = read(&mut reader, &data);
+    assert_eq!((found, events), (Read::All, (50..81).map(end).collect()));
+}
+
+/// The writer has gone on, and does not write it again.
+#[test]
+fn a_spoiled_segment_is_left_behind() {
+    let data = InMemory::default();
+    let mut writer = Writer::new(3, 77);
+    let mut reader = Reader::new((3, 77));
+    let written = |number: u32| data.get(&key(3, number)).is_some();
+    let mut n = 0;
+    while !written(1) {
+        writer.write(&data, n, &end(n));
+        n += 1;
+    }
+    data.set(&key(3, 0), b"half", 0).unwrap();
+    assert_eq!(read(&mut reader, &data), (Read::Lost, vec![end(n - 1)]));
+    writer.write(&data, n, &end(n));
+    assert_eq!(read(&mut reader, &data), (Read::All, vec![end(n)]));
+}
+
 fn events() -> impl Strategy<Value = Event> {
     let tokens = || proptest::collection::vec(any::<u32>().prop_map(Token::from_u32), 0..20);
     prop_oneof![
@@ -129,7 +177,10 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_in_shared_data_are_survived(bytes: Vec<u8>, at in 0u32..4) {
+    fn any_bytes_in_shared_data_are_survived(mut bytes: Vec<u8>, sealed: bool, at in 0u32..4) {
+        if sealed {
+            seal(&mut bytes);
+        }
         let data = InMemory::default();
         let mut writer = Writer::new(1, 2);
         for n in 0..200 {

@@ -1,7 +1,7 @@
 //! Writing a journal.
 
 use super::{Event, NONCE, SEGMENT, key};
-use crate::store::SharedData;
+use crate::store::{SharedData, seal};
 
 /// The journal of this worker.
 #[derive(Debug)]
@@ -40,6 +40,9 @@ impl Writer {
             self.segment.extend_from_slice(&self.number.to_le_bytes());
         }
         event.encode(at_us, &mut self.segment);
+        let length = self.segment.len();
+        seal(&mut self.segment);
         let _ = data.set(&key(self.worker, self.number), &self.segment, 0);
+        self.segment.truncate(length);
     }
 }

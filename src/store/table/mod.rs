@@ -105,6 +105,13 @@ impl Table {
         self.buckets.iter().map(Vec::capacity).sum()
     }
 
+    /// Buckets that are not empty.
+    #[cfg(test)]
+    pub(super) fn published(&self) -> usize {
+        let is_used = |bucket: &&Vec<u8>| !bucket.is_empty();
+        self.buckets.iter().filter(is_used).count()
+    }
+
     pub(super) fn seed(&self) -> u64 {
         self.seed
     }
@@ -122,7 +129,7 @@ impl Table {
         bytes.map(Vec::as_slice).unwrap_or_default()
     }
 
-    fn records(&self, bucket: u16) -> Records<'_> {
+    pub(super) fn records(&self, bucket: u16) -> Records<'_> {
         Records::new(self.bucket(bucket))
     }
 

@@ -2,7 +2,7 @@
 
 use super::Table;
 use crate::store::record::BUCKETS;
-use crate::store::shared_data::{ALWAYS, NotSet, SharedData, bucket_name};
+use crate::store::shared_data::{ALWAYS, NotSet, SharedData, bucket_name, seal};
 
 /// Free bytes of a bucket that are not worth giving back.
 const SPARE: usize = 64;
@@ -23,12 +23,17 @@ impl Table {
         bucket: u16,
     ) -> Result<(), NotSet> {
         let index = usize::from(bucket);
-        let bytes = self.buckets.get(index).ok_or(NotSet)?;
+        let bytes = self.buckets.get_mut(index).ok_or(NotSet)?;
         let name = to.worker.map(|worker| bucket_name(worker, bucket));
+        let length = bytes.len();
+        if length > 0 {
+            seal(bytes);
+        }
         let result = match name {
             Some(name) => to.data.set(&name, bytes, ALWAYS),
             None => Err(NotSet),
         };
+        bytes.truncate(length);
         if let Some(unpublished) = self.unpublished.get_mut(index) {
             *unpublished = result.is_err();
         }

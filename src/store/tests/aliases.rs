@@ -52,7 +52,7 @@ fn an_alias_costs_one_read_more_and_none_on_the_workers_own() {
     let find = |store: &mut Store| {
         find(store, &data, 0, &key("made-up"));
         data.counts();
-        let found = store.find(&data, || 0, &key("made-up")).found.remove(0);
+        let found = store.find(&data, &|| 0, &key("made-up")).found.remove(0);
         let reads = data.counts().0;
         assert_eq!(store.headers(&data, &found), Some(b"headers".to_vec()));
         assert_eq!(found.matched_by, MatchedBy::Alias);

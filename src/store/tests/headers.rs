@@ -22,11 +22,11 @@ fn headers_are_stored_once_and_found_under_each_key() {
     let (entries, bytes) = here.size();
     assert!(entries == 5 && bytes < 8192 + 5 * 64, "{bytes}");
     for (n, key) in keys.iter().enumerate() {
-        let own = here.find(&data, || 0, key).found;
+        let own = here.find(&data, &|| 0, key).found;
         assert_eq!(data.counts().0, 1);
         assert_eq!(here.headers(&data, &own[0]).as_ref(), Some(&large));
         assert_eq!(data.counts().0, 0);
-        let other = there.find(&data, || 0, key).found;
+        let other = there.find(&data, &|| 0, key).found;
         assert_eq!((data.counts().0, &other[0].context[..]), (1, &b"ctx"[..]));
         assert_eq!(there.headers(&data, &other[0]).as_ref(), Some(&large));
         // They come along where they are beside the entry.

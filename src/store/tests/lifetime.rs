@@ -172,7 +172,7 @@ fn who_has_found_enough_asks_no_further_worker() {
     for (enough, reads) in [(0, 0), (1, 1), (2, 2), (3, 2)] {
         data.counts();
         let is_enough = |found: &Found| found.context == [enough];
-        let candidates = first.find_until(&data, || 0, &key("a"), is_enough);
+        let candidates = first.find_until(&data, &|| 0, &key("a"), &is_enough);
         assert_eq!(data.counts(), (reads, 0), "{enough}");
         assert_eq!(candidates.found.len(), reads + 1);
         assert_eq!(candidates.complete, enough >= 2);

@@ -35,7 +35,7 @@ fn key(text: &str) -> Key {
 /// Among the requests of all workers.
 fn find(store: &mut Store, data: &impl SharedData, now: u64, key: &Key) -> Candidates {
     store.refresh(data, || now);
-    store.find(data, || now, key)
+    store.find(data, &|| now, key)
 }
 
 /// A worker and the shared data.

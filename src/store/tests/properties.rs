@@ -217,7 +217,10 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_in_shared_data_are_survived(bytes: Vec<u8>, at in 0usize..5) {
+    fn any_bytes_in_shared_data_are_survived(mut bytes: Vec<u8>, sealed: bool, at in 0usize..5) {
+        if sealed {
+            seal(&mut bytes);
+        }
         let data = InMemory::default();
         let mut here = Worker::new(&data, 7, LIMITS);
         let mut there = Worker::new(&data, 8, LIMITS);
@@ -245,7 +248,8 @@ proptest! {
         prop_assert!(entries <= 50 && bytes <= 4000);
         // The seed, the list, what is remembered, and what is known to be missing.
         let beside = worker.store.table.size().2;
-        prop_assert_eq!(data.size().1, 8 + 2 + 18 + bytes + beside);
+        let lengths = 4 * worker.store.table.published();
+        prop_assert_eq!(data.size().1, 8 + 14 + 18 + bytes + beside + lengths);
         prop_assert!(beside <= usize::from(BUCKETS) * (32 * 17 + 5));
     }
 }

@@ -94,7 +94,7 @@ fn new_workers_and_the_time_are_asked_for_where_it_matters() {
         if all {
             here.store.refresh(&data, clock);
         }
-        let found = here.store.find(&data, clock, &key("a")).found.len();
+        let found = here.store.find(&data, &clock, &key("a")).found.len();
         (found, asked.get())
     };
     assert_eq!(found(false), (0, 0));
@@ -107,7 +107,7 @@ fn new_workers_and_the_time_are_asked_for_where_it_matters() {
     // Ten seconds later without anybody who asks.
     let mut late = Worker::new(&data, 9, MANY);
     late.tick(10_000);
-    let ended = late.store.find(&data, || 1, &key("a")).found;
+    let ended = late.store.find(&data, &|| 1, &key("a")).found;
     assert!(ended[0].ended);
 }
 
@@ -188,4 +188,71 @@ fn a_list_that_never_stands_still_is_given_up() {
     assert!(!inserted.stored);
     let candidates = find(&mut store, &data, 0, &key("a"));
     assert!(candidates.found.is_empty() && !candidates.complete);
+}
+
+/// Whatever somebody else makes of the list, no worker takes itself for the only one.
+#[test]
+fn a_spoiled_list_is_written_anew() {
+    let spoil = |list: &[u8], how: usize| match how {
+        0 => [list, &[7; 18]].concat(),
+        1 => [&[200], list].concat(),
+        how => list.get(..list.len() / how).unwrap_or_default().to_vec(),
+    };
+    for how in [0, 1, 2, 3, 4, 19, 1000] {
+        let data = InMemory::default();
+        let mut workers: Vec<_> = (0..3).map(|n| Worker::new(&data, n, MANY)).collect();
+        for (n, worker) in workers.iter_mut().enumerate() {
+            worker.insert(0, &n.to_string(), b"ctx");
+        }
+        for worker in &mut workers {
+            assert!(worker.candidates(0, "0").complete);
+        }
+        let (list, _) = data.get(&WORKERS).unwrap();
+        data.set(&WORKERS, &spoil(&list, how), 0).unwrap();
+        // One that knows none of them.
+        let mut new = Worker::new(&data, 9, MANY);
+        new.insert(5_000, "new", b"new");
+        assert!(!new.candidates(5_000, "0").complete, "{how}");
+        for worker in &mut workers {
+            // Those that know each other go on with what they have.
+            assert_eq!(worker.contexts(5_000, "1"), [b"ctx"], "{how}");
+            let candidates = worker.candidates(5_000, "new");
+            assert_eq!(candidates.found.len(), 1, "{how}");
+            assert!(!candidates.complete && !worker.store.knows_all_workers());
+        }
+        for worker in workers.iter_mut().chain([&mut new]) {
+            worker.tick(10_000);
+        }
+        let mut all: Vec<_> = workers.iter_mut().chain([&mut new]).collect();
+        let mut numbers = std::collections::HashSet::new();
+        for worker in &mut all {
+            worker.insert(10_000, "again", b"ctx");
+            numbers.insert(worker.store.workers.number.unwrap());
+        }
+        assert_eq!(numbers.len(), 4, "{how}");
+        for worker in &mut all {
+            assert_eq!(worker.contexts(25_000, "again").len(), 4, "{how}");
+            worker.tick(25_000);
+            assert!(worker.store.knows_all_workers(), "{how}");
+        }
+    }
+}
+
+#[test]
+fn a_spoiled_bucket_has_nothing() {
+    let data = InMemory::default();
+    let mut here = Worker::new(&data, 7, MANY);
+    let mut there = Worker::new(&data, 8, MANY);
+    // Half of two records is one.
+    here.insert(0, "a", b"ctx1");
+    here.insert(0, "a", b"ctx2");
+    let (bucket, _) = here.store.table.bucket_of(key("a").as_bytes());
+    assert!(there.candidates(0, "a").complete);
+    let name = bucket_name(0, bucket);
+    let (value, _) = data.get(&name).unwrap();
+    for length in 1..value.len() {
+        data.set(&name, &value[..length], 0).unwrap();
+        let candidates = there.candidates(0, "a");
+        assert!(candidates.found.is_empty() && !candidates.complete);
+    }
 }

@@ -9,14 +9,14 @@
 mod support;
 
 use b3relay::config::Direction;
-use b3relay::store::SharedData;
+use b3relay::store::{SharedData, seal};
 use libfuzzer_sys::fuzz_target;
 use support::{Headers, Seen, Sidecar};
 
 const CONFIG: &str = r#"{"attribution": "inferred", "grace_ms": 0}"#;
 const WORKERS: u64 = 2;
 /// As `src/attribution/journal/mod.rs` names a segment, with the worker and the place.
-const JOURNAL: &[u8] = b"b3relay/5/log/";
+const JOURNAL: &[u8] = b"b3relay/6/log/";
 
 /// The input, a piece at a time. At its end it has no more.
 struct Script<'a>(&'a [u8]);
@@ -130,8 +130,12 @@ fn step(script: &mut Script<'_>, world: &mut World) -> Option<()> {
         }
         // A journal that nobody may have begun.
         _ => {
-            let place = [script.byte()? % 4, 0, script.byte()? % 64];
-            let _ = data.set(&[JOURNAL, &place].concat(), script.bytes()?, 0);
+            let place = [0, script.byte()? % 4, script.byte()? % 64];
+            let mut value = script.bytes()?.to_vec();
+            if place[2] % 2 == 0 {
+                seal(&mut value);
+            }
+            let _ = data.set(&[JOURNAL, &place].concat(), &value, 0);
             *tampered = true;
         }
     }

@@ -7,7 +7,7 @@ use b3relay::config::Config;
 use b3relay::headers::Pairs;
 use b3relay::relay::StoredContext;
 use b3relay::store::key::Key;
-use b3relay::store::{InMemory, Limits, SharedData, Store};
+use b3relay::store::{InMemory, Limits, SharedData, Store, seal};
 use b3relay::w3c::TraceParent;
 use libfuzzer_sys::fuzz_target;
 use std::slice::from_ref;
@@ -57,12 +57,16 @@ fuzz_target!(|input: &[u8]| {
     };
     let _ = here.insert(&data, limits, 1, from_ref(&key), b"first", b"a");
     let (at, value) = input.split_first().unwrap_or((&0, &[]));
+    let mut value = value.to_vec();
+    if *at >= 128 {
+        seal(&mut value);
+    }
     let keys = data.keys();
     if let Some(name) = keys.get(usize::from(*at) % keys.len()) {
-        let _ = data.set(name, value, 0);
+        let _ = data.set(name, &value, 0);
     }
     there.refresh(&data, || 2);
-    for found in there.find(&data, || 2, &key).found {
+    for found in there.find(&data, &|| 2, &key).found {
         let _ = there.headers(&data, &found);
         there.alias(
             &data,
@@ -75,14 +79,14 @@ fuzz_target!(|input: &[u8]| {
     }
     let inserted = here.insert(&data, limits, 2, from_ref(&key), b"second", b"b");
     here.refresh(&data, || 2);
-    let found = here.find(&data, || 2, &key).found;
+    let found = here.find(&data, &|| 2, &key).found;
     let second = found.iter().find(|found| found.context == b"second");
     assert_eq!(second.is_some(), inserted.stored);
     if let Some(second) = second {
         assert_eq!(here.headers(&data, second).as_deref(), Some(&b"b"[..]));
     }
     here.refresh(&data, || 2);
-    let _ = here.find(&data, || 2, &other);
+    let _ = here.find(&data, &|| 2, &other);
     here.end(&data, limits, 3, inserted.ticket);
     here.tick(&data, 20_000);
 });

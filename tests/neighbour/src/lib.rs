@@ -10,6 +10,7 @@
 
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, ContextType, Status};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 #[link(wasm_import_module = "env")]
@@ -44,12 +45,13 @@ fn set(key: &[u8], value: &[u8]) {
     assert!(status == Status::Ok);
 }
 
+/// Of the first workers; those that begin after the list is spoiled have other numbers.
 const WORKERS: u16 = 4;
 const BUCKETS: u16 = 1024;
 const SEGMENTS: u8 = 64;
 
 /// The keys of b3relay, as far as they are no hashes.
-fn keys(prefix: &[u8]) -> Vec<Vec<u8>> {
+fn keys(prefix: &[u8], workers: &BTreeSet<u16>) -> Vec<Vec<u8>> {
     let of = |rest: &[u8]| [prefix, rest].concat();
     let names: [&[u8]; 5] = [
         b"seed",
@@ -59,7 +61,7 @@ fn keys(prefix: &[u8]) -> Vec<Vec<u8>> {
         b"config/outbound",
     ];
     let mut keys: Vec<_> = names.map(of).into();
-    for worker in 0..WORKERS {
+    for worker in workers {
         let [a, b] = worker.to_be_bytes();
         for bucket in 0..BUCKETS {
             let [c, d] = bucket.to_be_bytes();
@@ -72,10 +74,22 @@ fn keys(prefix: &[u8]) -> Vec<Vec<u8>> {
     keys
 }
 
+/// The numbers in a list of workers, if it is whole.
+fn numbers(list: &[u8]) -> impl Iterator<Item = u16> {
+    let (head, end) = (10, 4);
+    let workers = list.get(head..list.len().saturating_sub(end));
+    let workers = workers.unwrap_or_default().chunks(18);
+    workers.filter_map(|worker| match worker {
+        [a, b, rest @ ..] if rest.len() == 16 => Some(u16::from_le_bytes([*a, *b])),
+        _ => None,
+    })
+}
+
 #[derive(Default)]
 struct Root {
     what: String,
     prefix: Vec<u8>,
+    workers: BTreeSet<u16>,
     dice: u64,
     number: u32,
 }
@@ -136,8 +150,12 @@ impl RootContext for Root {
             }
             return;
         }
+        if self.workers.len() < 16 {
+            let list = get(&[&self.prefix, &b"workers"[..]].concat()).unwrap_or_default();
+            self.workers.extend((0..WORKERS).chain(numbers(&list)));
+        }
         let mut spoiled = 0u64;
-        for (place, key) in keys(&self.prefix).iter().enumerate() {
+        for (place, key) in keys(&self.prefix, &self.workers).iter().enumerate() {
             let found = get(key);
             // Of what is not there a few are made up, the well-known names first.
             if found.is_some() || place < 5 || (self.what != "large" && self.roll() % 2000 == 0) {
