@@ -2,6 +2,7 @@
 
 #![allow(clippy::indexing_slicing)]
 
+use b3relay::attribution::signature::Token;
 use b3relay::attribution::tracker::Tracker;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -40,6 +41,12 @@ struct App {
     /// Requests that are served at once, and that run at once.
     threads: usize,
     cores: usize,
+    /// From the middle on.
+    later_threads: Option<usize>,
+    /// Each request has an identifier, which its calls carry.
+    has_identifiers: bool,
+    /// One of so many calls carries a key of its request.
+    keyed: Option<u64>,
 }
 
 impl Default for App {
@@ -50,6 +57,9 @@ impl Default for App {
             later: None,
             threads: usize::MAX,
             cores: usize::MAX,
+            later_threads: None,
+            has_identifiers: false,
+            keyed: None,
         }
     }
 }
@@ -85,6 +95,20 @@ fn run(app: &App, requests: u64, seed: u64) -> (Tally, u32) {
     queue.push(Reverse((1_000_000, Next::Ticks)));
     while let Some(Reverse((now, next))) = queue.pop() {
         let mut runs: Vec<u64> = Vec::new();
+        let threads = match app.later_threads {
+            Some(later) if begun > requests / 2 => later,
+            _ => app.threads,
+        };
+        while serving < threads
+            && let Some(request) = waiting.pop_front()
+        {
+            serving += 1;
+            runs.push(request);
+        }
+        let tokens = |request: u64| match app.has_identifiers {
+            true => vec![Token::from_u32(request as u32 | 3)],
+            false => vec![],
+        };
         match next {
             Next::Ticks => {
                 slices += u32::from(tracker.learn());
@@ -98,8 +122,9 @@ fn run(app: &App, requests: u64, seed: u64) -> (Tally, u32) {
                 numbers += 1;
                 let route = random.below(app.routes.len() as u64) as usize;
                 at.insert(numbers, (route, 0));
-                tracker.begin(now, numbers, 0, route as u32 + 100, vec![]);
-                match serving < app.threads {
+                let tokens = tokens(numbers);
+                tracker.begin(now, numbers, 0, route as u32 + 100, tokens);
+                match serving < threads {
                     true => {
                         serving += 1;
                         runs.push(numbers);
@@ -118,13 +143,18 @@ fn run(app: &App, requests: u64, seed: u64) -> (Tally, u32) {
                     Some(kind) => {
                         at.insert(request, (route, step + 1));
                         numbers += 1;
-                        let verdict = tracker.call(now, numbers, [*kind, 9], &[], None, WRONG);
+                        let is_keyed = app.keyed.is_some_and(|one| random.below(one) == 0);
+                        let owner = is_keyed.then_some(request);
+                        let tokens = tokens(request);
+                        let verdict = tracker.call(now, numbers, [*kind, 9], &tokens, owner, WRONG);
                         let class = match verdict {
                             Some(verdict) if verdict.request == request => 0,
                             None => 1,
                             Some(_) => 2,
                         };
-                        tally[((begun - 1) / 1000) as usize][class] += 1;
+                        if !is_keyed {
+                            tally[((begun - 1) / 1000) as usize][class] += 1;
+                        }
                         let back = Next::Returned(numbers, request);
                         queue.push(Reverse((now + random.about(CALL_US), back)));
                     }
@@ -200,6 +230,28 @@ fn requests_wait_for_a_thread_of_a_pool() {
         ..App::default()
     };
     assert_learns(&app, 0.8);
+}
+
+/// A request that was thought to wait does not: an identifier tells, a key does, or its end.
+#[test]
+fn a_pool_that_grows_makes_no_call_wrong() {
+    let pool = |has_identifiers, keyed| App {
+        threads: 6,
+        later_threads: Some(16),
+        clients: 16,
+        has_identifiers,
+        keyed,
+        ..App::default()
+    };
+    for (app, most) in [
+        (pool(true, None), 0.0),
+        (pool(false, Some(10)), WRONG),
+        (pool(false, None), WRONG),
+    ] {
+        let (tally, _) = run(&app, 4_000, 0);
+        let (right, wrong) = shares(&tally[2..]);
+        assert!(right > 0.5 && wrong <= most, "{wrong:.4} wrong: {tally:?}");
+    }
 }
 
 #[test]
