@@ -13,6 +13,7 @@ use b3relay::attribution::tracker::Tracker;
 use b3relay::config::Direction::{Inbound, Outbound};
 use b3relay::metrics::Counter;
 use b3relay::relay::Decision;
+use b3relay::store::SharedData;
 use proptest::prelude::*;
 use support::{Headers, Seen, Sidecar, header};
 
@@ -787,6 +788,98 @@ proptest! {
                     app.sidecar.replace(worker);
                 }
                 Step::Back(ms) => app.sidecar.host.now.set(app.sidecar.host.now.get() - ms),
+            }
+        }
+    }
+}
+
+/// What another plugin may do to a value that it did not write.
+#[derive(Clone, Copy, Debug)]
+enum Spoil {
+    /// So many hundredths of it are left.
+    Cut(usize),
+    /// Something is added.
+    Grow(u8),
+    /// It is overwritten.
+    Overwrite(u8),
+}
+
+impl Spoil {
+    fn of(self, value: &[u8]) -> Vec<u8> {
+        match self {
+            Self::Cut(percent) => value[..value.len() * percent / 100].to_vec(),
+            Self::Grow(byte) => [value, &[byte; 100]].concat(),
+            Self::Overwrite(byte) => vec![byte; value.len()],
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    Begin(usize),
+    /// A call of one of the requests in flight.
+    Call(usize, usize),
+    End(usize),
+    Spoil(usize, Spoil),
+    Tick(u64),
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let worker = || 0..3usize;
+    let which = || 0..1000usize;
+    let spoil = prop_oneof![
+        (0..100usize).prop_map(Spoil::Cut),
+        any::<u8>().prop_map(Spoil::Grow),
+        any::<u8>().prop_map(Spoil::Overwrite),
+    ];
+    let act = prop_oneof![
+        4 => worker().prop_map(Act::Begin),
+        6 => (worker(), which()).prop_map(|(worker, which)| Act::Call(worker, which)),
+        3 => which().prop_map(Act::End),
+        3 => (which(), spoil).prop_map(|(which, spoil)| Act::Spoil(which, spoil)),
+        2 => (1..6000u64).prop_map(Act::Tick),
+    ];
+    proptest::collection::vec(act, 1..200)
+}
+
+proptest! {
+    /// Another plugin that has the same `vm_id` spoils what the workers tell each other: calls
+    /// are left alone, and none is given to a wrong request. Every call is of a request.
+    #[test]
+    fn a_neighbour_that_spoils_shared_data_makes_no_call_wrong(acts in acts()) {
+        let config = r#"{"attribution": "exclusive"}"#;
+        let app = App { sidecar: Sidecar::with(config, config, 3), next: 1.into() };
+        let mut in_flight: Vec<Request> = Vec::new();
+        for act in acts {
+            app.sidecar.wait(3);
+            match act {
+                Act::Begin(worker) => in_flight.push(app.begin_on(worker, "/a")),
+                Act::Call(worker, which) if !in_flight.is_empty() => {
+                    let request = &in_flight[which % in_flight.len()];
+                    let call = app.call_on(worker, "b", "/b");
+                    if let Some(trace) = trace(&call) {
+                        prop_assert_eq!(&trace, &request.trace);
+                    }
+                    app.sidecar.returned(&call);
+                }
+                Act::End(which) if !in_flight.is_empty() => {
+                    let request = in_flight.remove(which % in_flight.len());
+                    let worker = &mut *app.sidecar.memory(request.seen.worker);
+                    let ticket = request.seen.ticket.unwrap();
+                    let _ = app.sidecar.filter.end(worker, &app.sidecar.host, ticket, true);
+                }
+                Act::Spoil(which, spoil) => {
+                    let data = &app.sidecar.host.data;
+                    let keys = data.keys();
+                    let key = &keys[which % keys.len()];
+                    let (value, _) = data.get(key).unwrap();
+                    data.set(key, &spoil.of(&value), 0).unwrap();
+                }
+                Act::Tick(ms) => {
+                    app.sidecar.wait(ms);
+                    app.sidecar.tick();
+                }
+                Act::Call(..) | Act::End(_) => {}
             }
         }
     }

@@ -92,12 +92,10 @@ impl Attribution {
         route: u32,
         tokens: Vec<Token>,
     ) {
-        let Some(bucket) = ticket.bucket() else {
-            return;
-        };
         let begun = Event::Begin {
             request: ticket.id(),
-            bucket,
+            // One that is not stored is in flight, too.
+            bucket: ticket.bucket().unwrap_or(u16::MAX),
             route,
             tokens,
         };
@@ -213,7 +211,9 @@ impl Attribution {
             // The tracker knows of the call already.
             own.skip_to_end(writer);
         }
-        let seeing = now_us >= self.blind_until_us && store.knows_all_workers();
+        let seeing = now_us >= self.blind_until_us
+            && store.knows_all_workers()
+            && self.readers.iter().all(Reader::knows_all);
         let sure = verdict.filter(|verdict| seeing || verdict.basis == Basis::Token);
         let found = sure.and_then(|verdict| {
             let bucket = self.tracker.bucket(verdict.request)?;
@@ -233,6 +233,10 @@ impl Attribution {
         self.keyed.tick(now_us);
         if self.writer.is_none() && self.readers.is_empty() {
             return;
+        }
+        if self.writer.is_some() {
+            // One that was taken for dead says what it has in flight.
+            self.writer(store, data, now_us);
         }
         if let Some((when, _)) = data.get(&AWAKE) {
             let when = when.try_into().map(u64::from_le_bytes).unwrap_or(0);
@@ -297,8 +301,14 @@ impl Attribution {
         now_us: u64,
     ) -> Option<&mut Writer> {
         let worker = store.join(data, now_us / 1000)?;
-        if self.writer.as_ref().is_none_or(|w| w.worker() != worker) {
-            self.writer = Some(Writer::new(worker, store.nonce()));
+        let own = self.writer.as_ref();
+        if own.is_none_or(|own| own.worker() != worker) {
+            let in_flight = own.map_or(0, Writer::in_flight);
+            let mut new = Writer::new(worker, store.nonce(), in_flight);
+            if in_flight > 0 {
+                new.publish(data);
+            }
+            self.writer = Some(new);
         }
         self.writer.as_mut()
     }
@@ -335,6 +345,7 @@ impl Attribution {
         }
         if lost {
             self.tracker.forget();
+            self.readers.iter_mut().for_each(Reader::forget);
             self.blind_until_us = now_us.saturating_add(BLIND_US);
             self.tracker.blind(self.blind_until_us);
         }

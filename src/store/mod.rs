@@ -64,7 +64,7 @@ use table::{Destination, NewRequest, Table};
 use workers::Workers;
 
 /// The numbers of requests are less than this.
-const IDS: u64 = 1 << 48;
+pub(crate) const IDS: u64 = 1 << 48;
 
 /// A request: the number of its worker, and its own number there.
 pub type RequestRef = (u16, u64);

@@ -12,7 +12,7 @@ use super::record::BUCKETS;
 use super::shared_data::{
     ALWAYS, IF_MISSING, SharedData, WORKERS, WORKERS_CHANGED, bucket_name, seal, unseal,
 };
-use crate::bytes::{read_u16, read_u64};
+use crate::bytes::{fnv1a, read_u16, read_u64};
 
 /// Tries to change the list of workers before giving up. Each failure means
 /// that another worker changed it in between.
@@ -112,7 +112,7 @@ impl Workers {
             let free = |number: &u16| !workers.iter().any(|worker| worker.number == *number);
             // Who has which number is not known after the list was spoiled.
             let first = match list.given {
-                u16::MAX => self.nonce as u16 / 2,
+                u16::MAX => fnv1a(0, &self.nonce.to_le_bytes()) as u16 / 2,
                 _ => 0,
             };
             let number = (first..u16::MAX).find(free)?;

@@ -19,8 +19,8 @@ from matplotlib import pyplot  # noqa: E402  (it wants to know first)
 
 # Decisions that put a context onto the call; all others leave it alone.
 COPIES = ("copied", "completed", "exclusive", "token", "inferred")
-# The rungs of attribution.
-RUNGS = ("exclusive", "token", "inferred")
+# The steps of attribution.
+STEPS = ("exclusive", "token", "inferred")
 # What the filter itself was in doubt of in all: millionths of calls.
 DOUBT = "attribution_doubt_millionths_total"
 # Calls of the background that may be under way when the metrics are read.
@@ -222,7 +222,7 @@ def markdown(found: Findings) -> list[str]:
         "What the filter says itself, by its metrics: which evidence decided; and of the calls "
         "that it gave a context, how many it expects to be wrong "
         "(`b3relay_attribution_doubt_millionths_total`), beside how many were:",
-        of_rungs(found),
+        of_steps(found),
     )
     if found.clicks:
         add(
@@ -309,15 +309,15 @@ def of_mode(found: Findings, mode: str, head: Callable[[Result], str] | None) ->
     return table(["stack", *heads], rows)
 
 
-def of_rungs(found: Findings) -> list[str]:
+def of_steps(found: Findings) -> list[str]:
     """What the filter says of itself, beside the truth."""
-    heads = ["calls", "clients", *(f"`{rung}` %" for rung in RUNGS), "left alone %"]
+    heads = ["calls", "clients", *(f"`{step}` %" for step in STEPS), "left alone %"]
     heads += ["given a context", "of those expected wrong %", "wrong % (95 %)"]
     rows: list[list[object]] = []
     for variant in VARIANTS:
         for level, stage in by_level(found.of("inferred", variant)).items():
             every, given = decided(stage), stage.right + bad(stage)
-            cells = [percent(metric(stage, f"calls_total {rung}"), every) for rung in RUNGS]
+            cells = [percent(metric(stage, f"calls_total {step}"), every) for step in STEPS]
             cells.append(percent(every - copies(stage), every))
             expected = percent(metric(stage, DOUBT) / 1e6, given, 2)
             rows.append(

@@ -260,6 +260,11 @@ impl Sidecar {
         self.request(Some(Direction::Outbound), &headers(lines))
     }
 
+    /// The state of a worker.
+    pub fn memory(&self, worker: usize) -> std::cell::RefMut<'_, WorkerState> {
+        self.memories[worker].borrow_mut()
+    }
+
     /// It has been answered.
     pub fn end(&self, seen: &Seen) {
         self.end_after(seen, true);

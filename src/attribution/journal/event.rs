@@ -44,6 +44,15 @@ pub enum Event {
 }
 
 impl Event {
+    /// How many requests are in flight after it, if so many were before.
+    pub(super) fn in_flight_after(&self, in_flight: u32) -> u32 {
+        match self {
+            Self::Begin { .. } => in_flight.saturating_add(1),
+            Self::End { .. } => in_flight.saturating_sub(1),
+            _ => in_flight,
+        }
+    }
+
     /// Appends it with its time, in microseconds.
     pub(super) fn encode(&self, at_us: u64, out: &mut Vec<u8>) {
         out.extend_from_slice(&at_us.to_le_bytes());

@@ -13,7 +13,8 @@
 //!
 //! The key of a segment is `PREFIX`, the worker's number u16 (big-endian), and the segment's
 //! number modulo `SEGMENTS` u8. A segment is: the writer's nonce u64, the segment's number in the
-//! journal u32, then events, and the length of all that (`seal`). An event is: the time in microseconds u64, a tag u8, and what
+//! journal u32, how many of the worker's requests were in flight when it was begun u32, then
+//! events, and the length of all that (`seal`). An event is: the time in microseconds u64, a tag u8, and what
 //! belongs to it ([`Event`]). Integers are little-endian.
 
 mod event;
@@ -33,7 +34,7 @@ const SEGMENTS: u32 = 64;
 /// Bytes from which on the next segment is begun.
 const SEGMENT: usize = 1536;
 /// Bytes before the first event, and of the nonce, which comes first.
-const HEAD: usize = NONCE + 4;
+const HEAD: usize = NONCE + 4 + 4;
 const NONCE: usize = 8;
 
 /// The key of a segment.

@@ -3,7 +3,7 @@
 use super::writer::Writer;
 use super::{Event, HEAD, SEGMENT, SEGMENTS, key};
 use crate::bytes::{read_u32, read_u64};
-use crate::store::{SharedData, WorkerId, unseal};
+use crate::store::{IDS, SharedData, WorkerId, unseal};
 use std::borrow::Cow;
 
 /// How far the journal of a worker has been read.
@@ -13,6 +13,14 @@ pub struct Reader {
     /// The number of the next segment to be read, and the bytes of it that were read.
     number: u32,
     offset: usize,
+    /// Events before that segment were not read.
+    is_new: bool,
+    /// Requests of the worker that are in flight after what was read.
+    in_flight: u32,
+    /// Those of them whose beginning was not read, or was forgotten.
+    unknown: u32,
+    /// The first request whose beginning was read since.
+    first: Option<u64>,
 }
 
 /// Whether all events were read.
@@ -30,8 +38,8 @@ enum Segment<'w> {
     None,
     /// Somebody else has spoiled it. The writer writes the whole of it with its next event.
     Spoiled,
-    /// Its number, and the whole of it.
-    Whole(u32, Cow<'w, [u8]>),
+    /// Its number, the requests in flight when it was begun, and the whole of it.
+    Whole(u32, u32, Cow<'w, [u8]>),
 }
 
 impl Reader {
@@ -41,6 +49,40 @@ impl Reader {
             worker,
             number: 0,
             offset: HEAD,
+            is_new: true,
+            in_flight: 0,
+            unknown: 0,
+            first: None,
+        }
+    }
+
+    /// Of no request in flight the beginning was not read, or was forgotten.
+    pub fn knows_all(&self) -> bool {
+        self.unknown == 0
+    }
+
+    /// Nothing is known any more of the requests in flight.
+    pub fn forget(&mut self) {
+        self.unknown = self.in_flight;
+        self.first = None;
+    }
+
+    /// An event was read.
+    fn count(&mut self, event: &Event) {
+        self.in_flight = event.in_flight_after(self.in_flight);
+        match event {
+            Event::Begin { request, .. } => {
+                self.first.get_or_insert(*request);
+            }
+            Event::End { request, .. } => {
+                // The numbers go up, and begin again from 0.
+                let before =
+                    |first: u64| (1..IDS / 2).contains(&(first.wrapping_sub(*request) % IDS));
+                if self.first.is_none_or(before) {
+                    self.unknown = self.unknown.saturating_sub(1);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -73,10 +115,19 @@ impl Reader {
             }
         };
         let mut rest = &*bytes;
-        match (read_u64(&mut rest), read_u32(&mut rest)) {
-            (Some(writer), Some(number)) if writer == nonce => Segment::Whole(number, bytes),
-            (Some(_), Some(_)) => Segment::None,
-            _ => Segment::Spoiled,
+        let mut head = || {
+            Some((
+                read_u64(&mut rest)?,
+                read_u32(&mut rest)?,
+                read_u32(&mut rest)?,
+            ))
+        };
+        match head() {
+            Some((writer, number, in_flight)) if writer == nonce => {
+                Segment::Whole(number, in_flight, bytes)
+            }
+            Some(_) => Segment::None,
+            None => Segment::Spoiled,
         }
     }
 
@@ -94,15 +145,15 @@ impl Reader {
         let mut latest_us = 0;
         // No more than there are, even if the writer is faster.
         for _ in 0..2 * SEGMENTS {
-            let (number, bytes) = match self.segment(data, own, self.number) {
+            let (number, in_flight, bytes) = match self.segment(data, own, self.number) {
                 Segment::None => break,
-                Segment::Whole(number, bytes) => (number, bytes),
+                Segment::Whole(number, in_flight, bytes) => (number, in_flight, bytes),
                 Segment::Spoiled => {
                     found = Read::Lost;
                     let next = self.number.wrapping_add(1);
                     match self.segment(data, own, next) {
-                        Segment::Whole(number, _) if number == next => {
-                            (self.number, self.offset) = (next, HEAD);
+                        Segment::Whole(number, ..) if number == next => {
+                            (self.number, self.offset, self.is_new) = (next, HEAD, true);
                             continue;
                         }
                         _ => break,
@@ -118,12 +169,20 @@ impl Reader {
                 self.rewind(data, own);
                 continue;
             }
+            if self.offset == HEAD {
+                self.in_flight = in_flight;
+                match std::mem::take(&mut self.is_new) {
+                    true => self.forget(),
+                    false => self.unknown = self.unknown.min(in_flight),
+                }
+            }
             let mut rest = bytes.get(self.offset..).unwrap_or_default();
             while !rest.is_empty() {
                 let Some((at_us, event)) = Event::decode(&mut rest) else {
                     found = Read::Lost;
                     break;
                 };
+                self.count(&event);
                 latest_us = at_us.max(latest_us);
                 events.push((latest_us, self.worker.0, event));
             }
@@ -140,11 +199,12 @@ impl Reader {
     /// Goes to the oldest segment.
     fn rewind(&mut self, data: &impl SharedData, own: Option<&Writer>) {
         let numbers = (0..SEGMENTS).filter_map(|number| match self.segment(data, own, number) {
-            Segment::Whole(number, _) => Some(number),
+            Segment::Whole(number, ..) => Some(number),
             _ => None,
         });
         self.number = numbers.min().unwrap_or(0);
         self.offset = HEAD;
+        self.is_new = true;
     }
 
     /// Goes to the end of this worker's own journal: those events are known already.

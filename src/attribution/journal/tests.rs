@@ -22,7 +22,7 @@ fn read(reader: &mut Reader, data: &InMemory) -> (Read, Vec<Event>) {
 #[test]
 fn every_event_is_read_once_and_in_order() {
     let data = InMemory::default();
-    let mut writer = Writer::new(3, 77);
+    let mut writer = Writer::new(3, 77, 0);
     let mut reader = Reader::new((3, 77));
     assert_eq!(read(&mut reader, &data), (Read::All, vec![]));
     let mut next = 0;
@@ -39,7 +39,7 @@ fn every_event_is_read_once_and_in_order() {
 #[test]
 fn a_late_reader_begins_with_the_oldest() {
     let data = InMemory::default();
-    let mut writer = Writer::new(3, 77);
+    let mut writer = Writer::new(3, 77, 0);
     for n in 0..1000 {
         writer.write(&data, n, &end(n));
     }
@@ -59,7 +59,7 @@ fn a_late_reader_begins_with_the_oldest() {
 #[test]
 fn a_slow_reader_knows_that_events_are_lost() {
     let data = InMemory::default();
-    let mut writer = Writer::new(3, 77);
+    let mut writer = Writer::new(3, 77, 0);
     let mut reader = Reader::new((3, 77));
     writer.write(&data, 0, &end(0));
     read(&mut reader, &data);
@@ -75,13 +75,13 @@ fn a_slow_reader_knows_that_events_are_lost() {
 #[test]
 fn an_earlier_worker_with_the_same_number_is_not_read() {
     let data = InMemory::default();
-    let mut earlier = Writer::new(3, 77);
+    let mut earlier = Writer::new(3, 77, 0);
     for n in 0..8000 {
         earlier.write(&data, n, &end(n));
     }
     let mut reader = Reader::new((3, 78));
     assert_eq!(read(&mut reader, &data), (Read::All, vec![]));
-    let mut writer = Writer::new(3, 78);
+    let mut writer = Writer::new(3, 78, 0);
     for n in 0..8000 {
         writer.write(&data, n, &end(n));
         assert_eq!(read(&mut reader, &data), (Read::All, vec![end(n)]));
@@ -94,7 +94,7 @@ fn an_earlier_worker_with_the_same_number_is_not_read() {
 #[test]
 fn a_spoiled_segment_is_noticed() {
     let data = InMemory::default();
-    let mut writer = Writer::new(3, 77);
+    let mut writer = Writer::new(3, 77, 0);
     let mut reader = Reader::new((3, 77));
     for n in 0..50 {
         writer.write(&data, n, &end(n));
@@ -123,7 +123,7 @@ fn a_spoiled_segment_is_noticed() {
 #[test]
 fn a_spoiled_segment_is_left_behind() {
     let data = InMemory::default();
-    let mut writer = Writer::new(3, 77);
+    let mut writer = Writer::new(3, 77, 0);
     let mut reader = Reader::new((3, 77));
     let written = |number: u32| data.get(&key(3, number)).is_some();
     let mut n = 0;
@@ -169,7 +169,7 @@ proptest! {
     #[test]
     fn events_are_read_as_they_were_written(written in proptest::collection::vec(events(), 0..300)) {
         let data = InMemory::default();
-        let mut writer = Writer::new(1, 2);
+        let mut writer = Writer::new(1, 2, 0);
         for event in &written {
             writer.write(&data, 9, event);
         }
@@ -182,7 +182,7 @@ proptest! {
             seal(&mut bytes);
         }
         let data = InMemory::default();
-        let mut writer = Writer::new(1, 2);
+        let mut writer = Writer::new(1, 2, 0);
         for n in 0..200 {
             writer.write(&data, n, &end(n));
         }

@@ -125,8 +125,8 @@ fn step(script: &mut Script<'_>, world: &mut World) -> Option<()> {
             let index = script.index(keys.len())?;
             let (value, _) = data.get(&keys[index])?;
             let end = script.index(value.len().min(256))?;
+            // It is noticed.
             let _ = data.set(&keys[index], &value[..end], 0);
-            *tampered = true;
         }
         // A journal that nobody may have begun.
         _ => {
