@@ -1,0 +1,100 @@
+use super::*;
+use crate::simulate::apps::apps;
+use crate::simulate::tally::{in_all, measure};
+
+const WRONG: f64 = 0.005;
+
+fn named(name: &str) -> App {
+    apps().into_iter().find(|app| app.name == name).unwrap()
+}
+
+fn size(requests: u64) -> Size {
+    Size { requests, quiet: 1 }
+}
+
+fn share(counts: [u32; 3], at: usize) -> f64 {
+    f64::from(counts[at]) / f64::from(counts.iter().sum::<u32>())
+}
+
+#[test]
+fn with_one_client_and_no_background_all_is_right() {
+    for name in [
+        "threads",
+        "event-loop",
+        "pool-of-8",
+        "fan-out-of-6",
+        "caches-retries",
+        "deploy",
+    ] {
+        let bound = bound(&named(name), 1, size(1000), 5, WRONG).unwrap();
+        let [right, unsure, wrong] = in_all(bound.thousands);
+        assert!(right > 500, "{name}: {right}");
+        assert_eq!((unsure, wrong, bound.lost), (0, 0, 0), "{name}");
+    }
+}
+
+#[test]
+fn what_is_not_modelled_has_no_bound() {
+    for name in [
+        "late-events",
+        "job-later",
+        "cancelled-5",
+        "queue-of-jobs",
+        "stalls",
+        "slow-busier",
+    ] {
+        assert!(
+            bound(&named(name), 2, size(10), 5, WRONG).is_none(),
+            "{name}"
+        );
+    }
+}
+
+/// The probabilities are those of the simulation: else it is no bound.
+#[test]
+fn the_guesses_are_as_often_right_as_they_are_expected_to_be() {
+    for app in apps() {
+        let Some(bound) = bound(&app, 8, size(1500), 11, WRONG) else {
+            continue;
+        };
+        let [thought, was, variance] = bound.guessed;
+        let apart = (was - thought).abs() / (variance + 1.0).sqrt();
+        println!(
+            "{}: {thought:.0} {was} {apart:.1} lost {}",
+            app.name, bound.lost
+        );
+        assert_eq!(bound.lost, 0, "{}", app.name);
+        assert!(
+            apart < 4.0,
+            "{}: {thought:.1} expected, {was} right",
+            app.name
+        );
+    }
+}
+
+#[test]
+fn the_tracker_is_not_above_the_bound() {
+    let names = [
+        "threads",
+        "event-loop",
+        "parallel-background",
+        "fan-out-of-6",
+        "caches-retries",
+        "busy-background",
+        "pool-of-8",
+    ];
+    for name in names {
+        let app = named(name);
+        let bound = bound(&app, 8, size(2500), 13, WRONG).unwrap();
+        let bound = in_all(bound.thousands);
+        let tracker = measure(&app, 8, size(2500), 13, WRONG);
+        let (reached, most) = (tracker.share(tracker.right), share(bound, 0));
+        // Both see the same events; the tracker may have a little more wrong by chance.
+        assert!(
+            reached <= most + 0.01,
+            "{name}: {reached:.3}, bound {most:.3}"
+        );
+        // Nor is the bound a matter of course.
+        assert!(most > 0.8 && share(bound, 2) < 0.009, "{name}: {bound:?}");
+    }
+}
