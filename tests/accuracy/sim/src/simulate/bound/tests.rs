@@ -54,21 +54,17 @@ fn what_is_not_modelled_has_no_bound() {
 #[test]
 fn the_guesses_are_as_often_right_as_they_are_expected_to_be() {
     for app in apps() {
-        let Some(bound) = bound(&app, 8, size(1500), 11, WRONG) else {
-            continue;
-        };
-        let [thought, was, variance] = bound.guessed;
-        let apart = (was - thought).abs() / (variance + 1.0).sqrt();
-        println!(
-            "{}: {thought:.0} {was} {apart:.1} lost {}",
-            app.name, bound.lost
-        );
-        assert_eq!(bound.lost, 0, "{}", app.name);
-        assert!(
-            apart < 4.0,
-            "{}: {thought:.1} expected, {was} right",
-            app.name
-        );
+        for clients in [4, 16] {
+            let Some(bound) = bound(&app, clients, size(1500), 11, WRONG) else {
+                continue;
+            };
+            let says = format!("{} at {clients}: {bound:?}", app.name);
+            let [expected, was, variance] = bound.guessed;
+            // A wrong guess makes others wrong: they are not independent.
+            let apart = (was - expected).abs() / (variance + 1.0).sqrt();
+            assert!(apart < 5.0, "{says}");
+            assert_eq!(bound.lost, 0, "{says}");
+        }
     }
 }
 
@@ -83,11 +79,16 @@ fn the_tracker_is_not_above_the_bound() {
         "busy-background",
         "pool-of-8",
     ];
+    // The tracker has learned when it counts.
+    let size = Size {
+        requests: 3500,
+        quiet: 1000,
+    };
     for name in names {
         let app = named(name);
-        let bound = bound(&app, 8, size(2500), 13, WRONG).unwrap();
+        let bound = bound(&app, 8, size, 13, WRONG).unwrap();
         let bound = in_all(bound.thousands);
-        let tracker = measure(&app, 8, size(2500), 13, WRONG);
+        let tracker = measure(&app, 8, size, 13, WRONG);
         let (reached, most) = (tracker.share(tracker.right), share(bound, 0));
         // Both see the same events; the tracker may have a little more wrong by chance.
         assert!(
