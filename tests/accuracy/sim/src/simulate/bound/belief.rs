@@ -119,6 +119,8 @@ struct Hypothesis {
 pub struct Guess {
     pub owner: Option<u64>,
     pub share: f64,
+    /// How likely it is that it is of the background.
+    pub nobodys: f64,
 }
 
 pub struct Belief {
@@ -373,11 +375,14 @@ fn guess(weights: impl Iterator<Item = (f64, Option<u64>)>) -> Guess {
             None => sums.push((owner, weight)),
         }
     }
+    let nobodys = sums.iter().find(|(owner, _)| owner.is_none());
+    let nobodys = nobodys.map_or(0.0, |(_, sum)| sum / all);
     let requests = sums.into_iter().filter(|(owner, _)| owner.is_some());
     let best = requests.max_by(|a, b| a.1.total_cmp(&b.1));
     let (owner, sum) = best.unwrap_or((None, 0.0));
     Guess {
         owner,
         share: sum / all,
+        nobodys,
     }
 }

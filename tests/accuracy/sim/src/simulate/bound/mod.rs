@@ -15,6 +15,8 @@ use model::Model;
 struct Judged {
     /// How likely it is that the guess is right.
     share: f64,
+    /// It is more likely to be of the background.
+    is_left_alone: bool,
     is_right: bool,
     /// It was made for a request.
     is_owned: bool,
@@ -66,6 +68,7 @@ pub fn bound(app: &App, clients: usize, size: Size, seed: u64, wrong: f64) -> Op
                 if us >= counts_from && !call.keyed {
                     judged.push(Judged {
                         share: guess.share,
+                        is_left_alone: guess.nobodys >= guess.share,
                         is_right: guess.owner.is_some() && guess.owner == call.owner,
                         is_owned: call.owner.is_some(),
                         thousand: thousand(begun),
@@ -89,8 +92,10 @@ fn best(mut judged: Vec<Judged>, wrong: f64) -> Bound {
     let allowed = wrong * owned as f64;
     let mut expected = 0.0;
     for call in judged {
-        expected += 1.0 - call.share;
-        let given = expected <= allowed;
+        if !call.is_left_alone {
+            expected += 1.0 - call.share;
+        }
+        let given = !call.is_left_alone && expected <= allowed;
         let counts = &mut bound.thousands[call.thousand];
         match (given, call.is_right, call.is_owned) {
             (true, true, _) => counts[0] += 1,
