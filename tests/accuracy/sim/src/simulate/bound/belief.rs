@@ -135,6 +135,8 @@ pub struct Belief {
     waiting: VecDeque<u64>,
     /// Events that no hypothesis allows: the true one was dropped.
     pub lost: u32,
+    /// The logarithm of how likely all that was seen is, but for what depends on no hypothesis.
+    pub evidence: f64,
 }
 
 impl Belief {
@@ -155,6 +157,7 @@ impl Belief {
             serving: 0,
             waiting: VecDeque::new(),
             lost: 0,
+            evidence: 0.0,
         }
     }
 
@@ -196,6 +199,7 @@ impl Belief {
         sums.reserve(self.hypotheses.len());
         let lns = self.hypotheses.iter().map(|h| h.ln);
         let best = lns.fold(f64::NEG_INFINITY, f64::max);
+        self.evidence += best;
         for Hypothesis { ln, state } in self.hypotheses.drain(..) {
             *sums.entry(state).or_default() += (ln - best).exp();
         }

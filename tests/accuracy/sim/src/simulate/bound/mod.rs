@@ -32,6 +32,8 @@ pub struct Bound {
     pub guessed: [f64; 3],
     /// Events that were thought impossible.
     pub lost: u32,
+    /// How likely, as a logarithm, the events are with these parameters.
+    pub evidence: f64,
 }
 
 impl Bound {
@@ -41,6 +43,7 @@ impl Bound {
             *sum += other;
         }
         self.lost += other.lost;
+        self.evidence += other.evidence;
     }
 }
 
@@ -51,7 +54,14 @@ pub fn is_known(app: &App) -> bool {
 /// `None` where it is not known. Calls and what is wrong are counted as the tracker's are.
 pub fn bound(app: &App, clients: usize, size: Size, seed: u64, wrong: f64) -> Option<Bound> {
     let model = Model::of(app)?;
-    let (events, counts_from) = run(app, clients, size, seed);
+    let run = run(app, clients, size, seed);
+    Some(of_run(model, run, size, wrong))
+}
+
+/// The events of a run, and from when on they count.
+type Run = (Vec<(u64, Seen)>, u64);
+
+fn of_run(model: Model, (events, counts_from): Run, size: Size, wrong: f64) -> Bound {
     let mut belief = Belief::new(model, (size.requests + size.quiet) / 2);
     let mut begun = 0;
     let mut judged = Vec::new();
@@ -77,10 +87,11 @@ pub fn bound(app: &App, clients: usize, size: Size, seed: u64, wrong: f64) -> Op
             }
         }
     }
-    Some(Bound {
+    Bound {
         lost: belief.lost,
+        evidence: belief.evidence,
         ..best(judged, wrong)
-    })
+    }
 }
 
 /// The surest calls are given away, as many as are expected to have no more wrong than that

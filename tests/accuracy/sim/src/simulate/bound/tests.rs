@@ -69,6 +69,29 @@ fn the_guesses_are_as_often_right_as_they_are_expected_to_be() {
 }
 
 #[test]
+fn the_events_are_most_likely_with_the_true_parameters() {
+    let size = size(2000);
+    for name in ["threads", "event-loop", "pool-of-8", "caches-retries"] {
+        let app = named(name);
+        let evidence = |cpu: f64, tail: f64| {
+            let told = App {
+                cpu_ms: cpu * app.cpu_ms,
+                tail: tail * app.tail,
+                ..app.clone()
+            };
+            let model = Model::of(&told).unwrap();
+            of_run(model, run(&app, 8, size, 17), size, WRONG).evidence
+        };
+        let with_true = evidence(1.0, 1.0);
+        for (cpu, tail) in [(0.9, 1.0), (1.1, 1.0), (1.0, 0.9), (1.0, 1.1)] {
+            let other = evidence(cpu, tail);
+            let says = format!("{name}, {cpu} {tail}: {other:.1}, true {with_true:.1}");
+            assert!(other < with_true - 10.0, "{says}");
+        }
+    }
+}
+
+#[test]
 fn the_tracker_is_not_above_the_bound() {
     let names = [
         "threads",
