@@ -350,10 +350,15 @@ accuracy-siblings: $(WASM) $(TOOLS)/venv/.done ## 100,000 calls of requests of o
 
 SIMULATOR := tests/accuracy/sim/Cargo.toml
 SIMULATED ?= --markdown=docs/accuracy-simulated.md
+FIGURES := target/accuracy-simulated.json
+BOUND ?= --bound=docs/accuracy-simulated.md --figures=$(FIGURES)
+SIMULATE = cargo run --quiet --release --locked --target-dir target --manifest-path $(SIMULATOR) --
 .PHONY: accuracy-simulated
-accuracy-simulated: cargo ## The same of simulated applications, without an Envoy; writes docs/accuracy-simulated.md
-	$(call say,accuracy: simulated applications; 10 to 20 minutes)
-	cargo run --quiet --release --locked --target-dir target --manifest-path $(SIMULATOR) -- $(SIMULATED)
+accuracy-simulated: cargo $(TOOLS)/venv/.accuracy-done ## The same of simulated applications, without an Envoy, and beside the Bayes bound; writes docs/accuracy-simulated.md, and its plots
+	$(call say,accuracy: simulated applications; 15 to 25 minutes)
+	$(SIMULATE) $(SIMULATED)
+	$(SIMULATE) $(BOUND)
+	$(PYTHON) -m accuracy.simulated $(FIGURES) docs
 
 ACCURACY ?= --markdown docs/accuracy.md
 .PHONY: accuracy

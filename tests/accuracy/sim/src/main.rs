@@ -9,6 +9,9 @@
 //!                                      8 and 16 clients, two seeds
 //!     --levels=8,16 --seeds=2          other clients and seeds, of these tables
 //! b3relay-accuracy --markdown=FILE     the tables of docs/accuracy-simulated.md, into it
+//! b3relay-accuracy --bound NAME...     those beside the Bayes bound, where it is known; for 1
+//!                                      to 16 clients
+//!     --bound=FILE --figures=FILE      into that document; and for the plots of it
 //! b3relay-accuracy FILE.jsonl...       recorded events (tests/accuracy/record.py)
 //! b3relay-accuracy --stages=1x250,8x1000 FILE.jsonl...    that were recorded so
 //! b3relay-accuracy --cold --stages=8x1000,8x1000 FILE.jsonl...    without a quiet start
@@ -29,7 +32,7 @@ struct Asked {
 }
 
 impl Asked {
-    fn measured(&self, names: &[String], quiet: u64) -> Vec<simulate::Measured> {
+    fn measured(&self, names: &[String], quiet: u64, bound: bool) -> Vec<simulate::Measured> {
         let plan = simulate::Plan {
             size: simulate::Size {
                 requests: REQUESTS,
@@ -37,12 +40,13 @@ impl Asked {
             },
             levels: self.levels.clone(),
             seeds: 0..self.seeds,
+            bound,
         };
         simulate::measure_all(names, &plan, WRONG)
     }
 
     fn tables(&self, names: &[String], quiet: u64) -> String {
-        let found = self.measured(names, quiet);
+        let found = self.measured(names, quiet, false);
         let parts = [
             simulate::table(&found),
             simulate::windows(&found),
@@ -52,9 +56,33 @@ impl Asked {
         parts.join("\n")
     }
 
+    /// The tables with the bound, and their figures.
+    fn beside(&self, names: &[String]) -> (String, Vec<simulate::Beside>) {
+        let (warm, cold) = (
+            self.measured(names, 1000, true),
+            self.measured(names, 1, true),
+        );
+        let some: Vec<_> = cold.iter().map(|found| found.at(&[8, 16])).collect();
+        let parts = [
+            "After 1,000 requests one after the other, by clients:".to_string(),
+            simulate::beside(&warm, false),
+            "Under load from the first request, by time since the start: while the first \
+             thousand requests began, the second, ...:"
+                .to_string(),
+            simulate::beside(&some, true),
+        ];
+        let text = parts.join("\n\n").replace("|\n\n\n", "|\n\n");
+        let mut figures = simulate::figures(&warm, "warm");
+        figures.extend(simulate::figures(&cold, "cold"));
+        (text, figures)
+    }
+
     /// What docs/accuracy-simulated.md has.
     fn document(&self) -> String {
-        let (warm, cold) = (self.measured(&[], 1000), self.measured(&[], 1));
+        let (warm, cold) = (
+            self.measured(&[], 1000, false),
+            self.measured(&[], 1, false),
+        );
         let some = cold.iter().map(|found| found.at(&[8, 16]));
         let some: Vec<_> = some.collect();
         let parts = [
@@ -85,29 +113,27 @@ impl Asked {
 }
 
 /// Replaces what stands between the marks of a document.
-fn write_block(file: &str, text: &str) -> Result<(), Box<dyn std::error::Error>> {
-    const BEGIN: &str = "<!-- generated: accuracy-simulated -->\n";
+fn write_block(file: &str, name: &str, text: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let begin = format!("<!-- generated: {name} -->\n");
     let old = std::fs::read_to_string(file)?;
-    let (before, rest) = old.split_once(BEGIN).ok_or("no mark to write after")?;
+    let (before, rest) = old.split_once(&begin).ok_or("no mark to write after")?;
     let (_, after) = rest.split_once("<!-- end -->").ok_or("no end mark")?;
     let text = text.trim_end();
-    std::fs::write(file, format!("{before}{BEGIN}{text}\n<!-- end -->{after}"))?;
+    std::fs::write(file, format!("{before}{begin}{text}\n<!-- end -->{after}"))?;
     Ok(())
 }
 
 /// `None` if it is not understood.
-fn asked(levels: Option<&str>, seeds: Option<&str>, quick: bool) -> Option<Asked> {
+fn asked(levels: Option<&str>, seeds: Option<&str>, usual: &[usize]) -> Option<Asked> {
     let levels = match levels {
         Some(text) => {
             let level = |word: &str| word.parse().ok().filter(|level| *level > 0);
             text.split(',').map(level).collect::<Option<_>>()?
         }
-        None if quick => vec![8, 16],
-        None => simulate::LEVELS.to_vec(),
+        None => usual.to_vec(),
     };
     let seeds = match seeds {
         Some(text) => text.parse().ok().filter(|seeds| *seeds > 0)?,
-        None if quick => 2,
         None => SEEDS,
     };
     Some(Asked { levels, seeds })
@@ -126,18 +152,39 @@ fn main() {
     let cold = given("--cold").is_some();
     if files.is_empty() {
         let quick = given("--thousands").is_some();
-        let Some(asked) = asked(given("--levels="), given("--seeds="), quick) else {
+        let bound = given("--bound");
+        let usual: &[usize] = match (quick, bound) {
+            (true, _) => &[8, 16],
+            (false, Some(_)) => &simulate::BOUND_LEVELS,
+            (false, None) => &simulate::LEVELS,
+        };
+        let Some(asked) = asked(given("--levels="), given("--seeds="), usual) else {
             eprintln!("levels: clients, as in --levels=8,16; seeds: how many, as in --seeds=2");
             std::process::exit(2);
         };
         let markdown = given("--markdown=");
+        let mut figures = Vec::new();
         let text = match markdown {
-            None if quick => simulate::thousands(&asked.measured(&names, 1), true),
+            _ if bound.is_some() => {
+                let (text, found) = asked.beside(&names);
+                figures = found;
+                text
+            }
+            None if quick => simulate::thousands(&asked.measured(&names, 1, false), true),
             None => asked.tables(&names, if cold { 1 } else { 1000 }),
             Some(_) => asked.document(),
         };
         print!("{text}");
-        if let Some(Err(error)) = markdown.map(|file| write_block(file, &text)) {
+        let written = match (given("--bound="), markdown) {
+            (Some(file), _) => write_block(file, "accuracy-simulated-bound", &text),
+            (None, Some(file)) => write_block(file, "accuracy-simulated", &text),
+            (None, None) => Ok(()),
+        };
+        let written = written.and_then(|()| match given("--figures=") {
+            Some(file) => Ok(std::fs::write(file, serde_json::to_string(&figures)?)?),
+            None => Ok(()),
+        });
+        if let Err(error) = written {
             eprintln!("{error}");
             std::process::exit(1);
         }

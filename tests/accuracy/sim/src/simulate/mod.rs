@@ -3,6 +3,8 @@
 
 mod app;
 mod apps;
+mod beside;
+mod bound;
 mod hard;
 mod run;
 #[cfg(test)]
@@ -14,6 +16,7 @@ mod tally;
 mod tests;
 mod threads;
 
+pub use beside::{Beside, beside, figures};
 pub use seen::Size;
 pub use tables::{calibration, exclusive, table, thousands, windows};
 
@@ -25,11 +28,16 @@ use tally::{Tally, measure};
 /// Requests in flight.
 pub const LEVELS: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
 
+/// At which the Bayes bound is computed: with more, it takes minutes.
+pub const BOUND_LEVELS: [usize; 5] = [1, 2, 4, 8, 16];
+
 /// What is simulated of each application.
 pub struct Plan {
     pub size: Size,
     pub levels: Vec<usize>,
     pub seeds: std::ops::Range<u64>,
+    /// The Bayes bound too, of the applications that it is known of; the others are left out.
+    pub bound: bool,
 }
 
 /// What came out for an application: by level, and by seed.
@@ -73,7 +81,8 @@ fn named(names: &[String]) -> Vec<App> {
 
 /// Runs every application, or those of these names, on all cores.
 pub fn measure_all(names: &[String], plan: &Plan, wrong: f64) -> Vec<Measured> {
-    let apps = named(names);
+    let mut apps = named(names);
+    apps.retain(|app| !plan.bound || bound::is_known(app));
     let seeds: Vec<u64> = plan.seeds.clone().collect();
     let per_app = plan.levels.len() * seeds.len();
     let jobs = apps.len() * per_app;
@@ -90,7 +99,11 @@ pub fn measure_all(names: &[String], plan: &Plan, wrong: f64) -> Vec<Measured> {
                     }
                     let app = &apps[job / per_app];
                     let level = plan.levels[job % per_app / seeds.len()];
-                    let tally = measure(app, level, plan.size, seeds[job % seeds.len()], wrong);
+                    let seed = seeds[job % seeds.len()];
+                    let mut tally = measure(app, level, plan.size, seed, wrong);
+                    if plan.bound {
+                        tally.bound = bound::bound(app, level, plan.size, seed, wrong);
+                    }
                     found.lock().unwrap()[job] = tally;
                 }
             });

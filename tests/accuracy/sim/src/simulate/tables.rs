@@ -3,21 +3,21 @@
 use super::Measured;
 use super::tally::{THOUSANDS, Tally, WINDOW};
 
-fn row(cells: impl IntoIterator<Item = String>) -> String {
+pub fn row(cells: impl IntoIterator<Item = String>) -> String {
     format!(
         "| {} |\n",
         cells.into_iter().collect::<Vec<_>>().join(" | ")
     )
 }
 
-fn head(first: &[&str], columns: impl IntoIterator<Item = String>) -> String {
+pub fn head(first: &[&str], columns: impl IntoIterator<Item = String>) -> String {
     let first = first.iter().map(|word| word.to_string());
     let cells: Vec<String> = first.chain(columns).collect();
     let rule = "|---".repeat(cells.len()) + "|\n";
     row(cells) + &rule
 }
 
-fn levels(measured: &[Measured]) -> impl Iterator<Item = String> {
+pub fn levels(measured: &[Measured]) -> impl Iterator<Item = String> {
     let levels = measured.first().map_or(&[][..], |m| &m.levels);
     levels.iter().map(usize::to_string)
 }

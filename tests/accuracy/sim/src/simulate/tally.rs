@@ -1,6 +1,7 @@
 //! The events of a run go through the tracker; its answers are held against the truth.
 
 use super::app::App;
+use super::bound::Bound;
 use super::run::run;
 use super::seen::{Seen, SeenCall, Size};
 use b3relay::attribution::signature::Token;
@@ -17,6 +18,11 @@ pub const WINDOW: usize = 2000;
 /// Time in the simulation between two ticks: those of both filters of a sidecar, each of which
 /// ticks every 100 ms while there is something to learn.
 const TICK_US: u64 = 50_000;
+
+/// While which thousand of requests it is, counted from 0, if so many have begun.
+pub fn thousand(begun: usize) -> usize {
+    (THOUSANDS - 1).min(begun.saturating_sub(1) / 1000)
+}
 
 /// What the sidecar does with each tick.
 fn tick(tracker: &mut Tracker) {
@@ -39,10 +45,12 @@ pub struct Tally {
     /// request in flight.
     pub only: [u32; 2],
     /// Right, left alone and wrong while these thousand requests began.
-    pub thousands: [[u32; 3]; THOUSANDS],
+    pub thousands: Thousands,
     /// The greatest share of wrong ones in any window, whose calls are all that were
     /// made, those of the background and of the quiet start too.
     pub worst: f64,
+    /// What could have been right, if that was asked for and is known.
+    pub bound: Option<Bound>,
 }
 
 impl Tally {
@@ -55,12 +63,11 @@ impl Tally {
             self.exclusive[at] += other.exclusive[at];
             self.only[at] += other.only[at];
         }
-        for (thousand, other) in self.thousands.iter_mut().zip(other.thousands) {
-            for (count, other) in thousand.iter_mut().zip(other) {
-                *count += other;
-            }
-        }
+        add_thousands(&mut self.thousands, other.thousands);
         self.worst = self.worst.max(other.worst);
+        if let Some(other) = other.bound {
+            self.bound.get_or_insert_default().add(other);
+        }
     }
 
     pub fn of(tallies: &[Self]) -> Self {
@@ -77,6 +84,19 @@ impl Tally {
 
     pub fn share(&self, count: u32) -> f64 {
         f64::from(count) / self.calls()
+    }
+}
+
+/// Right, left alone and wrong, by thousands of requests.
+pub type Thousands = [[u32; 3]; THOUSANDS];
+
+pub fn in_all(thousands: Thousands) -> [u32; 3] {
+    [0, 1, 2].map(|of| thousands.iter().map(|counts| counts[of]).sum())
+}
+
+pub fn add_thousands(sums: &mut Thousands, others: Thousands) {
+    for (sum, other) in sums.iter_mut().flatten().zip(others.iter().flatten()) {
+        *sum += other;
     }
 }
 
@@ -190,8 +210,7 @@ impl Judge {
         }
         let tally = &mut self.tally;
         tally.expected += sure.map_or(0.0, |v| 1.0 - f64::from(v.share));
-        let last = THOUSANDS - 1;
-        let thousand = &mut tally.thousands[last.min((self.begun - 1) / 1000)];
+        let thousand = &mut tally.thousands[thousand(self.begun)];
         match became {
             Became::Background => {}
             Became::Right => {

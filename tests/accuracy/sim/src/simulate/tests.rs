@@ -24,6 +24,7 @@ fn no_more_than_one_call_in_200_is_wrong_whatever_the_application() {
         size,
         levels: TESTED.to_vec(),
         seeds: 100..102,
+        bound: false,
     };
     let measured = measure_all(&[], &plan, WRONG);
     for Measured { app, by_level, .. } in &measured {
