@@ -1,6 +1,6 @@
 """A machine that cannot run a part says so, and does not pass for one that has."""
 
-import subprocess
+from typing import Self
 
 import pytest
 
@@ -32,31 +32,49 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert world.obstacles() == ["iptables is missing (Debian: iptables)"]
 
 
-Completed = subprocess.CompletedProcess[str]
+class Made:
+    """A process of make that has ended."""
+
+    def __init__(self, returncode: int, *lines: bytes) -> None:
+        self.returncode = returncode
+        self.stdout = iter(lines)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 def machine(
-    monkeypatch: pytest.MonkeyPatch, without: str = "", failing: str = "", unrun: str = ""
+    monkeypatch: pytest.MonkeyPatch,
+    without: str = "",
+    failing: str = "",
+    unrun: str = "",
+    dying: str = "",
 ) -> list[str]:
-    """One that lacks a program, or where a target fails, or does not run after all. The
-    first target of each call of make is in the list."""
+    """One that lacks a program, or where a test of a target fails, or it does not run after
+    all, or ends without a test that fails. The first target of each call of make is in the
+    list."""
     called: list[str] = []
 
-    def make(command: list[str], env: dict[str, str], **_: object) -> Completed:
+    def make(command: list[str], env: dict[str, str], **_: object) -> Made:
         called.append(command[2])
+        if command[2] == dying:
+            return Made(2, *(b"line %d\n" % n for n in range(9)), b"no disk\n")
         if command[2] == unrun:
             monkeypatch.setenv(NOTE, env[NOTE])
-            return Completed(command, not_run("the tests", ["no\nmirror"]))
+            return Made(not_run("the tests", ["no\nmirror"]))
         if command[2] == failing:
             with monkeypatch.context() as patch:
                 patch.setenv(FAILED, env[FAILED])
                 # Several workers say it.
                 note_failed("test_one.py::test", "1\n  is not 2")
                 note_failed("test_one.py::test", "1\n  is not 2")
-        return Completed(command, int(command[2] == failing))
+        return Made(int(command[2] == failing), b"done\n")
 
     monkeypatch.setattr("shutil.which", lambda name: None if name == without else "/x")
-    monkeypatch.setattr(parts, "subprocess", type("S", (), {"run": staticmethod(make)}))
+    monkeypatch.setattr("subprocess.Popen", make)
     monkeypatch.setattr("docker.world.missing", lambda: None)
     monkeypatch.setattr("docker.debian.missing", lambda: None)
     monkeypatch.setattr("istio.world.obstacles", lambda: [])
@@ -74,8 +92,8 @@ def test_the_summary_names_what_is_not_run(
     assert parts.main([]) == code
     assert called == [
         "test-envoys",
-        "test-docker",
         "bench-instructions",
+        "test-docker",
         "test-manifests",
         "test-monitoring",
         "test-release",
@@ -106,6 +124,17 @@ def test_a_part_that_fails_lets_the_others_run(
     assert summary[0].startswith("  FAILED: backends (")
     assert summary[1] == "    test_one.py::test: 1 is not 2"
     assert summary[2].startswith("  passed: manifests (")
+
+
+def test_a_part_that_ends_without_a_test_that_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it printed last is in the summary."""
+    machine(monkeypatch, dying="test-backends")
+    assert parts.main(["backends"]) == 1
+    printed, summary = capsys.readouterr().out.split("All parts:\n")
+    assert "line 0\n" in printed
+    assert summary.splitlines()[1:] == [f"    line {n}" for n in range(5, 9)] + ["    no disk"]
 
 
 @pytest.mark.parametrize("failing", ["", "test-sidecars"])
