@@ -291,7 +291,7 @@ impl Cluster {
             }
             let owner = hypothesis.owners.remove(at);
             if let Some(state) = hypothesis.states.get_mut(usize::from(owner)) {
-                state.step(model, now_us, Step::Returned, Default::default());
+                state.step(model, now_us, Step::Returned, (0, Connection::NONE));
             }
         }
     }
@@ -349,7 +349,7 @@ impl Cluster {
                 Some(least) => f32::from(u8::from(weight > least)),
                 None => weight,
             };
-            let mut next = Connection::default();
+            let mut next = Connection::NONE;
             let us = state.waited_us(now_us);
             model.learn_step(state.progress(), us, Step::Ended, weight);
             model.learn_certain(state.progress(), true, certain);

@@ -48,7 +48,7 @@ impl State {
             path: None,
             position: None,
             gain: 1.0,
-            connection: Connection::default(),
+            connection: Connection::NONE,
         }
     }
 

@@ -8,7 +8,7 @@
 use crate::attribution::names::Name;
 use crate::attribution::numbers::ln;
 
-/// Connections at most. Then the one goes that has not been used for longest.
+/// Connections at most.
 const MOST: usize = 64;
 /// As if a request had used so many as any request does.
 const PRIOR: f32 = 4.0;
@@ -24,16 +24,15 @@ const CALLS: f32 = 4000.0;
 pub(in crate::attribution::inferred) struct Connection(u32);
 
 impl Connection {
+    /// Not known.
+    pub(in crate::attribution::inferred) const NONE: Self = Self(0);
+
     /// Of a call of this kind, from this port; 0: it is not known.
     pub(in crate::attribution::inferred) fn new(kind: Name, port: u16) -> Self {
         match port {
-            0 => Self::default(),
+            0 => Self::NONE,
             port => Self(u32::from(kind) << 16 | u32::from(port)),
         }
-    }
-
-    fn is_known(self) -> bool {
-        self.0 != 0
     }
 
     fn is_of_kind_of(self, other: Self) -> bool {
@@ -41,21 +40,15 @@ impl Connection {
     }
 }
 
-/// A connection that was used of late.
-#[derive(Clone, Debug)]
-struct Used {
-    connection: Connection,
-    /// When it last was, by the clock.
-    at: u32,
-    /// How often after each of the connections.
-    after: [f32; MOST],
-}
-
 /// Which connection a request uses after which.
 #[derive(Clone, Debug, Default)]
 pub(in crate::attribution::inferred) struct Connections {
-    used: Vec<Used>,
-    clock: u32,
+    /// None, or [`MOST`].
+    known: Vec<Connection>,
+    /// The one that was known first, and will be forgotten first.
+    first: usize,
+    /// How often each was used after each: of each a row, by the one before.
+    counts: Vec<f32>,
     /// Calls that came after another one of their request.
     calls: f32,
     /// How much better their connections were foretold than by chance, in nats.
@@ -85,44 +78,44 @@ impl Connections {
         next: Connection,
         weight: f32,
     ) {
-        if !last.is_known() || !next.is_known() {
+        if last == Connection::NONE || next == Connection::NONE {
             return;
         }
         self.gain += weight * ln(f64::from(self.ratio(last, next))) as f32;
         self.calls += weight;
-        let last = self.index(last);
-        let next = self.index(next);
-        let counts = self.used.get_mut(next).map(|next| &mut next.after);
-        if let Some(count) = counts.and_then(|counts| counts.get_mut(last)) {
+        let (last, next) = (self.index(last), self.index(next));
+        if let Some(count) = self.counts.get_mut(next * MOST + last) {
             *count += weight;
         }
         if self.calls > CALLS {
             self.calls *= 0.5;
             self.gain *= 0.5;
-            for count in self.used.iter_mut().flat_map(|used| &mut used.after) {
+            for count in &mut self.counts {
                 *count *= 0.5;
             }
         }
     }
 
     fn position(&self, connection: Connection) -> Option<usize> {
-        let mut used = self.used.iter();
-        used.position(|used| used.connection == connection)
+        self.known.iter().position(|known| *known == connection)
     }
 
+    #[inline(never)]
     fn ratio(&self, last: Connection, next: Connection) -> f32 {
-        let last = self.position(last).filter(|_| next.is_known());
-        let Some(last) = last else { return 1.0 };
         // Calls of the kind: all, those with the connection, those after the last one, and
         // those that are both.
         let (mut all, mut with, mut after, mut both) = (0.5, 0.5, 0.0, 0.0);
-        for used in &self.used {
-            if used.connection.is_of_kind_of(next) {
-                let sum: f32 = used.after.iter().sum();
-                let count = used.after.get(last).copied().unwrap_or(0.0);
+        let last = match self.position(last) {
+            Some(at) if last != Connection::NONE && next != Connection::NONE => at,
+            _ => return 1.0,
+        };
+        for (known, row) in self.known.iter().zip(self.counts.chunks_exact(MOST)) {
+            if known.is_of_kind_of(next) {
+                let sum: f32 = row.iter().sum();
+                let count = row.get(last).copied().unwrap_or(0.0);
                 all += sum + 0.5;
                 after += count;
-                if used.connection == next {
+                if *known == next {
                     with += sum;
                     both = count;
                 }
@@ -131,34 +124,22 @@ impl Connections {
         (both * all / with + PRIOR) / (after + PRIOR)
     }
 
-    /// The index of a connection, which is used now.
+    /// The index of a connection, which is known from now on.
     fn index(&mut self, connection: Connection) -> usize {
-        self.clock = self.clock.wrapping_add(1);
-        let at = self.position(connection).unwrap_or_else(|| {
-            if self.used.len() < MOST {
-                self.used.push(Used {
-                    connection,
-                    at: 0,
-                    after: [0.0; MOST],
-                });
-                return self.used.len() - 1;
-            }
-            let all = self.used.iter().enumerate();
-            let oldest = all.min_by_key(|(_, used)| used.at);
-            let oldest = oldest.map_or(0, |(at, _)| at);
-            for (at, used) in self.used.iter_mut().enumerate() {
-                if at == oldest {
-                    used.connection = connection;
-                    used.after = [0.0; MOST];
-                } else if let Some(count) = used.after.get_mut(oldest) {
-                    *count = 0.0;
-                }
-            }
-            oldest
-        });
-        if let Some(used) = self.used.get_mut(at) {
-            used.at = self.clock;
+        if let Some(at) = self.position(connection) {
+            return at;
         }
+        self.known.resize(MOST, Connection::NONE);
+        self.counts.resize(MOST * MOST, 0.0);
+        let at = self.first;
+        self.first = (at + 1) % MOST;
+        if let Some(known) = self.known.get_mut(at) {
+            *known = connection;
+        }
+        let row = self.counts.iter_mut().skip(at * MOST).take(MOST);
+        row.for_each(|count| *count = 0.0);
+        let column = self.counts.iter_mut().skip(at).step_by(MOST);
+        column.for_each(|count| *count = 0.0);
         at
     }
 }
@@ -211,16 +192,16 @@ mod tests {
     }
 
     #[test]
-    fn only_those_used_of_late_are_kept() {
+    fn only_the_last_ones_are_kept() {
         let mut connections = learned(|n| n % 8);
         for port in 1000..1200 {
             let other = |kind| Connection::new(kind, port);
             connections.learn(other(HOSTS[0]), other(HOSTS[1]), 1.0);
         }
-        assert_eq!(connections.used.len(), MOST);
+        assert_eq!(connections.known.len(), MOST);
         let old = Connection::new(HOSTS[0], 103);
         assert_eq!(connections.position(old), None);
-        let sum: f32 = connections.used.iter().flat_map(|used| used.after).sum();
+        let sum: f32 = connections.counts.iter().sum();
         assert_eq!(sum, MOST as f32 / 2.0);
     }
 }
