@@ -11,6 +11,7 @@ import functools
 import os
 import random
 import re
+import struct
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -1578,6 +1579,58 @@ def test_what_was_seen_of_requests_tells_them_apart() -> None:
         process.wait(5)
     doubt = process.metrics["b3relay_attribution_doubt_millionths_total"]
     assert 0 < doubt < 4 * 100_000
+
+
+@pytest.mark.parametrize("threads", [True, False])
+def test_connections_of_one_thread_tell_requests_apart(threads: bool) -> None:
+    """Two requests that are ready to make the same call, of the same route.
+
+    Each calls h1 and then h2, through connections of its thread, or of all threads.
+    """
+    process = Process()
+    both = sidecar(INFERRED, host(process))
+
+    def begin(number: int, context: tuple[str, ...]) -> Stream:
+        return served(both.inbound, ":method: GET", ":path: /a", numbered(number), *context)
+
+    def call(authority: str, port: int, number: int) -> tuple[str, Seen, Stream]:
+        both.outbound.properties["source.port"] = struct.pack("<q", port)
+        stream = both.outbound.stream()
+        lines = [line for line in fresh(number) if not line.startswith(":authority")]
+        request = headers(f":authority: {authority}", *lines)
+        act = lambda: stream.on_request_headers(request)  # noqa: E731
+        made, seen = decision(process, act, both.outbound.tick)
+        return made, seen, stream
+
+    numbers = random.Random(1)
+    for number in range(200):
+        stream = begin(number, CONTEXT)
+        thread = numbers.randrange(8)
+        for authority, first in (("h1", 40_000), ("h2", 50_000)):
+            process.wait(1)
+            sent = call(authority, first + (thread if threads else numbers.randrange(8)), number)[2]
+            process.wait(5)
+            sent.end()
+        process.wait(1)
+        stream.end()
+        process.wait(5)
+    contexts = (CONTEXT, OTHER_CONTEXT)
+    waiting = []
+    for number, context in enumerate(contexts):
+        begin(300 + number, context)
+        process.wait(1)
+        made, _, sent = call("h1", 40_003 + number, 300 + number)
+        assert made in ("exclusive", "inferred")
+        waiting.append(sent)
+    process.wait(3)
+    for sent in waiting:
+        sent.end()
+    process.wait(1)
+    # The thread of the second request goes on first.
+    made, seen, _ = call("h2", 50_004, 310)
+    assert made == ("inferred" if threads else "unsure")
+    if threads:
+        assert b3(seen.headers) == b3(headers(*OTHER_CONTEXT))
 
 
 @pytest.mark.timeout(180)
