@@ -108,8 +108,11 @@ impl State {
                 previous: self.path.take(),
             }));
         }
-        if matches!(step, Step::Called(_)) && model.connections.are_evidence() {
-            self.connection = connection;
+        if matches!(step, Step::Called(_)) {
+            self.connection = match model.connections.are_evidence() {
+                true => connection,
+                false => Connection::NONE,
+            };
         }
         self.progress = self.progress.after(step);
         self.node = model.nodes.of(self.progress);

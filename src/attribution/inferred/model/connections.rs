@@ -40,15 +40,20 @@ impl Connection {
     }
 }
 
+/// The connections that were used of late.
+#[derive(Clone, Debug)]
+struct Table {
+    known: [Connection; MOST],
+    /// Of each: how often it was used after each.
+    after: [[f32; MOST]; MOST],
+    /// The one that was known first, and will be forgotten first.
+    first: usize,
+}
+
 /// Which connection a request uses after which.
 #[derive(Clone, Debug, Default)]
 pub(in crate::attribution::inferred) struct Connections {
-    /// None, or [`MOST`].
-    known: Vec<Connection>,
-    /// The one that was known first, and will be forgotten first.
-    first: usize,
-    /// How often each was used after each: of each a row, by the one before.
-    counts: Vec<f32>,
+    table: Option<Box<Table>>,
     /// Calls that came after another one of their request.
     calls: f32,
     /// How much better their connections were foretold than by chance, in nats.
@@ -64,9 +69,9 @@ impl Connections {
     /// How much likelier the next call of its kind has this connection if it belongs to a
     /// request whose last call had that one.
     pub(in crate::attribution::inferred) fn lift(&self, last: Connection, next: Connection) -> f32 {
-        match self.are_evidence() {
-            true => self.ratio(last, next),
-            false => 1.0,
+        match &self.table {
+            Some(table) if self.are_evidence() => table.ratio(last, next),
+            _ => 1.0,
         }
     }
 
@@ -81,43 +86,59 @@ impl Connections {
         if last == Connection::NONE || next == Connection::NONE {
             return;
         }
-        self.gain += weight * ln(f64::from(self.ratio(last, next))) as f32;
+        let table = self.table.get_or_insert_with(|| {
+            Box::new(Table {
+                known: [Connection::NONE; MOST],
+                after: [[0.0; MOST]; MOST],
+                first: 0,
+            })
+        });
+        self.gain += weight * ln(f64::from(table.ratio(last, next))) as f32;
         self.calls += weight;
-        let (last, next) = (self.index(last), self.index(next));
-        if let Some(count) = self.counts.get_mut(next * MOST + last) {
+        let (last, next) = (table.index(last), table.index(next));
+        let row = table.after.get_mut(next);
+        if let Some(count) = row.and_then(|row| row.get_mut(last)) {
             *count += weight;
         }
         if self.calls > CALLS {
             self.calls *= 0.5;
             self.gain *= 0.5;
-            for count in &mut self.counts {
+            for count in table.after.as_flattened_mut() {
                 *count *= 0.5;
             }
         }
     }
+}
 
+impl Table {
     fn position(&self, connection: Connection) -> Option<usize> {
         self.known.iter().position(|known| *known == connection)
     }
 
     #[inline(never)]
     fn ratio(&self, last: Connection, next: Connection) -> f32 {
-        // Calls of the kind: all, those with the connection, those after the last one, and
-        // those that are both.
-        let (mut all, mut with, mut after, mut both) = (0.5, 0.5, 0.0, 0.0);
         let last = match self.position(last) {
             Some(at) if last != Connection::NONE && next != Connection::NONE => at,
             _ => return 1.0,
         };
-        for (known, row) in self.known.iter().zip(self.counts.chunks_exact(MOST)) {
+        // Calls of the kind: all, those with the connection, those after the last one, and
+        // those that are both.
+        let (mut all, mut with, mut after, mut both) = (0.5, 0.5, 0.0, 0.0);
+        for (known, row) in self.known.iter().zip(&self.after) {
             if known.is_of_kind_of(next) {
-                let sum: f32 = row.iter().sum();
-                let count = row.get(last).copied().unwrap_or(0.0);
+                let mut sum = 0.0;
+                for (at, count) in row.iter().enumerate() {
+                    sum += count;
+                    if at == last {
+                        after += count;
+                        if *known == next {
+                            both = *count;
+                        }
+                    }
+                }
                 all += sum + 0.5;
-                after += count;
                 if *known == next {
                     with += sum;
-                    both = count;
                 }
             }
         }
@@ -129,17 +150,16 @@ impl Connections {
         if let Some(at) = self.position(connection) {
             return at;
         }
-        self.known.resize(MOST, Connection::NONE);
-        self.counts.resize(MOST * MOST, 0.0);
         let at = self.first;
         self.first = (at + 1) % MOST;
-        if let Some(known) = self.known.get_mut(at) {
-            *known = connection;
+        for (n, (known, row)) in self.known.iter_mut().zip(&mut self.after).enumerate() {
+            if n == at {
+                *known = connection;
+                *row = [0.0; MOST];
+            } else if let Some(count) = row.get_mut(at) {
+                *count = 0.0;
+            }
         }
-        let row = self.counts.iter_mut().skip(at * MOST).take(MOST);
-        row.for_each(|count| *count = 0.0);
-        let column = self.counts.iter_mut().skip(at).step_by(MOST);
-        column.for_each(|count| *count = 0.0);
         at
     }
 }
@@ -198,10 +218,10 @@ mod tests {
             let other = |kind| Connection::new(kind, port);
             connections.learn(other(HOSTS[0]), other(HOSTS[1]), 1.0);
         }
-        assert_eq!(connections.known.len(), MOST);
+        let table = connections.table.unwrap();
         let old = Connection::new(HOSTS[0], 103);
-        assert_eq!(connections.position(old), None);
-        let sum: f32 = connections.counts.iter().sum();
+        assert_eq!(table.position(old), None);
+        let sum: f32 = table.after.as_flattened().iter().sum();
         assert_eq!(sum, MOST as f32 / 2.0);
     }
 }
