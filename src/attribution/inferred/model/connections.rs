@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn those_of_a_shared_pool_are_no_evidence() {
-        let random = |n: u16| (u32::from(n) * 40_503 >> 5) as u16 % 8;
+        let random = |n: u16| ((u32::from(n) * 40_503) >> 5) as u16 % 8;
         for connections in [learned(random), learned(|_| 0), learned(|n| n)] {
             assert!(!connections.are_evidence());
             let last = Connection::new(HOSTS[0], 103);
