@@ -29,6 +29,10 @@ pub trait Host: SharedData {
     }
     /// 16 random bytes.
     fn random(&self) -> [u8; 16];
+    /// The peer's port of the connection that the request came through; 0: not known.
+    fn source_port(&self) -> u16 {
+        0
+    }
     /// The name of the Envoy cluster that the request is routed to.
     fn cluster(&self) -> Option<Vec<u8>>;
     /// Whether a span may begin.

@@ -9,6 +9,7 @@
 
 mod support;
 
+use b3relay::attribution::Call;
 use b3relay::attribution::tracker::Tracker;
 use b3relay::config::Direction::{Inbound, Outbound};
 use b3relay::metrics::Counter;
@@ -625,7 +626,12 @@ fn exclusive_makes_nothing_of_calls_that_several_may_have_made() {
             tracker.begin(1000, request, 0, 7, vec![]);
         }
         for call in 0..20 {
-            tracker.call(2000 + call, call, [8, 9], &[], None, 0.0);
+            let what = Call {
+                kind: [8, 9],
+                tokens: vec![],
+                port: 0,
+            };
+            tracker.call(2000 + call, call, &what, None, 0.0);
         }
         let hypotheses = format!("{tracker:?}").matches("Hypothesis {").count();
         match infers {

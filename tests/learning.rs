@@ -2,6 +2,7 @@
 
 #![allow(clippy::indexing_slicing)]
 
+use b3relay::attribution::Call;
 use b3relay::attribution::signature::Token;
 use b3relay::attribution::tracker::Tracker;
 use std::cmp::Reverse;
@@ -145,8 +146,12 @@ fn run(app: &App, requests: u64, seed: u64) -> (Tally, u32) {
                         numbers += 1;
                         let is_keyed = app.keyed.is_some_and(|one| random.below(one) == 0);
                         let owner = is_keyed.then_some(request);
-                        let tokens = tokens(request);
-                        let verdict = tracker.call(now, numbers, [*kind, 9], &tokens, owner, WRONG);
+                        let call = Call {
+                            kind: [*kind, 9],
+                            tokens: tokens(request),
+                            port: 0,
+                        };
+                        let verdict = tracker.call(now, numbers, &call, owner, WRONG);
                         let class = match verdict {
                             Some(verdict) if verdict.request == request => 0,
                             None => 1,
@@ -290,7 +295,12 @@ fn nothing_that_happens_is_too_odd() {
                 2 => tracker.broken_off(now, number),
                 3 | 4 => {
                     let owner = (random.below(4) == 0).then_some(random.below(40));
-                    tracker.call(now, 100 + number, [kind, kind / 4], &[], owner, WRONG);
+                    let call = Call {
+                        kind: [kind, kind / 4],
+                        tokens: vec![],
+                        port: random.below(100) as u16,
+                    };
+                    tracker.call(now, 100 + number, &call, owner, WRONG);
                 }
                 5 => tracker.call_end(now, 100 + number),
                 6 => {

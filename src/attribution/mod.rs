@@ -52,6 +52,8 @@ pub struct Call {
     pub kind: [u32; 2],
     /// [`signature::tokens`]
     pub tokens: Vec<Token>,
+    /// The application's port of the connection that it came through; 0: not known.
+    pub port: u16,
 }
 
 /// What one worker knows of the requests in flight, and of the calls of the application.
@@ -160,12 +162,10 @@ impl Attribution {
         owner: RequestRef,
     ) -> u64 {
         let id = self.number_call();
-        let Call { kind, tokens } = call;
-        self.keyed.add(kind[0]);
+        self.keyed.add(call.kind[0]);
         let event = Event::Call {
-            call: id,
-            kind,
-            tokens,
+            number: id,
+            call,
             owner: Some(owner),
         };
         self.write(store, data, now_us, &event);
@@ -195,14 +195,12 @@ impl Attribution {
         self.read_journals(&store.known_workers(), data, now_us);
         self.called_while_idle(now_us);
         let id = self.number_call();
-        let Call { kind, tokens } = call;
         let verdict = self
             .tracker
-            .call(now_us, number(worker, id), kind, &tokens, None, wrong);
+            .call(now_us, number(worker, id), &call, None, wrong);
         let event = Event::Call {
-            call: id,
-            kind,
-            tokens,
+            number: id,
+            call,
             owner: None,
         };
         self.write(store, data, now_us, &event);
@@ -376,17 +374,16 @@ impl Attribution {
                 }
             }
             Event::Call {
+                number: id,
                 call,
-                kind,
-                tokens,
                 owner,
             } => {
                 if owner.is_none() {
                     self.called_while_idle(at_us);
                 }
                 let owner = owner.map(|(worker, request)| number(worker, request));
-                let call = number(worker, call);
-                self.tracker.call(at_us, call, kind, &tokens, owner, 0.0);
+                let id = number(worker, id);
+                self.tracker.call(at_us, id, &call, owner, 0.0);
             }
             Event::CallEnd { call } => self.tracker.call_end(at_us, number(worker, call)),
         }

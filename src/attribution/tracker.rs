@@ -4,6 +4,7 @@
 //! each call `Exclusive` says whether it belongs to the only request in flight, and
 //! `Inferred`, if it is wanted, to which of several.
 
+use super::Call;
 use super::exclusive::Exclusive;
 use super::in_flight::{InFlight, Request};
 use super::inferred::{Inferred, NewCall};
@@ -120,23 +121,21 @@ impl Tracker {
         self.ended(now_us, request, false);
     }
 
-    /// A call has begun. `kind`: the hashes of the signature, the second one of a class of
-    /// kinds, for when there are too many. `owner`: the request that it is known to belong
-    /// to, by other means. `wrong`: the part of all calls that may be given to a wrong
-    /// request, from 0 to 1.
+    /// A call has begun, of this number and this signature. `owner`: the request that it is
+    /// known to belong to, by other means. `wrong`: the part of all calls that may be given to
+    /// a wrong request, from 0 to 1.
     ///
     /// Returns the request that it belongs to; `None` if that is not sure, or was known.
     pub fn call(
         &mut self,
         now_us: u64,
         call: u64,
-        kind: [u32; 2],
-        tokens: &[Token],
+        what: &Call,
         owner: Option<u64>,
         wrong: f64,
     ) -> Option<Verdict> {
         self.pass(now_us);
-        let [kind, class] = self.kind(kind);
+        let [kind, class] = self.kind(what.kind);
         let is_owner = |request: &Request| owner.is_none_or(|owner| owner == request.number);
         let (doubt, likely) = match self.in_flight.tracked().iter().all(is_owner) {
             true => self.exclusive.call(call, [kind, class], owner.is_some()),
@@ -156,20 +155,21 @@ impl Tracker {
             _ => None,
         };
         match &mut self.inferred {
-            Some(inferred) if self.infers => match owner {
-                Some(owner) => {
-                    inferred.called(now_us, call, kind, owner);
-                    None
+            Some(inferred) if self.infers => {
+                let call = NewCall {
+                    number: call,
+                    kind,
+                    tokens: &what.tokens,
+                    port: what.port,
+                };
+                match owner {
+                    Some(owner) => {
+                        inferred.called(now_us, call, owner);
+                        None
+                    }
+                    None => inferred.judge(now_us, call, &mut self.in_flight, exclusive, wrong),
                 }
-                None => {
-                    let call = NewCall {
-                        number: call,
-                        kind,
-                        tokens,
-                    };
-                    inferred.judge(now_us, call, &mut self.in_flight, exclusive, wrong)
-                }
-            },
+            }
             inferred => {
                 if let Some(inferred) = inferred {
                     inferred.miss_call();
@@ -277,7 +277,7 @@ impl Tracker {
         name
     }
 
-    /// A kind's name, by the first hash, or by the second if there are too many of its
+    /// A kind's name, by the first hash, or by the second, of a class of kinds, if there are too many of its
     /// class; and the name of its class.
     fn kind(&mut self, hashes: [u32; 2]) -> [Name; 2] {
         let [_, class] = hashes;

@@ -196,8 +196,11 @@ impl Filter {
             store, attribution, ..
         } = worker;
         let tokens = self.tokens(store, &request.headers);
-        let call = describe(&request.headers, tokens);
+        let mut call = describe(&request.headers, tokens);
         let is_exclusive = self.config.attribution == AttributionMode::Exclusive;
+        if !is_exclusive {
+            call.port = host.source_port();
+        }
         let wrong = match is_exclusive {
             true => 0.0,
             false => 1.0 - f64::from(self.config.confidence.millionths()) / 1e6,
@@ -313,5 +316,9 @@ fn kind_of(headers: &TraceHeaders<'_>) -> [u32; 2] {
 /// The signature of a call.
 fn describe(headers: &TraceHeaders<'_>, tokens: Vec<signature::Token>) -> Call {
     let kind = kind_of(headers);
-    Call { kind, tokens }
+    Call {
+        kind,
+        tokens,
+        port: 0,
+    }
 }

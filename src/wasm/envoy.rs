@@ -44,6 +44,14 @@ impl Host for Envoy {
         bytes
     }
 
+    fn source_port(&self) -> u16 {
+        // A number of 8 bytes, little-endian.
+        match host_calls::property(b"source\0port").as_deref() {
+            Ok([low, high, ..]) => u16::from_le_bytes([*low, *high]),
+            _ => 0,
+        }
+    }
+
     fn cluster(&self) -> Option<Vec<u8>> {
         host_calls::property(b"xds\0cluster_name").ok()
     }
@@ -85,6 +93,10 @@ impl Host for EnvoyOf<'_> {
 
     fn recording(&self) -> Recording {
         self.0.recording()
+    }
+
+    fn source_port(&self) -> u16 {
+        Envoy.source_port()
     }
 
     fn cluster(&self) -> Option<Vec<u8>> {

@@ -1,6 +1,7 @@
 //! An application that forwards nothing, its clients and its background, in virtual time;
 //! and what `exclusive` makes of the calls.
 
+use b3relay::attribution;
 use b3relay::attribution::tracker::{Basis, Tracker};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -507,8 +508,12 @@ impl<'a> Sim<'a> {
     fn judge(&mut self, kind: u32, owner: Option<u64>) -> u64 {
         self.ids += 1;
         let only = self.tracker.in_flight() <= 1;
-        let names = [kind, 1000 + kind % 3];
-        let verdict = self.tracker.call(self.now, self.ids, names, &[], None, 0.0);
+        let call = attribution::Call {
+            kind: [kind, 1000 + kind % 3],
+            tokens: Vec::new(),
+            port: 0,
+        };
+        let verdict = self.tracker.call(self.now, self.ids, &call, None, 0.0);
         let given = verdict.map(|verdict| {
             assert_eq!(verdict.basis, Basis::Exclusive);
             verdict.request

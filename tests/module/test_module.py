@@ -11,6 +11,7 @@ import functools
 import os
 import random
 import re
+import struct
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -1578,6 +1579,61 @@ def test_what_was_seen_of_requests_tells_them_apart() -> None:
         process.wait(5)
     doubt = process.metrics["b3relay_attribution_doubt_millionths_total"]
     assert 0 < doubt < 4 * 100_000
+
+
+def given_to_one_of_two(threads: bool, goes_on: int) -> Headers:
+    """Two requests of one route, of the threads 0 and 1, are ready to make the same call; one
+    of them does. What is the call given?
+
+    Each calls h1 and then h2, through connections of its thread, or of any.
+    """
+    process = Process()
+    both = sidecar(INFERRED, host(process))
+
+    def begin(number: int, context: tuple[str, ...]) -> Stream:
+        return served(both.inbound, ":method: GET", ":path: /a", numbered(number), *context)
+
+    def call(authority: str, port: int, number: int) -> tuple[Headers, Stream]:
+        both.outbound.properties["source.port"] = struct.pack("<q", port)
+        stream = both.outbound.stream()
+        lines = [line for line in fresh(number) if not line.startswith(":authority")]
+        seen = stream.on_request_headers(headers(f":authority: {authority}", *lines))
+        return b3(seen.headers), stream
+
+    numbers = random.Random(1)
+    for number in range(200):
+        stream = begin(number, CONTEXT)
+        thread = numbers.randrange(8)
+        for authority, first in (("h1", 40_000), ("h2", 50_000)):
+            process.wait(1)
+            own = thread if threads else numbers.randrange(8)
+            _, sent = call(authority, first + own, number)
+            process.wait(5)
+            sent.end()
+        process.wait(1)
+        stream.end()
+        both.outbound.tick()
+        process.wait(5)
+    contexts = (CONTEXT, OTHER_CONTEXT)
+    waiting = []
+    for number, context in enumerate(contexts):
+        begin(300 + number, context)
+        process.wait(1)
+        given, sent = call("h1", 40_000 + number, 300 + number)
+        assert given == b3(headers(*context))
+        waiting.append(sent)
+    process.wait(3)
+    for sent in waiting:
+        sent.end()
+    process.wait(1)
+    return call("h2", 50_000 + goes_on, 310)[0]
+
+
+def test_connections_of_one_thread_tell_requests_apart() -> None:
+    contexts = [b3(headers(*context)) for context in (CONTEXT, OTHER_CONTEXT)]
+    assert [given_to_one_of_two(True, goes_on) for goes_on in range(2)] == contexts
+    first, second = (given_to_one_of_two(False, goes_on) for goes_on in range(2))
+    assert first == second
 
 
 @pytest.mark.timeout(180)

@@ -1,6 +1,7 @@
 //! The requests that a call may belong to, before the belief has weighed them.
 
 use super::engine::Engine;
+use super::model::Connection;
 use crate::attribution::in_flight::InFlight;
 use crate::attribution::names::Name;
 use crate::attribution::signature::Token;
@@ -56,12 +57,12 @@ impl Candidate {
 const EXCLUSIVE: f32 = 0.05;
 
 impl Engine {
-    /// Every request in flight, as a candidate for a call of this kind with these tokens;
-    /// and the rate of the background per millisecond.
+    /// Every request in flight, as a candidate for a call of this kind with this connection
+    /// and these tokens; and the rate of the background per millisecond.
     pub(super) fn candidates(
         &mut self,
         now_us: u64,
-        kind: Name,
+        (kind, connection): (Name, Connection),
         tokens: &[Token],
         in_flight: &InFlight,
     ) -> (Vec<Candidate>, f64) {
@@ -75,7 +76,7 @@ impl Engine {
                     continue;
                 };
                 let usual = doubt * f64::from(self.model.routes.call_rate(known.route, kind));
-                let rate = cluster.rate(&self.model, member, now_us, kind);
+                let rate = cluster.rate(&self.model, member, now_us, (kind, connection));
                 let shared = tokens.iter().filter(|token| known.tokens.contains(token));
                 let of_tokens = &self.model.tokens;
                 let ratios = shared.map(|token| f64::from(of_tokens.likelihood_ratio(*token)));

@@ -1,5 +1,6 @@
 //! The belief about everything in flight, by one model.
 
+use super::NewCall;
 use super::acceptance::Acceptance;
 use super::belief::{Cluster, Ready};
 use super::candidates::Candidate;
@@ -123,12 +124,13 @@ impl Engine {
     }
 
     /// A call has begun that is known to belong to this request.
-    pub(super) fn called(&mut self, now_us: u64, call: u64, kind: Name, owner: u64) {
+    pub(super) fn called(&mut self, now_us: u64, call: NewCall<'_>, owner: u64) {
         self.advance(now_us);
         let has = |cluster: &Cluster| cluster.members.contains(&owner);
         if let Some(cluster) = self.clusters.iter().position(has) {
             let owner = Candidate::known(owner, cluster);
-            self.branch(now_us, (call, kind), &[owner], 0.0);
+            let call = (call.number, call.kind, call.connection());
+            self.branch(now_us, call, &[owner], 0.0);
         }
     }
 

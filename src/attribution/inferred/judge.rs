@@ -4,6 +4,7 @@ use super::NewCall;
 use super::belief::Cluster;
 use super::candidates::Candidate;
 use super::engine::{Engine, Judged};
+use super::model::Connection;
 use crate::attribution::in_flight::InFlight;
 use crate::attribution::names::Name;
 use crate::attribution::numbers::{ln, sort_key};
@@ -36,10 +37,11 @@ impl Engine {
         exclusive: Option<Verdict>,
         wrong: f64,
     ) -> Option<Verdict> {
-        let kind = call.kind;
+        let (kind, connection) = (call.kind, call.connection());
         let active = in_flight.active(now_us);
         self.advance(now_us);
-        let (mut candidates, background) = self.candidates(now_us, kind, call.tokens, in_flight);
+        let (mut candidates, background) =
+            self.candidates(now_us, (kind, connection), call.tokens, in_flight);
         candidates.sort_by_cached_key(|candidate| !sort_key(candidate.weight()));
         let total: f64 = candidates.iter().map(Candidate::weight).sum::<f64>() + background;
         let certainty = self.certainty(&candidates, total);
@@ -58,7 +60,8 @@ impl Engine {
             true => background,
             false => 0.0,
         };
-        let shares = self.branch(now_us, (call.number, kind), &candidates, background);
+        let the_call = (call.number, kind, connection);
+        let shares = self.branch(now_us, the_call, &candidates, background);
         let background = shares.last().copied().unwrap_or(1.0);
         let shares = shares.into_iter().map(|share| share * certainty);
         let mut weighed: Vec<(Candidate, f64)> = candidates.into_iter().zip(shares).collect();
@@ -176,7 +179,7 @@ impl Engine {
     pub(super) fn branch(
         &mut self,
         now_us: u64,
-        call: (u64, Name),
+        call: (u64, Name, Connection),
         candidates: &[Candidate],
         background: f64,
     ) -> Vec<f64> {

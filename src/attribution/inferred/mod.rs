@@ -46,6 +46,7 @@ use super::signature::Token;
 use super::tracker::{Basis, Verdict};
 use engine::Engine;
 use learning::{Learner, What};
+use model::Connection;
 use std::collections::VecDeque;
 
 /// A call that has begun.
@@ -54,6 +55,21 @@ pub(super) struct NewCall<'a> {
     pub(super) number: u64,
     pub(super) kind: Name,
     pub(super) tokens: &'a [Token],
+    /// The application's port; 0: not known.
+    pub(super) port: u16,
+}
+
+impl NewCall<'_> {
+    fn connection(&self) -> Connection {
+        Connection::new(self.kind, self.port)
+    }
+
+    fn what(&self) -> What {
+        What::Called {
+            kind: self.kind,
+            port: self.port,
+        }
+    }
 }
 
 /// The belief about everything in flight, and a model that is learned for it.
@@ -116,9 +132,9 @@ impl Inferred {
     }
 
     /// A call has begun that is known to belong to this request.
-    pub(super) fn called(&mut self, now_us: u64, call: u64, kind: Name, owner: u64) {
+    pub(super) fn called(&mut self, now_us: u64, call: NewCall<'_>, owner: u64) {
         self.learner.record(now_us, owner, What::Owner);
-        self.learner.record(now_us, call, What::Called(kind));
+        self.learner.record(now_us, call.number, call.what());
         if self
             .waiting
             .iter()
@@ -126,7 +142,7 @@ impl Inferred {
         {
             self.lift_limit(now_us);
         }
-        self.engine.called(now_us, call, kind, owner);
+        self.engine.called(now_us, call, owner);
     }
 
     /// A call has begun: the request that it belongs to, if that is sure. `exclusive`: the
@@ -141,14 +157,14 @@ impl Inferred {
         exclusive: Option<Verdict>,
         wrong: f64,
     ) -> Option<Verdict> {
-        let (number, kind) = (call.number, call.kind);
+        let (number, what) = (call.number, call.what());
         self.learner.allow(wrong);
         let verdict = self.engine.judge(now_us, call, in_flight, exclusive, wrong);
         let by_token = verdict.filter(|verdict| verdict.basis == Basis::Token);
         if let Some(verdict) = by_token {
             self.learner.record(now_us, verdict.request, What::Owner);
         }
-        self.learner.record(now_us, number, What::Called(kind));
+        self.learner.record(now_us, number, what);
         verdict
     }
 

@@ -1,5 +1,6 @@
 //! What is written in a journal.
 
+use crate::attribution::Call;
 use crate::attribution::signature::Token;
 use crate::bytes::{read_array, read_u16, read_u32, read_u64};
 use crate::store::RequestRef;
@@ -28,11 +29,9 @@ pub enum Event {
     /// A call has begun.
     Call {
         /// Its number in the worker.
-        call: u64,
-        /// [`crate::attribution::signature::kind`]
-        kind: [u32; 2],
-        /// [`crate::attribution::signature::tokens`]
-        tokens: Vec<Token>,
+        number: u64,
+        /// What it is.
+        call: Call,
         /// The request that it is known to belong to.
         owner: Option<RequestRef>,
     },
@@ -81,20 +80,21 @@ impl Event {
                 out.extend_from_slice(&request.to_le_bytes());
             }
             Self::Call {
+                number,
                 call,
-                kind: [fine, coarse],
-                tokens,
                 owner,
             } => {
+                let [fine, coarse] = call.kind;
                 out.push(if owner.is_some() { 3 } else { 2 });
-                out.extend_from_slice(&call.to_le_bytes());
+                out.extend_from_slice(&number.to_le_bytes());
                 out.extend_from_slice(&fine.to_le_bytes());
                 out.extend_from_slice(&coarse.to_le_bytes());
+                out.extend_from_slice(&call.port.to_le_bytes());
                 if let Some((worker, request)) = owner {
                     out.extend_from_slice(&worker.to_le_bytes());
                     out.extend_from_slice(&request.to_le_bytes());
                 }
-                encode_tokens(tokens, out);
+                encode_tokens(&call.tokens, out);
             }
             Self::CallEnd { call } => {
                 out.push(4);
@@ -127,15 +127,20 @@ impl Event {
             },
             2 | 3 => {
                 let kind = [read_u32(rest)?, read_u32(rest)?];
+                let port = read_u16(rest)?;
                 let owner = match tag {
                     2 => None,
                     _ => Some((read_u16(rest)?, read_u64(rest)?)),
                 };
-                Self::Call {
-                    call: number,
+                let call = Call {
                     kind,
-                    owner,
                     tokens: decode_tokens(rest)?,
+                    port,
+                };
+                Self::Call {
+                    number,
+                    call,
+                    owner,
                 }
             }
             4 => Self::CallEnd { call: number },

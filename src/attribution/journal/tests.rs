@@ -1,4 +1,5 @@
 use super::*;
+use crate::attribution::Call;
 use crate::attribution::signature::Token;
 use crate::store::{InMemory, RequestRef, SharedData, seal};
 use proptest::prelude::*;
@@ -153,12 +154,12 @@ fn events() -> impl Strategy<Value = Event> {
             any::<u64>(),
             any::<[u32; 2]>(),
             tokens(),
+            any::<u16>(),
             any::<Option<RequestRef>>()
         )
-            .prop_map(|(call, kind, tokens, owner)| Event::Call {
-                call,
-                kind,
-                tokens,
+            .prop_map(|(number, kind, tokens, port, owner)| Event::Call {
+                number,
+                call: Call { kind, tokens, port },
                 owner
             }),
         any::<u64>().prop_map(|call| Event::CallEnd { call }),

@@ -2,7 +2,7 @@
 
 use super::{Cluster, HYPOTHESES, NEGLIGIBLE, NO_OWNER};
 use crate::attribution::inferred::candidates::Candidate;
-use crate::attribution::inferred::model::{Counts, Model, Position, Step};
+use crate::attribution::inferred::model::{Connection, Counts, Model, Position, Step};
 use crate::attribution::names::Name;
 use crate::attribution::numbers::sort_key;
 
@@ -26,7 +26,7 @@ impl Cluster {
         &mut self,
         model: &mut Model,
         now_us: u64,
-        (call, kind): (u64, Name),
+        (call, kind, connection): (u64, Name, Connection),
         candidates: &[Candidate],
         background: f64,
         counts: Option<&mut Counts>,
@@ -43,9 +43,7 @@ impl Cluster {
                 let (Some(member), Some(state)) = (member, state) else {
                     continue;
                 };
-                let us = state.waited_us(now_us);
-                let rate = state.gain * model.nodes.call_rate(state.node, us, kind);
-                let rate = f64::from(rate);
+                let rate = f64::from(state.call_rate(model, now_us, (kind, connection)));
                 let rate = rate.max(candidate.least());
                 next.push(Branch {
                     weight: hypothesis.weight * rate * candidate.tokens,
@@ -91,7 +89,7 @@ impl Cluster {
             hypothesis.weight = branch.weight;
             hypothesis.owners.push(branch.member);
             if let Some(state) = hypothesis.states.get_mut(usize::from(branch.member)) {
-                state.step(model, now_us, (Step::Called(kind), call));
+                state.step(model, now_us, Step::Called(kind), (call, connection));
             }
             self.hypotheses.push(hypothesis);
         }

@@ -5,7 +5,7 @@ mod branch;
 mod settle;
 mod state;
 
-use super::model::{Counts, Model, NodeId, Position, Progress, Step};
+use super::model::{Connection, Counts, Model, NodeId, Position, Progress, Step};
 use crate::attribution::names::Name;
 use crate::attribution::numbers::{ln, sort_key};
 use state::State;
@@ -19,6 +19,9 @@ const NEGLIGIBLE: f64 = 1e-5;
 const STALL: f32 = 0.05;
 /// What is less likely than this teaches nothing.
 const TAUGHT: f32 = 0.003;
+/// What is less likely than this teaches nothing of connections: no two hypotheses are
+/// likelier.
+const LIKELY: f32 = 0.5;
 /// The logarithm of the probability of what no hypothesis allows.
 const IMPOSSIBLE: f64 = -20.0;
 /// Owner of a call of the background, or of a request that has gone.
@@ -256,13 +259,19 @@ impl Cluster {
         }
     }
 
-    /// Calls of this kind per millisecond that the member is expected to make.
-    pub(super) fn rate(&self, model: &Model, member: usize, now_us: u64, kind: Name) -> f64 {
+    /// Calls of this kind, with this connection, per millisecond that the member is expected
+    /// to make.
+    pub(super) fn rate(
+        &self,
+        model: &Model,
+        member: usize,
+        now_us: u64,
+        (kind, connection): (Name, Connection),
+    ) -> f64 {
         let rates = self.hypotheses.iter().map(|hypothesis| {
             let state = hypothesis.states.get(member);
             let rate = state.map_or(0.0, |state| {
-                let us = state.waited_us(now_us);
-                state.gain * model.nodes.call_rate(state.node, us, kind)
+                state.call_rate(model, now_us, (kind, connection))
             });
             hypothesis.weight * f64::from(rate)
         });
@@ -282,7 +291,7 @@ impl Cluster {
             }
             let owner = hypothesis.owners.remove(at);
             if let Some(state) = hypothesis.states.get_mut(usize::from(owner)) {
-                state.step(model, now_us, (Step::Returned, 0));
+                state.step(model, now_us, Step::Returned, (0, Connection::NONE));
             }
         }
     }
@@ -340,6 +349,7 @@ impl Cluster {
                 Some(least) => f32::from(u8::from(weight > least)),
                 None => weight,
             };
+            let mut next = Connection::NONE;
             let us = state.waited_us(now_us);
             model.learn_step(state.progress(), us, Step::Ended, weight);
             model.learn_certain(state.progress(), true, certain);
@@ -347,6 +357,10 @@ impl Cluster {
             while let Some(step) = path {
                 model.learn_step(step.progress, step.us, step.step, weight);
                 model.learn_certain(step.progress, false, certain);
+                if weight > LIKELY && matches!(step.step, Step::Called(_)) {
+                    model.connections.learn(step.connection, next, weight);
+                    next = step.connection;
+                }
                 path = step.previous.as_deref();
             }
         }

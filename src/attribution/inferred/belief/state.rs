@@ -1,6 +1,7 @@
 //! How far a request is in one hypothesis, and on which way it came there.
 
-use crate::attribution::inferred::model::{Model, NodeId, Position, Progress, Step};
+use crate::attribution::inferred::model::{Connection, Model, NodeId, Position, Progress, Step};
+use crate::attribution::names::Name;
 use std::rc::Rc;
 
 /// Steps of one request that are remembered to learn from.
@@ -16,6 +17,8 @@ pub(super) struct Path {
     pub(super) step: Step,
     /// The call that it made; 0 if the step is none.
     pub(super) call: u64,
+    /// That call's.
+    pub(super) connection: Connection,
     length: u16,
     pub(super) previous: Option<Rc<Path>>,
 }
@@ -31,6 +34,8 @@ pub(super) struct State {
     pub(super) position: Option<Position>,
     /// How much likelier it goes on, for its position.
     pub(super) gain: f32,
+    /// That of its last call, where connections are evidence.
+    pub(super) connection: Connection,
 }
 
 impl State {
@@ -43,6 +48,7 @@ impl State {
             path: None,
             position: None,
             gain: 1.0,
+            connection: Connection::NONE,
         }
     }
 
@@ -51,6 +57,7 @@ impl State {
         self.node == other.node
             && self.since_us == other.since_us
             && self.progress == other.progress
+            && self.connection == other.connection
     }
 
     /// None of its calls is outstanding.
@@ -80,8 +87,15 @@ impl State {
         false
     }
 
-    /// The request makes a step; `call`: its number, if the step is a call.
-    pub(super) fn step(&mut self, model: &mut Model, now_us: u64, (step, call): (Step, u64)) {
+    /// The request makes a step; `call`: its number and its connection, if the step is a
+    /// call.
+    pub(super) fn step(
+        &mut self,
+        model: &mut Model,
+        now_us: u64,
+        step: Step,
+        (call, connection): (u64, Connection),
+    ) {
         let length = self.path.as_ref().map_or(0, |path| path.length);
         if length < STEPS {
             self.path = Some(Rc::new(Path {
@@ -89,13 +103,33 @@ impl State {
                 us: now_us.saturating_sub(self.since_us),
                 step,
                 call,
+                connection,
                 length: length + 1,
                 previous: self.path.take(),
             }));
         }
+        if matches!(step, Step::Called(_)) {
+            self.connection = match model.connections.are_evidence() {
+                true => connection,
+                false => Connection::NONE,
+            };
+        }
         self.progress = self.progress.after(step);
         self.node = model.nodes.of(self.progress);
         self.since_us = now_us;
+    }
+
+    /// Calls of this kind, with this connection, per millisecond that are to be expected.
+    pub(super) fn call_rate(
+        &self,
+        model: &Model,
+        now_us: u64,
+        (kind, connection): (Name, Connection),
+    ) -> f32 {
+        let rate = model
+            .nodes
+            .call_rate(self.node, self.waited_us(now_us), kind);
+        rate * self.gain * model.connections.lift(self.connection, connection)
     }
 
     /// Time in the node, in microseconds.

@@ -25,8 +25,8 @@ pub(super) fn limit(events: &[Recorded]) -> Option<usize> {
         match event.what {
             What::Begun(_) => requests.push(event.number),
             What::Ended { .. } => requests.retain(|number| *number != event.number),
-            What::Called(_) if calls.len() >= CALLS_MOST => return None,
-            What::Called(_) => calls.push(event.number),
+            What::Called { .. } if calls.len() >= CALLS_MOST => return None,
+            What::Called { .. } => calls.push(event.number),
             What::Returned => calls.retain(|number| *number != event.number),
             What::Owner => {}
         }
@@ -99,7 +99,11 @@ mod tests {
         for first in (1..=40).step_by(limit as usize) {
             let batch = first..(first + limit).min(41);
             let at = 100 * first;
-            events.extend(batch.clone().map(|n| event(at, n, What::Called(1))));
+            events.extend(
+                batch
+                    .clone()
+                    .map(|n| event(at, n, What::Called { kind: 1, port: 0 })),
+            );
             for number in batch {
                 events.push(event(at + 50, number, What::Returned));
                 events.push(event(at + 60, number, What::Ended { answered }));

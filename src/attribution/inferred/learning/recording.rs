@@ -17,8 +17,8 @@ pub(in crate::attribution::inferred) enum What {
     },
     /// The next call belongs to this request, which is known by other means.
     Owner,
-    /// A call of this kind has begun.
-    Called(Name),
+    /// A call of this kind has begun, from this port of the application.
+    Called { kind: Name, port: u16 },
     /// It has returned.
     Returned,
 }

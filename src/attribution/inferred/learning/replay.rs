@@ -83,22 +83,24 @@ impl Replay {
                 }
             }
             What::Owner => self.owner = Some(number),
-            What::Called(kind) => match (self.owner.take(), self.guess()) {
-                (Some(owner), _) | (None, Some(Some(owner))) => {
-                    self.engine.called(at_us, number, kind, owner);
+            What::Called { kind, port } => {
+                let call = NewCall {
+                    number,
+                    kind,
+                    tokens: &[],
+                    port,
+                };
+                match (self.owner.take(), self.guess()) {
+                    (Some(owner), _) | (None, Some(Some(owner))) => {
+                        self.engine.called(at_us, call, owner);
+                    }
+                    (None, Some(None)) => self.engine.called_by_nobody(kind, active),
+                    (None, None) => {
+                        let in_flight = &mut self.in_flight;
+                        self.engine.judge(at_us, call, in_flight, None, wrong);
+                    }
                 }
-                (None, Some(None)) => self.engine.called_by_nobody(kind, active),
-                (None, None) => {
-                    let tokens = &[];
-                    let call = NewCall {
-                        number,
-                        kind,
-                        tokens,
-                    };
-                    let in_flight = &mut self.in_flight;
-                    self.engine.judge(at_us, call, in_flight, None, wrong);
-                }
-            },
+            }
             What::Returned => self.engine.returned(at_us, number, &mut self.in_flight),
         }
         self.engine.size()

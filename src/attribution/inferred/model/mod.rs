@@ -17,9 +17,11 @@
 //! | [`routes`] | what requests of a route do in all |
 //! | [`background`] | calls that no request makes |
 //! | [`tokens`] | how much a token says |
+//! | [`connections`] | which connection a request uses after which |
 //! | [`order`] | which of several requests that are ready goes on first |
 
 mod background;
+mod connections;
 mod kinds;
 mod node;
 mod nodes;
@@ -31,6 +33,7 @@ mod tokens;
 use crate::attribution::names::Name;
 use crate::attribution::signature::Token;
 
+pub(super) use connections::Connection;
 pub(super) use node::NodeId;
 pub(super) use order::{Counts, Order, Position};
 pub(super) use progress::{Progress, Step};
@@ -43,6 +46,7 @@ pub(super) struct Model {
     pub(super) background: background::Background,
     pub(super) tokens: tokens::Tokens,
     pub(super) order: Order,
+    pub(super) connections: connections::Connections,
 }
 
 impl Model {

@@ -1,7 +1,7 @@
 //! Events that were recorded around a real service, through the tracker.
 
-use b3relay::attribution::signature;
 use b3relay::attribution::tracker::Tracker;
+use b3relay::attribution::{Call, signature};
 use serde::Deserialize;
 use std::collections::HashMap;
 
@@ -31,6 +31,8 @@ struct Row {
     host: String,
     #[serde(default)]
     path: String,
+    /// The peer's, of the connection.
+    port: u16,
     /// The truth; none for a call of the background.
     request: Option<u64>,
 }
@@ -80,7 +82,9 @@ pub fn replay(
             }
             (false, false) => {
                 let kind = signature::kind(b"POST", row.host.as_bytes(), row.path.as_bytes());
-                let verdict = tracker.call(us, id, kind, &tokens(), None, wrong);
+                let (tokens, port) = (tokens(), row.port);
+                let call = Call { kind, tokens, port };
+                let verdict = tracker.call(us, id, &call, None, wrong);
                 let truth = row.request.and_then(|request| requests.get(&request));
                 let mut before = 0;
                 let stage = stages.iter().position(|(_, size)| {

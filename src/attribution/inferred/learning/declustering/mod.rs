@@ -103,7 +103,7 @@ impl Declustering {
         for event in events {
             match event.what {
                 What::Begun(route) => index(&mut routes, route),
-                What::Called(kind) => index(&mut kinds, kind),
+                What::Called { kind, .. } => index(&mut kinds, kind),
                 _ => 0,
             };
         }
@@ -164,7 +164,7 @@ impl Declustering {
                 }
             }
             What::Owner => self.owner = Some(number),
-            What::Called(kind) => {
+            What::Called { kind, .. } => {
                 let kind = index(&mut self.kinds, kind);
                 let owner = self.owner.take();
                 self.called(number, kind, owner);

@@ -18,8 +18,7 @@ pub struct SeenCall {
     pub owner: Option<u64>,
     /// The sidecar is told the truth.
     pub keyed: bool,
-    /// The outbound connection; 0 if it says nothing. The tracker does not take it.
-    #[allow(dead_code)]
+    /// The outbound connection; 0 if it says nothing.
     pub connection: u32,
 }
 

@@ -4,6 +4,7 @@ use super::app::App;
 use super::bound::Bound;
 use super::run::run;
 use super::seen::{Seen, SeenCall, Size};
+use b3relay::attribution::Call;
 use b3relay::attribution::signature::Token;
 use b3relay::attribution::tracker::{Basis, Tracker};
 use std::collections::VecDeque;
@@ -195,11 +196,14 @@ impl Judge {
 
     fn call(&mut self, us: u64, call: SeenCall, counts: bool) {
         let (kind, told) = ([call.kind, 99], call.owner.filter(|_| call.keyed));
-        let tokens = tokens(call.token);
-        let sure = self
-            .tracker
-            .call(us, call.id, kind, &tokens, told, self.wrong);
-        let alone = self.exclusive.call(us, call.id, kind, &[], told, 0.0);
+        let mut what = Call {
+            kind,
+            tokens: tokens(call.token),
+            port: call.connection as u16,
+        };
+        let sure = self.tracker.call(us, call.id, &what, told, self.wrong);
+        what.tokens.clear();
+        let alone = self.exclusive.call(us, call.id, &what, told, 0.0);
         if call.keyed {
             return;
         }
