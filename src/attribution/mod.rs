@@ -343,7 +343,11 @@ impl Attribution {
         }
         if lost {
             self.tracker.forget();
-            self.readers.iter_mut().for_each(Reader::forget);
+            let continued = |reader: &&mut Reader| !reader.began_anew();
+            for reader in self.readers.iter_mut().filter(continued) {
+                reader.forget();
+                events.retain(|(_, worker, _)| *worker != reader.worker().0);
+            }
             self.blind_until_us = now_us.saturating_add(BLIND_US);
             self.tracker.blind(self.blind_until_us);
         }

@@ -15,6 +15,8 @@ pub struct Reader {
     offset: usize,
     /// Events before that segment were not read.
     is_new: bool,
+    /// The last time that it was read began with such a segment.
+    began_anew: bool,
     /// Requests of the worker that are in flight after what was read.
     in_flight: u32,
     /// Those of them whose beginning was not read, or was forgotten.
@@ -50,6 +52,7 @@ impl Reader {
             number: 0,
             offset: HEAD,
             is_new: true,
+            began_anew: false,
             in_flight: 0,
             unknown: 0,
             first: None,
@@ -65,6 +68,11 @@ impl Reader {
     pub fn forget(&mut self) {
         self.unknown = self.in_flight;
         self.first = None;
+    }
+
+    /// What the last [`Reader::read`] appended needs nothing that was read before.
+    pub fn began_anew(&self) -> bool {
+        self.began_anew
     }
 
     /// An event was read.
@@ -141,6 +149,8 @@ impl Reader {
         events: &mut Vec<(u64, u16, Event)>,
     ) -> Read {
         let mut found = Read::All;
+        self.began_anew = false;
+        let others = events.len();
         // The clock may be set back; the order stays.
         let mut latest_us = 0;
         // No more than there are, even if the writer is faster.
@@ -171,9 +181,12 @@ impl Reader {
             }
             if self.offset == HEAD {
                 self.in_flight = in_flight;
-                match std::mem::take(&mut self.is_new) {
-                    true => self.forget(),
-                    false => self.unknown = self.unknown.min(in_flight),
+                if std::mem::take(&mut self.is_new) {
+                    self.began_anew = true;
+                    events.truncate(others);
+                    self.forget();
+                } else {
+                    self.unknown = self.unknown.min(in_flight);
                 }
             }
             let mut rest = bytes.get(self.offset..).unwrap_or_default();
