@@ -11,6 +11,7 @@
 //! | `exclusive` | whether a call belongs to the only request in flight, or to the background |
 //! | `inferred` | to which of several requests in flight a call belongs; off by default |
 //! | [`journal`] | which requests and calls of each worker have begun and ended |
+//! | [`look_back`] | calls that were left alone, and whose request is known later |
 //! | `keyed` | the calls to which the application gives keys, by host and by kind |
 //!
 //! Each worker that judges calls has a [`Tracker`] of its own, which gets the events in the
@@ -22,6 +23,7 @@ mod in_flight;
 mod inferred;
 pub mod journal;
 mod keyed;
+pub mod look_back;
 mod names;
 mod numbers;
 pub mod signature;
@@ -30,6 +32,7 @@ pub mod tracker;
 use crate::store::{Found, RequestRef, SharedData, Store, Ticket, WorkerId, shared_data_name};
 use journal::{Event, Read, Reader, Writer};
 use keyed::Keyed;
+use look_back::LookedBack;
 use signature::Token;
 use tracker::{Basis, Tracker, Verdict};
 
@@ -68,6 +71,7 @@ pub struct Attribution {
     awake_ms: u64,
     awake: bool,
     keyed: Keyed,
+    looked_back: Vec<LookedBack>,
 }
 
 /// One number for a request or call of a worker.
@@ -193,6 +197,7 @@ impl Attribution {
         };
         self.first_us.get_or_insert(now_us);
         self.read_journals(&store.known_workers(), data, now_us);
+        self.look_back(store, data);
         self.called_while_idle(now_us);
         let id = self.number_call();
         let Call { kind, tokens } = call;
@@ -246,6 +251,7 @@ impl Attribution {
         if self.judged_us > 0 && now_us.saturating_sub(self.judged_us) < READS_US {
             let workers = store.workers(data, now_us / 1000);
             self.read_journals(&workers, data, now_us);
+            self.look_back(store, data);
         } else if !self.readers.is_empty() {
             // The next call that is to be judged begins anew.
             self.readers.clear();

@@ -241,7 +241,14 @@ impl Store {
     }
 
     /// A request in flight, by one of its buckets ([`super::Ticket::bucket`]).
-    pub fn fetch(
+    pub fn fetch(&self, data: &impl SharedData, request: RequestRef, bucket: u16) -> Option<Found> {
+        let found = self.fetch_ended(data, request, bucket);
+        found.filter(|found| !found.ended)
+    }
+
+    /// The same, or one that has ended and is not forgotten yet.
+    #[inline(never)]
+    pub fn fetch_ended(
         &self,
         data: &impl SharedData,
         (worker, id): RequestRef,
@@ -249,7 +256,7 @@ impl Store {
     ) -> Option<Found> {
         self.read_bucket(data, worker, bucket, |records| {
             let mut entries = records.entries();
-            let entry = entries.find(|entry| entry.id == id && entry.expires_ms.is_none());
+            let entry = entries.find(|entry| entry.id == id);
             entry.map(|entry| Found::new(worker, bucket, &entry, MatchedBy::Own))
         })?
     }

@@ -55,7 +55,13 @@ impl Cluster {
                         .all(|(a, b)| a.is(b))
             });
             match same {
-                Some(other) => other.weight += hypothesis.weight,
+                Some(other) => {
+                    let part = hypothesis.weight / (other.weight + hypothesis.weight);
+                    for (state, joined) in other.states.iter_mut().zip(&hypothesis.states) {
+                        state.join(joined, part as f32);
+                    }
+                    other.weight += hypothesis.weight;
+                }
                 None => different.push(hypothesis),
             }
         }
@@ -89,11 +95,19 @@ impl Cluster {
         let Some(first) = self.hypotheses.first() else {
             return apart;
         };
+        let mut state = first.states.get(member).cloned();
+        let mut weight = first.weight;
+        for hypothesis in self.hypotheses.iter().skip(1) {
+            if let (Some(state), Some(joined)) = (&mut state, hypothesis.states.get(member)) {
+                weight += hypothesis.weight;
+                state.join(joined, (hypothesis.weight / weight) as f32);
+            }
+        }
         apart.members.push(self.members.remove(member));
         let own: Vec<bool> = first.owners.iter().map(|owner| *owner == index).collect();
         apart.hypotheses.push(Hypothesis {
             weight: 1.0,
-            states: first.states.get(member).cloned().into_iter().collect(),
+            states: state.into_iter().collect(),
             owners: vec![0; own.iter().filter(|own| **own).count()],
         });
         let mut each = own.iter();

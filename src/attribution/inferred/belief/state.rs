@@ -4,9 +4,11 @@ use crate::attribution::inferred::model::{Model, NodeId, Position, Progress, Ste
 use std::rc::Rc;
 
 /// Steps of one request that are remembered to learn from.
-const STEPS: u16 = 64;
+const STEPS: u16 = 128;
+/// Steps that are less likely than this are not.
+const NEGLIGIBLE: f32 = 0.003;
 
-/// A step of a request, and those before it.
+/// A step of a request, and those before it; or that it may have taken, beside others.
 #[derive(Clone, Debug)]
 pub(super) struct Path {
     /// How far it was.
@@ -15,9 +17,34 @@ pub(super) struct Path {
     pub(super) us: u64,
     pub(super) step: Step,
     /// The call that it made; 0 if the step is none.
-    pub(super) call: u64,
+    call: u64,
+    /// The probability that it was taken, if the hypothesis is right.
+    pub(super) share: f32,
     length: u16,
     pub(super) previous: Option<Rc<Path>>,
+}
+
+impl Path {
+    /// It is the same step, after whichever others.
+    fn is(&self, other: &Self) -> bool {
+        self.call == other.call
+            && self.us == other.us
+            && self.step == other.step
+            && self.progress == other.progress
+    }
+
+    /// The step after these, if there is room for it.
+    fn after(self, previous: Option<Rc<Self>>) -> Option<Rc<Self>> {
+        let length = previous.as_ref().map_or(0, |path| path.length);
+        if length >= STEPS {
+            return previous;
+        }
+        Some(Rc::new(Self {
+            length: length + 1,
+            previous,
+            ..self
+        }))
+    }
 }
 
 /// How far a request is, in one hypothesis.
@@ -53,6 +80,51 @@ impl State {
             && self.progress == other.progress
     }
 
+    /// Another one that is equal becomes this one, with this part of the probability of both:
+    /// which of them took the steps that only one of them took stays as probable as it is.
+    pub(super) fn join(&mut self, other: &Self, part: f32) {
+        let mut steps: Vec<Path> = Vec::new();
+        let (mut own, mut its) = (&self.path, &other.path);
+        loop {
+            let (is_own, path) = match (own, its) {
+                (Some(a), Some(b)) if Rc::ptr_eq(a, b) => break,
+                (Some(a), Some(b)) => match a.length >= b.length {
+                    true => (true, a),
+                    false => (false, b),
+                },
+                (Some(a), None) => (true, a),
+                (None, Some(b)) => (false, b),
+                (None, None) => break,
+            };
+            let part = match is_own {
+                true => 1.0 - part,
+                false => part,
+            };
+            let share = path.share * part;
+            match steps.iter_mut().find(|step| step.is(path)) {
+                Some(step) => step.share += share,
+                None => steps.push(Path {
+                    share,
+                    ..Path::clone(path)
+                }),
+            }
+            let side = if is_own { &mut own } else { &mut its };
+            *side = &path.previous;
+        }
+        if steps.is_empty() {
+            return;
+        }
+        let mut joined = own.clone();
+        for step in steps
+            .into_iter()
+            .rev()
+            .filter(|step| step.share > NEGLIGIBLE)
+        {
+            joined = step.after(joined);
+        }
+        self.path = joined;
+    }
+
     /// None of its calls is outstanding.
     pub(super) fn is_ready(&self) -> bool {
         self.progress.outstanding == 0
@@ -68,31 +140,31 @@ impl State {
         self.node = model.nodes.of(self.progress);
     }
 
-    /// The request has made this call.
-    pub(super) fn made(&self, call: u64) -> bool {
+    /// The probability that the request has made this call, if the hypothesis is right.
+    pub(super) fn made(&self, call: u64) -> f32 {
+        let mut share = 0.0;
         let mut path = self.path.as_deref();
         while let Some(step) = path {
             if step.call == call && matches!(step.step, Step::Called(_)) {
-                return true;
+                share += step.share;
             }
             path = step.previous.as_deref();
         }
-        false
+        share
     }
 
     /// The request makes a step; `call`: its number, if the step is a call.
     pub(super) fn step(&mut self, model: &mut Model, now_us: u64, (step, call): (Step, u64)) {
-        let length = self.path.as_ref().map_or(0, |path| path.length);
-        if length < STEPS {
-            self.path = Some(Rc::new(Path {
-                progress: self.progress,
-                us: now_us.saturating_sub(self.since_us),
-                step,
-                call,
-                length: length + 1,
-                previous: self.path.take(),
-            }));
-        }
+        let taken = Path {
+            progress: self.progress,
+            us: now_us.saturating_sub(self.since_us),
+            step,
+            call,
+            share: 1.0,
+            length: 0,
+            previous: None,
+        };
+        self.path = taken.after(self.path.take());
         self.progress = self.progress.after(step);
         self.node = model.nodes.of(self.progress);
         self.since_us = now_us;
