@@ -4,10 +4,7 @@
 //! happened. The call has gone by then, but can still be told.
 
 use super::{Attribution, number, request_of};
-use crate::store::{Found, SharedData, Store};
-
-/// Calls that wait to be told, at most.
-const TOLD_MOST: usize = 128;
+use crate::store::RequestRef;
 
 /// A call that was left alone.
 #[derive(Debug, Default)]
@@ -33,19 +30,15 @@ pub struct Told {
     pub request: u64,
     /// The bucket of the store that has it.
     pub bucket: u16,
-    /// The probability that it made the call.
+    /// The probability that it made the call, from 0 to 1.
     pub share: f32,
 }
 
-/// A call that belonged to a request, with what is in the store of that.
-#[derive(Debug)]
-pub struct LookedBack {
-    /// The call.
-    pub call: LeftAlone,
-    /// The request.
-    pub request: Found,
-    /// The probability that it made the call, from 0 to 1.
-    pub share: f32,
+impl Told {
+    /// The request, for [`crate::store::Store::fetch_ended`].
+    pub fn request(&self) -> RequestRef {
+        request_of(self.request)
+    }
 }
 
 impl Attribution {
@@ -60,23 +53,8 @@ impl Attribution {
         }
     }
 
-    /// Fetches the requests of calls that were left alone, as long as the store has them.
-    #[inline(never)]
-    pub(super) fn look_back(&mut self, store: &Store, data: &impl SharedData) {
-        for told in self.tracker.take_told() {
-            let request = store.fetch_ended(data, request_of(told.request), told.bucket);
-            if let Some(request) = request.filter(|_| self.looked_back.len() < TOLD_MOST) {
-                self.looked_back.push(LookedBack {
-                    call: told.call,
-                    request,
-                    share: told.share,
-                });
-            }
-        }
-    }
-
     /// The calls that were left alone, and whose request is known since the last time.
-    pub fn take_looked_back(&mut self) -> Vec<LookedBack> {
-        std::mem::take(&mut self.looked_back)
+    pub fn take_told(&mut self) -> Vec<Told> {
+        self.tracker.take_told()
     }
 }

@@ -32,7 +32,6 @@ pub mod tracker;
 use crate::store::{Found, RequestRef, SharedData, Store, Ticket, WorkerId, shared_data_name};
 use journal::{Event, Read, Reader, Writer};
 use keyed::Keyed;
-use look_back::LookedBack;
 use signature::Token;
 use tracker::{Basis, Tracker, Verdict};
 
@@ -71,7 +70,6 @@ pub struct Attribution {
     awake_ms: u64,
     awake: bool,
     keyed: Keyed,
-    looked_back: Vec<LookedBack>,
 }
 
 /// One number for a request or call of a worker.
@@ -197,7 +195,6 @@ impl Attribution {
         };
         self.first_us.get_or_insert(now_us);
         self.read_journals(&store.known_workers(), data, now_us);
-        self.look_back(store, data);
         self.called_while_idle(now_us);
         let id = self.number_call();
         let Call { kind, tokens } = call;
@@ -251,7 +248,6 @@ impl Attribution {
         if self.judged_us > 0 && now_us.saturating_sub(self.judged_us) < READS_US {
             let workers = store.workers(data, now_us / 1000);
             self.read_journals(&workers, data, now_us);
-            self.look_back(store, data);
         } else if !self.readers.is_empty() {
             // The next call that is to be judged begins anew.
             self.readers.clear();

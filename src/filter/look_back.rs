@@ -7,6 +7,7 @@ use super::worker::WorkerState;
 use crate::attribution::look_back::LeftAlone;
 use crate::relay::StoredContext;
 use crate::report;
+use crate::store::SharedData;
 
 impl Filter {
     /// A call with this number is left alone: its request is to be told when it is known.
@@ -31,16 +32,19 @@ impl Filter {
     }
 
     /// A log line for each call that was left alone and whose request is known since the last
-    /// time.
-    pub fn look_back(&self, worker: &mut WorkerState) -> Vec<String> {
-        if !self.config.look_back {
-            return Vec::new();
+    /// time, as long as the store has that: to be called with each tick.
+    pub fn look_back(&self, worker: &mut WorkerState, data: &impl SharedData) -> Vec<String> {
+        let mut lines = Vec::new();
+        if self.config.look_back {
+            for told in worker.attribution.take_told() {
+                let store = &worker.store;
+                let request = store.fetch_ended(data, told.request(), told.bucket);
+                let request = request.and_then(|it| StoredContext::decode_context(&it.context));
+                if let Some(request) = request {
+                    lines.push(report::look_back(&told.call, &request, told.share));
+                }
+            }
         }
-        let calls = worker.attribution.take_looked_back();
-        let lines = calls.iter().filter_map(|back| {
-            let request = StoredContext::decode_context(&back.request.context)?;
-            Some(report::look_back(&back.call, &request, back.share))
-        });
-        lines.collect()
+        lines
     }
 }

@@ -217,7 +217,7 @@ impl Plugin {
         self.announce();
         self.raise_counters();
         let now_ms = Envoy.now_ms();
-        for line in self.filter.look_back(memory) {
+        for line in self.filter.look_back(memory, &host) {
             self.count(Counter::LookedBack);
             if let Some(suppressed) = self.log.borrow_mut().take(now_ms) {
                 warn(&line, suppressed);

@@ -299,13 +299,13 @@ impl Sidecar {
     pub fn look_back(&self, worker: usize) -> Vec<String> {
         self.tick_on(worker);
         let memory = &mut self.memories[worker].borrow_mut();
-        self.outbound.look_back(memory)
+        self.outbound.look_back(memory, &self.host)
     }
 
     /// Nothing is kept of such calls.
     pub fn keeps_nothing_to_look_back(&self, worker: usize) -> bool {
         let memory = &mut self.memories[worker].borrow_mut();
-        memory.attribution.take_looked_back().is_empty()
+        memory.attribution.take_told().is_empty()
     }
 
     /// That worker is gone, and another one in its place.

@@ -157,7 +157,7 @@ impl Engine {
     /// Notes which calls that were left alone this request has made, which ends.
     #[inline(never)]
     fn look_back(&mut self, request: &Request, cluster: &Cluster, member: usize) {
-        if self.surprises.are_many() {
+        if self.surprises.are_many() || self.told.len() >= LEFT_MOST {
             return;
         }
         let certainty = 1.0 - self.surprises.misplaced();

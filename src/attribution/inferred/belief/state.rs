@@ -83,24 +83,23 @@ impl State {
     /// Another one that is equal becomes this one, with this part of the probability of both:
     /// which of them took the steps that only one of them took stays as probable as it is.
     pub(super) fn join(&mut self, other: &Self, part: f32) {
+        let length = |path: &Option<Rc<Path>>| path.as_ref().map_or(0, |path| path.length);
+        let (mut longer, mut other) = ((&self.path, 1.0 - part), (&other.path, part));
         let mut steps: Vec<Path> = Vec::new();
-        let (mut own, mut its) = (&self.path, &other.path);
+        // As far as the two have taken other steps.
         loop {
-            let (is_own, path) = match (own, its) {
-                (Some(a), Some(b)) if Rc::ptr_eq(a, b) => break,
-                (Some(a), Some(b)) => match a.length >= b.length {
-                    true => (true, a),
-                    false => (false, b),
-                },
-                (Some(a), None) => (true, a),
-                (None, Some(b)) => (false, b),
-                (None, None) => break,
-            };
-            let part = match is_own {
-                true => 1.0 - part,
-                false => part,
-            };
-            let share = path.share * part;
+            if length(longer.0) < length(other.0) {
+                std::mem::swap(&mut longer, &mut other);
+            }
+            let Some(path) = longer.0 else { break };
+            if other
+                .0
+                .as_ref()
+                .is_some_and(|other| Rc::ptr_eq(path, other))
+            {
+                break;
+            }
+            let share = path.share * longer.1;
             match steps.iter_mut().find(|step| step.is(path)) {
                 Some(step) => step.share += share,
                 None => steps.push(Path {
@@ -108,19 +107,16 @@ impl State {
                     ..Path::clone(path)
                 }),
             }
-            let side = if is_own { &mut own } else { &mut its };
-            *side = &path.previous;
+            longer.0 = &path.previous;
         }
         if steps.is_empty() {
             return;
         }
-        let mut joined = own.clone();
-        for step in steps
-            .into_iter()
-            .rev()
-            .filter(|step| step.share > NEGLIGIBLE)
-        {
-            joined = step.after(joined);
+        let mut joined = longer.0.clone();
+        while let Some(step) = steps.pop() {
+            if step.share > NEGLIGIBLE {
+                joined = step.after(joined);
+            }
         }
         self.path = joined;
     }
