@@ -190,7 +190,7 @@ impl Plugin {
         plugin.announce();
         plugin.ok(host_calls::set_tick_period(TICK_MS));
         if let Some(problem) = setup::without_labels(&Envoy, Envoy.labels()) {
-            log::warn!("{}", problem.text);
+            warn(&problem.text, 0);
         }
         plugin
     }
@@ -225,7 +225,7 @@ impl Plugin {
         }
         let mut setup = self.setup.borrow_mut();
         for problem in setup.tick(&host, &self.filter.config, now_ms) {
-            log::warn!("{}", problem.text);
+            warn(&problem.text, 0);
             if let Some(key) = problem.key {
                 self.count(Counter::Misconfigured(key));
             }

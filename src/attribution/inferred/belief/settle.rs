@@ -30,13 +30,18 @@ impl Cluster {
         if has_owner.iter().all(|has| *has) {
             return;
         }
-        let mut each = has_owner.iter();
-        self.calls.retain(|_| each.next().is_some_and(|has| *has));
+        self.keep_calls(&has_owner);
+    }
+
+    /// Forgets the other calls.
+    #[inline(never)]
+    fn keep_calls(&mut self, kept: &[bool]) {
+        let mut each = kept.iter();
+        self.calls.retain(|_| each.next().is_some_and(|kept| *kept));
         for hypothesis in &mut self.hypotheses {
-            let mut each = has_owner.iter();
-            hypothesis
-                .owners
-                .retain(|_| each.next().is_some_and(|has| *has));
+            let mut each = kept.iter();
+            let owners = &mut hypothesis.owners;
+            owners.retain(|_| each.next().is_some_and(|kept| *kept));
         }
     }
 
@@ -104,26 +109,20 @@ impl Cluster {
             }
         }
         apart.members.push(self.members.remove(member));
-        let own: Vec<bool> = first.owners.iter().map(|owner| *owner == index).collect();
+        let others: Vec<bool> = first.owners.iter().map(|owner| *owner != index).collect();
+        for (call, is_other) in self.calls.iter().zip(&others) {
+            if !is_other {
+                apart.calls.push(*call);
+            }
+        }
         apart.hypotheses.push(Hypothesis {
             weight: 1.0,
             states: state.into_iter().collect(),
-            owners: vec![0; own.iter().filter(|own| **own).count()],
+            owners: vec![0; apart.calls.len()],
         });
-        let mut each = own.iter();
-        self.calls.retain(|call| {
-            let own = each.next().is_some_and(|own| *own);
-            if own {
-                apart.calls.push(*call);
-            }
-            !own
-        });
+        self.keep_calls(&others);
         for hypothesis in &mut self.hypotheses {
             hypothesis.states.remove(member);
-            let mut each = own.iter();
-            hypothesis
-                .owners
-                .retain(|_| !each.next().is_some_and(|own| *own));
             for owner in &mut hypothesis.owners {
                 if *owner != NO_OWNER && *owner > index {
                     *owner -= 1;

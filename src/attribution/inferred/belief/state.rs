@@ -171,3 +171,42 @@ impl State {
         now_us.saturating_sub(self.since_us)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of a request that has made these calls, each of which returned after a millisecond.
+    fn after(model: &mut Model, before: &State, calls: &[u64]) -> State {
+        let mut state = before.clone();
+        for call in calls {
+            state.step(model, 1000 * call, (Step::Called(1), *call));
+            state.step(model, 1000 * call + 1000, (Step::Returned, 0));
+        }
+        state
+    }
+
+    #[test]
+    fn calls_that_only_one_of_two_states_made_are_as_likely_as_that_one() {
+        let model = &mut Model::default();
+        let progress = Progress::start(1);
+        let begun = State::new(progress, model.nodes.of(progress), 0);
+        let begun = after(model, &begun, &[1]);
+        let mut joined = after(model, &begun, &[2, 4]);
+        let other = after(model, &begun, &[3, 4]);
+        assert!(joined.is(&other));
+        joined.join(&other, 0.25);
+        let about = |shares: [f32; 4]| shares.map(|share| (1000.0 * share).round());
+        let made = |state: &State| about([1, 2, 3, 4].map(|call| state.made(call)));
+        assert_eq!(made(&joined), about([1.0, 0.75, 0.25, 1.0]));
+        // A third one, by the first one's calls.
+        let third = after(model, &begun, &[2, 4]);
+        joined.join(&third, 0.5);
+        assert_eq!(made(&joined), about([1.0, 0.875, 0.125, 1.0]));
+        // Two with the same steps are one.
+        let length = joined.path.as_ref().map(|path| path.length);
+        joined.join(&joined.clone(), 0.5);
+        assert_eq!(joined.path.as_ref().map(|path| path.length), length);
+        assert_eq!(made(&joined), about([1.0, 0.875, 0.125, 1.0]));
+    }
+}
