@@ -65,6 +65,8 @@ families! {
         "Configuration keys that the two filters of a pod hold differently, each once.";
     DOUBT, "attribution_doubt_millionths_total", [],
         "The probability that the context copied by `token` or `inferred` is a wrong one, summed up in millionths: divided by a million, how many of those calls the filter itself expects to be wrong.";
+    LOOKED_BACK, "looked_back_total", [],
+        "Calls that were left alone (`unsure`), and turned out later to belong to a request that had just ended (`look_back`).";
     SPANS_SENT, "spans_sent_total", [],
         "Client spans of calls that the collector has taken (`spans`).";
     SPANS_DROPPED, "spans_dropped_total", [],
@@ -114,6 +116,8 @@ pub enum Counter {
     Misconfigured(&'static str),
     /// What was missing to certainty, in millionths.
     Doubt(u32),
+    /// A call that was left alone, and whose request is known now.
+    LookedBack,
     /// So many spans that the collector has taken.
     SpansSent(u32),
     /// So many that were not recorded.
@@ -149,6 +153,7 @@ impl Counter {
             Self::Overwritten => OVERWRITTEN,
             Self::Misconfigured(_) => MISCONFIGURED,
             Self::Doubt(_) => DOUBT,
+            Self::LookedBack => LOOKED_BACK,
             Self::SpansSent(_) => SPANS_SENT,
             Self::SpansDropped(_) => SPANS_DROPPED,
             Self::SpansLost(_) => SPANS_LOST,
@@ -177,6 +182,7 @@ impl Counter {
             | Self::CopyDropped
             | Self::Overwritten
             | Self::Doubt(_)
+            | Self::LookedBack
             | Self::SpansSent(_)
             | Self::SpansDropped(_)
             | Self::SpansLost(_)
@@ -320,6 +326,7 @@ mod tests {
             Counter::Overwritten,
             Counter::Misconfigured("keys"),
             Counter::Doubt(0),
+            Counter::LookedBack,
             Counter::SpansSent(0),
             Counter::SpansDropped(0),
             Counter::SpansLost(0),

@@ -1,8 +1,10 @@
-//! Log lines about broken rules: escaped, cut, and no more than so many a
+//! Log lines about broken rules and about calls: escaped, cut, and no more than so many a
 //! minute.
 
+use crate::attribution::look_back::LeftAlone;
 use crate::config::Direction;
 use crate::metrics::direction_label;
+use crate::relay::StoredContext;
 use crate::rules::Finding;
 use crate::rules::Severity;
 use std::fmt::Write;
@@ -13,17 +15,49 @@ const SHOWN: usize = 64;
 /// A line that says which rule is broken, by which header, with what value,
 /// and what would be right. The value is escaped: only printable ASCII comes
 /// through, so no input can forge a line or a colour.
+#[inline(never)]
 pub fn line(finding: &Finding<'_>, severity: Severity, direction: Option<Direction>) -> String {
     let rule = finding.rule;
     let mut line = format!(
-        "{} {} {}: {}, found {}=",
+        "{} {} {}: {}, found {}",
         rule.id(),
         severity.name(),
         direction_label(direction),
         rule.condition(),
         finding.header,
     );
-    let shown = finding.value.get(..SHOWN).unwrap_or(finding.value);
+    push_value(&mut line, b'=', finding.value);
+    let _ = write!(line, ", right: {}", rule.right());
+    line
+}
+
+/// A line that says to which request a call belonged that was left alone.
+#[inline(never)]
+pub fn look_back(call: &LeftAlone, request: &StoredContext, share: f32) -> String {
+    let mut line = String::from("call to");
+    push_value(&mut line, b' ', &call.host);
+    line.push_str(" with x-request-id");
+    push_value(&mut line, b'=', &call.request_id);
+    line.push_str(" was left alone, and belonged to the request with x-request-id");
+    push_value(&mut line, b'=', &request.request_id);
+    if let Some(ids) = request.b3.ids {
+        line.push_str(" in trace ");
+        let mut trace = Vec::with_capacity(32);
+        ids.trace.write(&mut trace);
+        line.extend(trace.into_iter().map(char::from));
+    }
+    // Rounded down; a fraction would bring the module std's code for those.
+    let permille = (1000.0 * share) as u32;
+    let (percent, tenth) = (permille / 10, permille % 10);
+    let _ = write!(line, " ({percent}.{tenth} % sure, known when that ended)");
+    line
+}
+
+/// Appends a value in quotes, escaped and cut.
+#[inline(never)]
+fn push_value(line: &mut String, before: u8, value: &[u8]) {
+    line.push(char::from(before));
+    let shown = value.get(..SHOWN).unwrap_or(value);
     line.push('"');
     for byte in shown {
         match byte {
@@ -38,11 +72,9 @@ pub fn line(finding: &Finding<'_>, severity: Severity, direction: Option<Directi
         }
     }
     line.push('"');
-    if shown.len() < finding.value.len() {
-        let _ = write!(line, "… ({} bytes)", finding.value.len());
+    if shown.len() < value.len() {
+        let _ = write!(line, "… ({} bytes)", value.len());
     }
-    let _ = write!(line, ", right: {}", rule.right());
-    line
 }
 
 /// Lets so many lines through a minute, and counts the others.

@@ -19,6 +19,7 @@ use proptest::prelude::*;
 use support::{Headers, Seen, Sidecar, header};
 
 const INFERRED: &str = r#"{"attribution": "inferred"}"#;
+const LOOK_BACK: &str = r#"{"attribution": "inferred", "look_back": true}"#;
 
 /// An application behind a sidecar with two workers. Requests come in on the first,
 /// calls go out on the second.
@@ -205,6 +206,93 @@ fn two_of_a_kind_are_not_told_apart() {
     assert_left_alone(&app.call("h1", "/items/7"), Decision::Unsure);
     for request in requests {
         app.end(request);
+    }
+}
+
+/// Both routes begin with a call to h1; only `/a` makes another one after it. Returns both
+/// requests, and the call.
+fn ambiguous(app: &App) -> ([Request; 2], Seen) {
+    for _ in 0..60 {
+        app.serve("/c", &["h1"]);
+    }
+    let (a, c) = (app.begin("/a"), app.begin("/c"));
+    app.sidecar.wait(1);
+    let call = app.call("h1", "/items/7");
+    assert_left_alone(&call, Decision::Unsure);
+    app.sidecar.wait(10);
+    app.sidecar.returned(&call);
+    app.sidecar.wait(1);
+    let next = app.call("h2", "/items/7");
+    app.sidecar.wait(10);
+    app.sidecar.returned(&next);
+    app.sidecar.wait(1);
+    ([a, c], call)
+}
+
+fn request_id(seen: &Seen) -> String {
+    let id = seen.headers.iter().find(|(name, _)| name == "x-request-id");
+    String::from_utf8(id.unwrap().1.clone()).unwrap()
+}
+
+#[test]
+fn a_call_that_was_left_alone_is_told_when_its_request_ends() {
+    let app = App::trained(LOOK_BACK);
+    let ([a, c], call) = ambiguous(&app);
+    assert_eq!(app.sidecar.look_back(1), Vec::<String>::new());
+    let said = format!(
+        "call to \"h1\" with x-request-id=\"{}\" was left alone, and belonged to the request with \
+         x-request-id=\"{}\" in trace {} (",
+        request_id(&call),
+        request_id(&a.seen),
+        a.trace,
+    );
+    app.end(a);
+    let lines = app.sidecar.look_back(1);
+    let [line] = lines.as_slice() else {
+        panic!("{lines:?}")
+    };
+    assert!(line.starts_with(&said), "{line}");
+    let sure = line.strip_prefix(&said).unwrap();
+    let sure = sure.strip_suffix(" % sure, known when that ended)");
+    assert!(sure.unwrap().parse::<f32>().unwrap() >= 99.5, "{line}");
+    // Once.
+    app.end(c);
+    assert_eq!(app.sidecar.look_back(1), Vec::<String>::new());
+}
+
+#[test]
+fn what_is_not_known_in_the_end_either_is_not_told() {
+    let app = App::trained(LOOK_BACK);
+    let requests = [app.begin("/b"), app.begin("/b")];
+    app.sidecar.wait(1);
+    let calls = [app.call("h3", "/items/7"), app.call("h3", "/items/7")];
+    app.sidecar.wait(10);
+    calls.iter().for_each(|call| app.sidecar.returned(call));
+    app.sidecar.wait(1);
+    requests.into_iter().for_each(|request| app.end(request));
+    assert_eq!(app.sidecar.look_back(1), Vec::<String>::new());
+}
+
+#[test]
+fn a_request_that_is_forgotten_by_then_is_not_told() {
+    let app = App::trained(LOOK_BACK);
+    let ([a, _], _) = ambiguous(&app);
+    app.end(a);
+    app.sidecar.wait(2000);
+    app.sidecar.tick_on(0);
+    assert_eq!(app.sidecar.look_back(1), Vec::<String>::new());
+}
+
+#[test]
+fn nobody_looks_back_unless_it_is_wanted() {
+    for config in [INFERRED, r#"{"look_back": true}"#] {
+        let app = App::trained(config);
+        let ([a, c], _) = ambiguous(&app);
+        app.end(a);
+        app.end(c);
+        app.sidecar.tick();
+        assert!(app.sidecar.keeps_nothing_to_look_back(1));
+        assert_eq!(app.sidecar.look_back(1), Vec::<String>::new());
     }
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::indexing_slicing)]
 
 use b3relay::attribution::Call;
+use b3relay::attribution::look_back::LeftAlone;
 use b3relay::attribution::signature::Token;
 use b3relay::attribution::tracker::Tracker;
 use std::cmp::Reverse;
@@ -77,8 +78,9 @@ enum Next {
 type Tally = Vec<[u32; 3]>;
 
 /// Runs an application until so many requests have begun. Returns what came of its calls,
-/// and how many slices of learning it took.
-fn run(app: &App, requests: u64, seed: u64) -> (Tally, u32) {
+/// how many of those that were left alone were given to the right and to a wrong request when
+/// that ended, and how many slices of learning it took.
+fn run(app: &App, requests: u64, seed: u64) -> (Tally, [u32; 2], u32) {
     const RUN_US: u64 = 300;
     const CALL_US: u64 = 10_000;
     let mut random = Random(seed);
@@ -86,6 +88,7 @@ fn run(app: &App, requests: u64, seed: u64) -> (Tally, u32) {
     tracker.infer(true);
     let mut queue = BinaryHeap::new();
     let (mut begun, mut numbers, mut slices) = (0u64, 0u64, 0u32);
+    let (mut made, mut looked_back) = (HashMap::new(), [0; 2]);
     let mut at: HashMap<u64, (usize, usize)> = HashMap::new();
     let (mut waiting, mut ready) = (VecDeque::new(), VecDeque::new());
     let (mut serving, mut running) = (0usize, 0usize);
@@ -154,7 +157,16 @@ fn run(app: &App, requests: u64, seed: u64) -> (Tally, u32) {
                         let verdict = tracker.call(now, numbers, &call, owner, WRONG);
                         let class = match verdict {
                             Some(verdict) if verdict.request == request => 0,
-                            None => 1,
+                            None => {
+                                tracker.leave_alone(LeftAlone {
+                                    call: numbers,
+                                    at_us: now,
+                                    least: (1.0 - WRONG) as f32,
+                                    ..LeftAlone::default()
+                                });
+                                made.insert(numbers, request);
+                                1
+                            }
                             Some(_) => 2,
                         };
                         if !is_keyed {
@@ -166,6 +178,10 @@ fn run(app: &App, requests: u64, seed: u64) -> (Tally, u32) {
                     None => {
                         at.remove(&request);
                         tracker.end(now, request);
+                        for told in tracker.take_told() {
+                            let is_right = made.remove(&told.call.call) == Some(told.request);
+                            looked_back[usize::from(!is_right)] += 1;
+                        }
                         serving -= 1;
                         if let Some(request) = waiting.pop_front() {
                             serving += 1;
@@ -191,7 +207,7 @@ fn run(app: &App, requests: u64, seed: u64) -> (Tally, u32) {
             }
         }
     }
-    (tally, slices)
+    (tally, looked_back, slices)
 }
 
 /// Right and wrong as parts of all calls of some thousands.
@@ -203,7 +219,11 @@ fn shares(tally: &[[u32; 3]]) -> (f64, f64) {
 
 fn assert_learns(app: &App, least: f64) {
     for seed in 0..3 {
-        let (tally, slices) = run(app, 4_000, seed);
+        let (tally, [told, mistold], slices) = run(app, 4_000, seed);
+        assert!(
+            told > 50 && mistold <= 5,
+            "seed {seed}: {told} told, {mistold} wrong"
+        );
         let (right, _) = shares(&tally[3..]);
         let (_, wrong) = shares(&tally);
         assert!(right >= least, "seed {seed}: {right:.3} right: {tally:?}");
@@ -253,7 +273,7 @@ fn a_pool_that_grows_makes_no_call_wrong() {
         (pool(false, Some(10)), WRONG),
         (pool(false, None), WRONG),
     ] {
-        let (tally, _) = run(&app, 4_000, 0);
+        let (tally, ..) = run(&app, 4_000, 0);
         let (right, wrong) = shares(&tally[2..]);
         assert!(right > 0.5 && wrong <= most, "{wrong:.4} wrong: {tally:?}");
     }
@@ -266,7 +286,7 @@ fn an_application_that_changes_is_learned_anew() {
         ..App::default()
     };
     for seed in 0..2 {
-        let (tally, _) = run(&app, 8_000, seed);
+        let (tally, ..) = run(&app, 8_000, seed);
         let (before, _) = shares(&tally[2..4]);
         let (after, _) = shares(&tally[6..]);
         let (_, wrong) = shares(&tally[4..]);

@@ -11,6 +11,7 @@
 //! | `exclusive` | whether a call belongs to the only request in flight, or to the background |
 //! | `inferred` | to which of several requests in flight a call belongs; off by default |
 //! | [`journal`] | which requests and calls of each worker have begun and ended |
+//! | [`look_back`] | calls that were left alone, and whose request is known later |
 //! | `keyed` | the calls to which the application gives keys, by host and by kind |
 //!
 //! Each worker that judges calls has a [`Tracker`] of its own, which gets the events in the
@@ -22,6 +23,7 @@ mod in_flight;
 mod inferred;
 pub mod journal;
 mod keyed;
+pub mod look_back;
 mod names;
 mod numbers;
 pub mod signature;

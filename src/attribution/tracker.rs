@@ -8,6 +8,7 @@ use super::Call;
 use super::exclusive::Exclusive;
 use super::in_flight::{InFlight, Request};
 use super::inferred::{Inferred, NewCall};
+use super::look_back::{LeftAlone, Told};
 use super::names::{Name, Names};
 use super::signature::Token;
 
@@ -182,6 +183,19 @@ impl Tracker {
                 exclusive
             }
         }
+    }
+
+    /// A call that was judged was left alone: its request is to be told when it is known.
+    pub fn leave_alone(&mut self, call: LeftAlone) {
+        if let Some(inferred) = &mut self.inferred {
+            inferred.leave_alone(call);
+        }
+    }
+
+    /// Those whose request is known since the last time.
+    pub fn take_told(&mut self) -> Vec<Told> {
+        let inferred = self.inferred.as_mut();
+        inferred.map(Inferred::take_told).unwrap_or_default()
     }
 
     /// A call has returned, or was broken off.

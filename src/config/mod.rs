@@ -95,6 +95,8 @@ pub struct Config {
     pub attribution: AttributionMode,
     /// `confidence`
     pub confidence: Confidence,
+    /// `look_back`
+    pub look_back: bool,
     /// `capacity`
     pub capacity: Capacity,
     /// `grace_ms`

@@ -159,6 +159,14 @@ pub struct Settings {
     #[cfg_attr(test, schemars(extend("x-side" = "both, the same")))]
     pub token_headers: TokenHeaders,
 
+    /// With `attribution` `inferred`: log a call that was left alone, if it turns out when a
+    /// request ends that the call belonged to it, by at least `confidence`. The line has the
+    /// request IDs of both. See
+    /// [docs/attribution.md](docs/attribution.md#calls-that-were-left-alone).
+    #[cfg_attr(test, schemars(extend("x-side" = "outbound")))]
+    #[serde(deserialize_with = "flag")]
+    pub look_back: bool,
+
     /// Requests in flight in one pod for which there is room for sure, with 1 KiB for each on
     /// average: an entry has about 150 bytes for each key, and what is copied besides the context
     /// is stored once. Beyond that the oldest copied headers are forgotten, and then the oldest
@@ -174,9 +182,9 @@ pub struct Settings {
     #[cfg_attr(test, schemars(extend("x-side" = "inbound")))]
     pub grace_ms: GraceMs,
 
-    /// Log lines about broken rules, for each filter of each worker: so many a minute, and at
-    /// most so many at once. What is left out is counted in the next line. Metrics count
-    /// everything.
+    /// Log lines about broken rules, and those of `look_back`, for each filter of each worker: so
+    /// many a minute, and at most so many at once. What is left out is counted in the next line.
+    /// Metrics count everything.
     #[cfg_attr(test, schemars(extend("x-side" = "either")))]
     pub log_lines_per_minute: LogLines,
 
@@ -236,6 +244,7 @@ impl Default for Settings {
             attribution: AttributionMode::default(),
             confidence: Confidence::default(),
             token_headers: TokenHeaders::default(),
+            look_back: false,
             capacity: Within::of::<4096>(),
             grace_ms: Within::of::<1000>(),
             log_lines_per_minute: Within::of::<60>(),
@@ -286,6 +295,7 @@ impl From<Settings> for Config {
             }),
             attribution: settings.attribution,
             confidence: settings.confidence,
+            look_back: settings.look_back,
             capacity: settings.capacity,
             grace_ms: settings.grace_ms,
             log_lines_per_minute: settings.log_lines_per_minute,

@@ -38,6 +38,7 @@ fn every_key_does_something() {
         ("attribution", "\"inferred\""),
         ("confidence", "0.99"),
         ("token_headers", "[\"x-user\"]"),
+        ("look_back", "true"),
         ("capacity", "64"),
         ("grace_ms", "0"),
         ("log_lines_per_minute", "0"),
@@ -69,7 +70,7 @@ fn errors_name_the_key_its_place_what_was_found_and_what_is_allowed() {
          `generate_request_id`, `copy_headers`, `copy_to_attributed`, `restore_request_id`, \
          `keys`, `emit`, `span_ids`, `deferred_w3c`, `own_spans`, `outside`, `mesh_hosts`, \
          `outside_hosts`, `egress_gateways`, `attribution`, `confidence`, `token_headers`, \
-         `capacity`, `grace_ms`, `log_lines_per_minute`, `rules`, `enforce_status`, \
+         `look_back`, `capacity`, `grace_ms`, `log_lines_per_minute`, `rules`, `enforce_status`, \
          `report_header`, `incoming_b3`, `incoming_context`, `spans` (line 1 column 6)"
     );
     for (text, said) in [

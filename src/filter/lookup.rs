@@ -240,7 +240,10 @@ impl Filter {
                 };
                 (earlier.stored, (decision, 1))
             }
-            (None, _) => return (Err(Decision::Unsure), number),
+            (None, _) => {
+                self.leave_alone(worker, now_us, (number, wrong), request);
+                return (Err(Decision::Unsure), number);
+            }
         };
         if !self.config.copy_to_attributed {
             // A guess may say of which trace a call is, but not whose it is.

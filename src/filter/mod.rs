@@ -10,12 +10,14 @@
 //! | `write` | turns that into edits, as far as there is room |
 //! | `store` | stores an inbound request, as the application gets it |
 //! | `report` | says what was found and done |
+//! | `look_back` | says to which request a call belonged that was left alone |
 //! | `worker` | what a worker knows of the requests in flight |
 //!
 //! Each step returns what the next one needs; none reaches back.
 
 mod decide;
 mod keys;
+mod look_back;
 mod lookup;
 mod report;
 mod request;

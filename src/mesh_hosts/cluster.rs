@@ -2,6 +2,12 @@
 
 use super::name::Name;
 
+/// What comes after the first `_.`.
+fn after_separator(name: &[u8]) -> Option<&[u8]> {
+    let at = name.windows(2).position(|two| two == b"_.")?;
+    name.get(at + 2..)
+}
+
 /// What the name of an Envoy cluster says.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Cluster<'a> {
@@ -29,12 +35,10 @@ impl<'a> Cluster<'a> {
         if let (Some(b"outbound"), Some(host)) = (parts.next(), parts.nth(2)) {
             return Self::Istio(Name::of_host(host));
         }
-        let by_server_name = name.strip_prefix(b"outbound_.").and_then(|rest| {
-            let mut rest = std::str::from_utf8(rest).ok()?.splitn(3, "_.");
-            rest.nth(2)
-        });
-        match by_server_name {
-            Some(host) => Self::Istio(Name::of_host(host.as_bytes())),
+        let by_server_name = name.strip_prefix(b"outbound_.");
+        let host = by_server_name.and_then(after_separator);
+        match host.and_then(after_separator) {
+            Some(host) => Self::Istio(Name::of_host(host)),
             None => Self::Own(Name(name)),
         }
     }

@@ -207,6 +207,7 @@ impl StoredContext {
 
     /// The inverse of [`StoredContext::encode_context`], without headers; `None` if the
     /// bytes are not its.
+    #[inline(never)]
     pub fn decode_context(mut rest: &[u8]) -> Option<Self> {
         let [first, flags] = read_array(&mut rest)?;
         let bit = |n: u8| flags & (1 << n) != 0;

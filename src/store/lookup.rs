@@ -104,6 +104,23 @@ enum Resolved {
     Gone,
 }
 
+/// A bucket that has been read.
+enum Bucket<'a> {
+    /// This worker's.
+    Own(&'a [u8]),
+    /// Another worker's.
+    Published(Vec<u8>),
+}
+
+impl Bucket<'_> {
+    fn records(&self) -> Records<'_> {
+        match self {
+            Self::Own(bytes) => Records::new(bytes),
+            Self::Published(bytes) => Records::published(bytes),
+        }
+    }
+}
+
 /// A look-up under way.
 struct LookUp<'a> {
     key: &'a [u8],
@@ -241,17 +258,23 @@ impl Store {
     }
 
     /// A request in flight, by one of its buckets ([`super::Ticket::bucket`]).
-    pub fn fetch(
+    pub fn fetch(&self, data: &impl SharedData, request: RequestRef, bucket: u16) -> Option<Found> {
+        let found = self.fetch_ended(data, request, bucket);
+        found.filter(|found| !found.ended)
+    }
+
+    /// The same, or one that has ended and is not forgotten yet.
+    #[inline(never)]
+    pub fn fetch_ended(
         &self,
         data: &impl SharedData,
         (worker, id): RequestRef,
         bucket: u16,
     ) -> Option<Found> {
-        self.read_bucket(data, worker, bucket, |records| {
-            let mut entries = records.entries();
-            let entry = entries.find(|entry| entry.id == id && entry.expires_ms.is_none());
-            entry.map(|entry| Found::new(worker, bucket, &entry, MatchedBy::Own))
-        })?
+        let bytes = self.bucket(data, worker, bucket)?;
+        let mut entries = bytes.records().entries();
+        let entry = entries.find(|entry| entry.id == id)?;
+        Some(Found::new(worker, bucket, &entry, MatchedBy::Own))
     }
 
     /// The headers of a request that was found; empty if it has none. `None` if they were
@@ -264,12 +287,11 @@ impl Store {
             return found.headers.clone();
         }
         let (worker, id) = found.request;
-        self.read_bucket(data, worker, bucket, |mut records| {
-            records.find_map(|record| match record {
-                Record::Headers { id: other, headers } if other == id => Some(headers.to_vec()),
-                _ => None,
-            })
-        })?
+        let bytes = self.bucket(data, worker, bucket)?;
+        bytes.records().find_map(|record| match record {
+            Record::Headers { id: other, headers } if other == id => Some(headers.to_vec()),
+            _ => None,
+        })
     }
 
     /// The request of an alias.
@@ -280,43 +302,39 @@ impl Store {
         alias: &FoundAlias,
     ) -> Resolved {
         let (worker, id) = alias.request;
-        let resolved = self.read_bucket(data, worker, alias.bucket, |mut records| {
-            let mut has_tombstone = false;
-            for record in records.by_ref() {
-                match record {
-                    Record::Entry(entry) if entry.id == id => {
-                        if entry.expires_ms.is_some_and(|at| now_ms() >= at) {
-                            return Resolved::Gone;
-                        }
-                        let found = Found::new(worker, alias.bucket, &entry, alias.matched_by);
-                        return Resolved::Found(found);
+        let Some(bytes) = self.bucket(data, worker, alias.bucket) else {
+            return Resolved::Gone;
+        };
+        let mut records = bytes.records();
+        let mut has_tombstone = false;
+        for record in records.by_ref() {
+            match record {
+                Record::Entry(entry) if entry.id == id => {
+                    if entry.expires_ms.is_some_and(|at| now_ms() >= at) {
+                        return Resolved::Gone;
                     }
-                    Record::Tombstone { id: other, .. } => has_tombstone |= other == id,
-                    // It may be one of these.
-                    Record::TombstoneCount(_) => has_tombstone = true,
-                    _ => {}
+                    let found = Found::new(worker, alias.bucket, &entry, alias.matched_by);
+                    return Resolved::Found(found);
                 }
+                Record::Tombstone { id: other, .. } => has_tombstone |= other == id,
+                // It may be one of these.
+                Record::TombstoneCount(_) => has_tombstone = true,
+                _ => {}
             }
-            match has_tombstone || !records.is_whole() {
-                true => Resolved::NotStored,
-                false => Resolved::Gone,
-            }
-        });
-        resolved.unwrap_or(Resolved::Gone)
+        }
+        match has_tombstone || !records.is_whole() {
+            true => Resolved::NotStored,
+            false => Resolved::Gone,
+        }
     }
 
-    /// Reads a bucket of any worker; `None` if it was never written.
-    fn read_bucket<T>(
-        &self,
-        data: &impl SharedData,
-        worker: u16,
-        bucket: u16,
-        read: impl FnOnce(Records<'_>) -> T,
-    ) -> Option<T> {
+    /// A bucket of any worker; `None` if it was never written.
+    #[inline(never)]
+    fn bucket(&self, data: &impl SharedData, worker: u16, bucket: u16) -> Option<Bucket<'_>> {
         if self.workers.number == Some(worker) {
-            return Some(read(self.table.records(bucket)));
+            return Some(Bucket::Own(self.table.bucket(bucket)));
         }
         let (bytes, _) = data.get(&bucket_name(worker, bucket))?;
-        Some(read(Records::published(&bytes)))
+        Some(Bucket::Published(bytes))
     }
 }

@@ -190,7 +190,7 @@ impl Plugin {
         plugin.announce();
         plugin.ok(host_calls::set_tick_period(TICK_MS));
         if let Some(problem) = setup::without_labels(&Envoy, Envoy.labels()) {
-            log::warn!("{}", problem.text);
+            warn(&problem.text, 0);
         }
         plugin
     }
@@ -217,9 +217,15 @@ impl Plugin {
         self.announce();
         self.raise_counters();
         let now_ms = Envoy.now_ms();
+        for line in self.filter.look_back(memory, &host) {
+            self.count(Counter::LookedBack);
+            if let Some(suppressed) = self.log.borrow_mut().take(now_ms) {
+                warn(&line, suppressed);
+            }
+        }
         let mut setup = self.setup.borrow_mut();
         for problem in setup.tick(&host, &self.filter.config, now_ms) {
-            log::warn!("{}", problem.text);
+            warn(&problem.text, 0);
             if let Some(key) = problem.key {
                 self.count(Counter::Misconfigured(key));
             }
@@ -328,13 +334,7 @@ impl Plugin {
                 continue;
             };
             if let Some(suppressed) = self.log.borrow_mut().take(Envoy.now_ms()) {
-                let line = report::line(finding, severity, direction);
-                match suppressed {
-                    0 => log::warn!("{line}"),
-                    _ => {
-                        log::warn!("{line} ({suppressed} lines before this one left out)")
-                    }
-                }
+                warn(&report::line(finding, severity, direction), suppressed);
             }
         }
     }
@@ -361,6 +361,15 @@ impl Plugin {
                 Edit::Remove(name) => host_calls::remove_header(map, name),
             });
         }
+    }
+}
+
+/// Logs a line, after so many that were left out.
+#[inline(never)]
+fn warn(line: &str, suppressed: u64) {
+    match suppressed {
+        0 => log::warn!("{line}"),
+        _ => log::warn!("{line} ({suppressed} lines before this one left out)"),
     }
 }
 

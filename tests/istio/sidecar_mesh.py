@@ -134,7 +134,7 @@ class SidecarMesh(Stacked):
     def start_agent(self, pod: RunningPod) -> None:
         pod.start_agent(self._environment, self._drain_seconds)
 
-    def wait_ready(self, timeout: float = 60.0) -> None:
+    def wait_ready(self, timeout: float = 180.0) -> None:
         """Until all apps and proxies are."""
         checks = {pod.agent: pod.agent_ready for pod in self.pods.values()}
         checks |= {pod.app: pod.app_ready for pod in self.pods.values() if pod.app}

@@ -85,9 +85,9 @@ class Connection:
         self._file.close()
         self._socket.close()
 
-    def get(self, headers: Sequence[tuple[str, bytes]]) -> Answer:
+    def get(self, headers: Sequence[tuple[str, bytes]], host: str = "plain") -> Answer:
         """One request. Raises ConnectionError if there is no answer."""
-        lines = [b"GET / HTTP/1.1", b"host: plain"]
+        lines = [b"GET / HTTP/1.1", f"host: {host}".encode()]
         lines += [name.encode() + b": " + value for name, value in headers]
         self._socket.sendall(b"\r\n".join(lines) + b"\r\n\r\n")
         status_line = self._file.readline()

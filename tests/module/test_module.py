@@ -8,6 +8,7 @@ the way in and out: header maps, shared data, metrics, log lines, statuses.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import random
 import re
@@ -1634,6 +1635,66 @@ def test_connections_of_one_thread_tell_requests_apart() -> None:
     assert [given_to_one_of_two(True, goes_on) for goes_on in range(2)] == contexts
     first, second = (given_to_one_of_two(False, goes_on) for goes_on in range(2))
     assert first == second
+
+
+@pytest.mark.parametrize("look_back", [True, False])
+def test_a_call_that_was_left_alone_is_logged_when_its_request_has_ended(look_back: bool) -> None:
+    """Two routes begin with the same call, and one of them makes another one."""
+    process = Process()
+    both = sidecar({**INFERRED, "look_back": look_back}, host(process))
+    numbers = itertools.count(100)
+
+    def begin(path: str, *context: str) -> tuple[Stream, str]:
+        id_ = numbered(next(numbers))
+        process.wait(1)
+        return served(both.inbound, ":method: GET", f":path: {path}", id_, *context), id_
+
+    def call(to: str) -> tuple[str, str]:
+        lines = fresh(next(numbers))
+        stream = both.outbound.stream()
+        request = headers(f":authority: {to}", *(li for li in lines if ":authority" not in li))
+        process.wait(1)
+        act = lambda: stream.on_request_headers(request)  # noqa: E731
+        made, _ = decision(process, act, both.outbound.tick)
+        process.wait(10)
+        stream.end()
+        return made, lines[-1]
+
+    # Too few for a study: while one lasts, not every tick counts.
+    for number in range(40):
+        for path, ways in {"/a": ["h1", "h2"], "/b": ["h3"], "/c": ["h1"]}.items():
+            stream, _ = begin(path, *CONTEXT)
+            for to in ways:
+                call(to)
+            process.wait(1)
+            stream.end()
+        if number % 20 == 0:
+            both.tick()
+    (request, request_id), (other, _) = begin("/a", *OTHER_CONTEXT), begin("/c", *CONTEXT)
+    made, call_id = call("h1")
+    assert made == "unsure"
+    # It may be sure by then, or not.
+    call("h2")
+    process.wait(1)
+    both.tick()
+    assert both.host.lines() == []
+    request.end()
+    both.tick()
+    said = (
+        f'call to "h1" with {call_id.replace(": ", "=", 1)}'
+        f" was left alone, and belonged to the request with {request_id.replace(': ', '=', 1)}"
+        " in trace 563ac35c9f6413ad48485a3953bb6124 ("
+    )
+    quoted = re.sub(r"(x-request-id=)([-0-9a-f]+)", r'\1"\2"', said)
+    lines = both.host.lines()
+    of_h1 = [line for line in lines if '"h1"' in line]
+    assert [line[: len(quoted)] for line in of_h1] == ([quoted] if look_back else [])
+    assert all(quoted[quoted.index(" was left alone") :] in line for line in lines)
+    assert process.metrics[stat("looked_back")] == len(lines)
+    # Once.
+    other.end()
+    both.tick()
+    assert both.host.lines() == lines
 
 
 @pytest.mark.timeout(180)

@@ -295,6 +295,19 @@ impl Sidecar {
         self.memories[worker].borrow_mut().tick(&self.host);
     }
 
+    /// What is logged of calls that were left alone, after a tick.
+    pub fn look_back(&self, worker: usize) -> Vec<String> {
+        self.tick_on(worker);
+        let memory = &mut self.memories[worker].borrow_mut();
+        self.outbound.look_back(memory, &self.host)
+    }
+
+    /// Nothing is kept of such calls.
+    pub fn keeps_nothing_to_look_back(&self, worker: usize) -> bool {
+        let memory = &mut self.memories[worker].borrow_mut();
+        memory.attribution.take_told().is_empty()
+    }
+
     /// That worker is gone, and another one in its place.
     pub fn replace(&self, worker: usize) {
         self.replaced.set(self.replaced.get() + 1);

@@ -27,7 +27,7 @@ const FIRST: f32 = 0.45;
 const HIGH: f32 = 0.5;
 /// If no more than this part of them is, the model does not fit: none is accepted, since what
 /// it is sure of may be wrong, too.
-const LOW: f32 = 0.4;
+const LOW: f32 = 0.44;
 
 /// Verdicts of one class of probability.
 #[derive(Clone, Copy, Debug, Default)]

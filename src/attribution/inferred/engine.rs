@@ -7,11 +7,14 @@ use super::candidates::Candidate;
 use super::model::{Counts, Model, Progress};
 use super::surprises::Surprises;
 use crate::attribution::in_flight::{InFlight, Request};
+use crate::attribution::look_back::{LeftAlone, Told};
 use crate::attribution::names::Name;
 use crate::attribution::signature::Token;
 
 /// A route of which so many requests were certain, in every step, is known.
 const KNOWN: f32 = 20.0;
+/// Calls that were left alone of which is known that they were, at most.
+const LEFT_MOST: usize = 128;
 
 /// What is noted of a request in flight.
 #[derive(Clone, Debug)]
@@ -60,6 +63,9 @@ pub(super) struct Engine {
     pub(super) judged: Vec<Judged>,
     /// Another model explains the events as well, and says otherwise.
     pub(super) is_doubtful: bool,
+    /// Calls that were left alone, and whose request is to be told; and those whose is known.
+    pub(super) left: Vec<LeftAlone>,
+    pub(super) told: Vec<Told>,
     /// `None`, but for a pass over recorded events.
     pub(super) lesson: Option<Box<Lesson>>,
 }
@@ -139,6 +145,44 @@ impl Engine {
         self.taught().learn_call(kind, &[], 1.0, active);
     }
 
+    /// A call was left alone. If it was judged by evidence, its request is to be told when it
+    /// is known. The oldest goes if there are too many.
+    pub(super) fn leave_alone(&mut self, call: LeftAlone) {
+        if self.judged.iter().any(|judged| judged.call == call.call) {
+            if self.left.len() >= LEFT_MOST {
+                self.left.remove(0);
+            }
+            self.left.push(call);
+        }
+    }
+
+    /// Notes which calls that were left alone this request has made, which ends.
+    #[inline(never)]
+    fn look_back(&mut self, request: &Request, cluster: &Cluster, member: usize) {
+        if self.surprises.are_many() || self.told.len() >= LEFT_MOST {
+            return;
+        }
+        let certainty = 1.0 - self.surprises.misplaced();
+        let mut at = 0;
+        while let Some(call) = self.left.get(at) {
+            // It cannot have made those from before it began.
+            let share = match call.at_us < request.began_us {
+                true => 0.0,
+                false => (certainty * cluster.share(member, call.call)) as f32,
+            };
+            if share < call.least {
+                at += 1;
+                continue;
+            }
+            self.told.push(Told {
+                call: self.left.remove(at),
+                request: request.number,
+                bucket: request.bucket,
+                share,
+            });
+        }
+    }
+
     /// A call has begun that is not judged.
     pub(super) fn miss_call(&mut self) {
         for request in &mut self.requests {
@@ -179,6 +223,7 @@ impl Engine {
             let expected = cluster.ended(&self.model, now_us, member, counts);
             if self.is_known_route(notes.route) {
                 self.surprises.add(expected, notes.exclusive);
+                self.look_back(request, &cluster, member);
             }
             self.acceptance.end();
             let certain = match (&self.lesson, notes.certain, notes.exclusive) {
@@ -240,6 +285,7 @@ impl Engine {
         self.clusters.clear();
         self.requests.clear();
         self.judged.clear();
+        self.left.clear();
     }
 
     /// The name is of another route from now on.
@@ -282,5 +328,32 @@ impl Engine {
     pub(super) fn is_known_route(&mut self, route: Name) -> bool {
         let start = self.model.nodes.of(Progress::start(route));
         self.model.nodes.certain_exits(start) >= KNOWN
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_calls_that_were_left_alone_are_kept_than_so_many() {
+        let mut engine = Engine::default();
+        let left = |call| LeftAlone {
+            call,
+            ..LeftAlone::default()
+        };
+        engine.leave_alone(left(0));
+        assert!(engine.left.is_empty(), "it was not judged");
+        for call in 1..1000 {
+            engine.judged.push(Judged {
+                call,
+                request: 7,
+                share: 0.5,
+            });
+            engine.leave_alone(left(call));
+            assert!(engine.left.len() <= LEFT_MOST);
+        }
+        let kept = engine.left.iter().map(|left| left.call);
+        assert!(kept.eq(1000 - LEFT_MOST as u64..1000));
     }
 }

@@ -41,6 +41,7 @@ mod model;
 mod surprises;
 
 use super::in_flight::{InFlight, Request};
+use super::look_back::{LeftAlone, Told};
 use super::names::Name;
 use super::signature::Token;
 use super::tracker::{Basis, Verdict};
@@ -166,6 +167,16 @@ impl Inferred {
         }
         self.learner.record(now_us, number, what);
         verdict
+    }
+
+    /// A call that was judged was left alone: its request is to be told when it is known.
+    pub(super) fn leave_alone(&mut self, call: LeftAlone) {
+        self.engine.leave_alone(call);
+    }
+
+    /// Those whose request is known since the last time.
+    pub(super) fn take_told(&mut self) -> Vec<Told> {
+        std::mem::take(&mut self.engine.told)
     }
 
     /// A call has begun that is not judged.

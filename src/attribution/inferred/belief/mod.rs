@@ -199,8 +199,12 @@ impl Cluster {
 
     /// The probability that a member has made this call.
     pub(super) fn share(&self, member: usize, call: u64) -> f64 {
-        let made = |h: &&Hypothesis| h.states.get(member).is_some_and(|state| state.made(call));
-        self.hypotheses.iter().filter(made).map(|h| h.weight).sum()
+        let hypotheses = self.hypotheses.iter();
+        let made = hypotheses.map(|h| match h.states.get(member) {
+            Some(state) => h.weight * f64::from(state.made(call)),
+            None => 0.0,
+        });
+        made.sum()
     }
 
     /// This one and the other as one: each hypothesis of one with each of the other.
@@ -345,18 +349,19 @@ impl Cluster {
             if weight < TAUGHT {
                 continue;
             }
-            let certain = match certain {
+            let certain = |weight: f32| match certain {
                 Some(least) => f32::from(u8::from(weight > least)),
                 None => weight,
             };
             let mut next = Connection::NONE;
             let us = state.waited_us(now_us);
             model.learn_step(state.progress(), us, Step::Ended, weight);
-            model.learn_certain(state.progress(), true, certain);
+            model.learn_certain(state.progress(), true, certain(weight));
             let mut path = state.path.as_deref();
             while let Some(step) = path {
+                let weight = weight * step.share;
                 model.learn_step(step.progress, step.us, step.step, weight);
-                model.learn_certain(step.progress, false, certain);
+                model.learn_certain(step.progress, false, certain(weight));
                 if weight > LIKELY && matches!(step.step, Step::Called(_)) {
                     model.connections.learn(step.connection, next, weight);
                     next = step.connection;

@@ -30,13 +30,18 @@ impl Cluster {
         if has_owner.iter().all(|has| *has) {
             return;
         }
-        let mut each = has_owner.iter();
-        self.calls.retain(|_| each.next().is_some_and(|has| *has));
+        self.keep_calls(&has_owner);
+    }
+
+    /// Forgets the other calls.
+    #[inline(never)]
+    fn keep_calls(&mut self, kept: &[bool]) {
+        let mut each = kept.iter();
+        self.calls.retain(|_| each.next().is_some_and(|kept| *kept));
         for hypothesis in &mut self.hypotheses {
-            let mut each = has_owner.iter();
-            hypothesis
-                .owners
-                .retain(|_| each.next().is_some_and(|has| *has));
+            let mut each = kept.iter();
+            let owners = &mut hypothesis.owners;
+            owners.retain(|_| each.next().is_some_and(|kept| *kept));
         }
     }
 
@@ -55,7 +60,13 @@ impl Cluster {
                         .all(|(a, b)| a.is(b))
             });
             match same {
-                Some(other) => other.weight += hypothesis.weight,
+                Some(other) => {
+                    let part = hypothesis.weight / (other.weight + hypothesis.weight);
+                    for (state, joined) in other.states.iter_mut().zip(&hypothesis.states) {
+                        state.join(joined, part as f32);
+                    }
+                    other.weight += hypothesis.weight;
+                }
                 None => different.push(hypothesis),
             }
         }
@@ -89,27 +100,29 @@ impl Cluster {
         let Some(first) = self.hypotheses.first() else {
             return apart;
         };
+        let mut state = first.states.get(member).cloned();
+        let mut weight = first.weight;
+        for hypothesis in self.hypotheses.iter().skip(1) {
+            if let (Some(state), Some(joined)) = (&mut state, hypothesis.states.get(member)) {
+                weight += hypothesis.weight;
+                state.join(joined, (hypothesis.weight / weight) as f32);
+            }
+        }
         apart.members.push(self.members.remove(member));
-        let own: Vec<bool> = first.owners.iter().map(|owner| *owner == index).collect();
-        apart.hypotheses.push(Hypothesis {
-            weight: 1.0,
-            states: first.states.get(member).cloned().into_iter().collect(),
-            owners: vec![0; own.iter().filter(|own| **own).count()],
-        });
-        let mut each = own.iter();
-        self.calls.retain(|call| {
-            let own = each.next().is_some_and(|own| *own);
-            if own {
+        let others: Vec<bool> = first.owners.iter().map(|owner| *owner != index).collect();
+        for (call, is_other) in self.calls.iter().zip(&others) {
+            if !is_other {
                 apart.calls.push(*call);
             }
-            !own
+        }
+        apart.hypotheses.push(Hypothesis {
+            weight: 1.0,
+            states: state.into_iter().collect(),
+            owners: vec![0; apart.calls.len()],
         });
+        self.keep_calls(&others);
         for hypothesis in &mut self.hypotheses {
             hypothesis.states.remove(member);
-            let mut each = own.iter();
-            hypothesis
-                .owners
-                .retain(|_| !each.next().is_some_and(|own| *own));
             for owner in &mut hypothesis.owners {
                 if *owner != NO_OWNER && *owner > index {
                     *owner -= 1;

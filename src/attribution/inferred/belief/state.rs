@@ -5,9 +5,11 @@ use crate::attribution::names::Name;
 use std::rc::Rc;
 
 /// Steps of one request that are remembered to learn from.
-const STEPS: u16 = 64;
+const STEPS: u16 = 128;
+/// Steps that are less likely than this are not.
+const NEGLIGIBLE: f32 = 0.003;
 
-/// A step of a request, and those before it.
+/// A step of a request, and those before it; or that it may have taken, beside others.
 #[derive(Clone, Debug)]
 pub(super) struct Path {
     /// How far it was.
@@ -16,11 +18,36 @@ pub(super) struct Path {
     pub(super) us: u64,
     pub(super) step: Step,
     /// The call that it made; 0 if the step is none.
-    pub(super) call: u64,
+    call: u64,
     /// That call's.
     pub(super) connection: Connection,
+    /// The probability that it was taken, if the hypothesis is right.
+    pub(super) share: f32,
     length: u16,
     pub(super) previous: Option<Rc<Path>>,
+}
+
+impl Path {
+    /// It is the same step, after whichever others.
+    fn is(&self, other: &Self) -> bool {
+        self.call == other.call
+            && self.us == other.us
+            && self.step == other.step
+            && self.progress == other.progress
+    }
+
+    /// The step after these, if there is room for it.
+    fn after(self, previous: Option<Rc<Self>>) -> Option<Rc<Self>> {
+        let length = previous.as_ref().map_or(0, |path| path.length);
+        if length >= STEPS {
+            return previous;
+        }
+        Some(Rc::new(Self {
+            length: length + 1,
+            previous,
+            ..self
+        }))
+    }
 }
 
 /// How far a request is, in one hypothesis.
@@ -60,6 +87,47 @@ impl State {
             && self.connection == other.connection
     }
 
+    /// Another one that is equal becomes this one, with this part of the probability of both:
+    /// which of them took the steps that only one of them took stays as probable as it is.
+    pub(super) fn join(&mut self, other: &Self, part: f32) {
+        let length = |path: &Option<Rc<Path>>| path.as_ref().map_or(0, |path| path.length);
+        let (mut longer, mut other) = ((&self.path, 1.0 - part), (&other.path, part));
+        let mut steps: Vec<Path> = Vec::new();
+        // As far as the two have taken other steps.
+        loop {
+            if length(longer.0) < length(other.0) {
+                std::mem::swap(&mut longer, &mut other);
+            }
+            let Some(path) = longer.0 else { break };
+            if other
+                .0
+                .as_ref()
+                .is_some_and(|other| Rc::ptr_eq(path, other))
+            {
+                break;
+            }
+            let share = path.share * longer.1;
+            match steps.iter_mut().find(|step| step.is(path)) {
+                Some(step) => step.share += share,
+                None => steps.push(Path {
+                    share,
+                    ..Path::clone(path)
+                }),
+            }
+            longer.0 = &path.previous;
+        }
+        if steps.is_empty() {
+            return;
+        }
+        let mut joined = longer.0.clone();
+        while let Some(step) = steps.pop() {
+            if step.share > NEGLIGIBLE {
+                joined = step.after(joined);
+            }
+        }
+        self.path = joined;
+    }
+
     /// None of its calls is outstanding.
     pub(super) fn is_ready(&self) -> bool {
         self.progress.outstanding == 0
@@ -75,16 +143,17 @@ impl State {
         self.node = model.nodes.of(self.progress);
     }
 
-    /// The request has made this call.
-    pub(super) fn made(&self, call: u64) -> bool {
+    /// The probability that the request has made this call, if the hypothesis is right.
+    pub(super) fn made(&self, call: u64) -> f32 {
+        let mut share = 0.0;
         let mut path = self.path.as_deref();
         while let Some(step) = path {
             if step.call == call && matches!(step.step, Step::Called(_)) {
-                return true;
+                share += step.share;
             }
             path = step.previous.as_deref();
         }
-        false
+        share
     }
 
     /// The request makes a step; `call`: its number and its connection, if the step is a
@@ -96,18 +165,17 @@ impl State {
         step: Step,
         (call, connection): (u64, Connection),
     ) {
-        let length = self.path.as_ref().map_or(0, |path| path.length);
-        if length < STEPS {
-            self.path = Some(Rc::new(Path {
-                progress: self.progress,
-                us: now_us.saturating_sub(self.since_us),
-                step,
-                call,
-                connection,
-                length: length + 1,
-                previous: self.path.take(),
-            }));
-        }
+        let taken = Path {
+            progress: self.progress,
+            us: now_us.saturating_sub(self.since_us),
+            step,
+            call,
+            connection,
+            share: 1.0,
+            length: 0,
+            previous: None,
+        };
+        self.path = taken.after(self.path.take());
         if matches!(step, Step::Called(_)) {
             self.connection = match model.connections.are_evidence() {
                 true => connection,
@@ -135,5 +203,54 @@ impl State {
     /// Time in the node, in microseconds.
     pub(super) fn waited_us(&self, now_us: u64) -> u64 {
         now_us.saturating_sub(self.since_us)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of a request that has made these calls, each of which returned after a millisecond.
+    fn after(model: &mut Model, before: &State, calls: &[u64]) -> State {
+        let mut state = before.clone();
+        for call in calls {
+            state.step(
+                model,
+                1000 * call,
+                Step::Called(1),
+                (*call, Connection::NONE),
+            );
+            state.step(
+                model,
+                1000 * call + 1000,
+                Step::Returned,
+                (0, Connection::NONE),
+            );
+        }
+        state
+    }
+
+    #[test]
+    fn calls_that_only_one_of_two_states_made_are_as_likely_as_that_one() {
+        let model = &mut Model::default();
+        let progress = Progress::start(1);
+        let begun = State::new(progress, model.nodes.of(progress), 0);
+        let begun = after(model, &begun, &[1]);
+        let mut joined = after(model, &begun, &[2, 4]);
+        let other = after(model, &begun, &[3, 4]);
+        assert!(joined.is(&other));
+        joined.join(&other, 0.25);
+        let about = |shares: [f32; 4]| shares.map(|share| (1000.0 * share).round());
+        let made = |state: &State| about([1, 2, 3, 4].map(|call| state.made(call)));
+        assert_eq!(made(&joined), about([1.0, 0.75, 0.25, 1.0]));
+        // A third one, by the first one's calls.
+        let third = after(model, &begun, &[2, 4]);
+        joined.join(&third, 0.5);
+        assert_eq!(made(&joined), about([1.0, 0.875, 0.125, 1.0]));
+        // Two with the same steps are one.
+        let length = joined.path.as_ref().map(|path| path.length);
+        joined.join(&joined.clone(), 0.5);
+        assert_eq!(joined.path.as_ref().map(|path| path.length), length);
+        assert_eq!(made(&joined), about([1.0, 0.875, 0.125, 1.0]));
     }
 }
