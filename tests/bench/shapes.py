@@ -108,7 +108,9 @@ def requests(shape: Shape, count: int, seed: int = 1) -> list[Headers]:
             case "hit":
                 made.append(call_headers(known[index % HELD]))
             case "miss":
-                made.append(call_headers(context))
+                # Not one that Envoy may have made up: a UUIDv1.
+                unknown = context.request_id[:14] + "1" + context.request_id[15:]
+                made.append({**_COMMON, "X-Request-Id": unknown})
             case "present":
                 made.append({**_COMMON, "X-Request-Id": context.request_id, **context.b3})
             case "unsampled":
