@@ -16,8 +16,10 @@ const WORTH: f64 = 0.002;
 /// Another guess explains the events about as well if it makes them less likely by no more
 /// than this for each of them, in nats.
 const AS_WELL: f64 = 0.25;
-/// The part of the calls of which two such guesses may say otherwise.
+/// The part of the calls of which two such guesses may say otherwise, and so many calls more:
+/// where few are sure, one is chance.
 const OTHERWISE: f32 = 0.01;
+const BY_CHANCE: f32 = 2.0;
 /// Work of an event, at least.
 const EVENT: usize = 24;
 
@@ -46,7 +48,7 @@ impl Learned {
     /// The part of the calls of which both are sure and another guess says otherwise.
     fn otherwise(&self, other: &Self) -> f32 {
         let both = self.verdicts.iter().zip(&other.verdicts);
-        let (mut all, mut otherwise) = (1.0, 0.0);
+        let (mut all, mut otherwise) = (1.0, -BY_CHANCE);
         for (a, b) in both {
             if let (Some(a), Some(b)) = (a, b) {
                 all += 1.0;
