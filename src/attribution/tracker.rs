@@ -291,8 +291,8 @@ impl Tracker {
         name
     }
 
-    /// A kind's name, by the first hash, or by the second, of a class of kinds, if there are too many of its
-    /// class; and the name of its class.
+    /// A kind's name, by the first hash, or by the second, of a class of kinds, if there are
+    /// too many of its class; and the name of its class.
     fn kind(&mut self, hashes: [u32; 2]) -> [Name; 2] {
         let [_, class] = hashes;
         let (class, kind) = (self.kinds.of(class, class), self.kinds.of_class(hashes));

@@ -14,8 +14,8 @@
 //! The key of a segment is `PREFIX`, the worker's number u16 (big-endian), and the segment's
 //! number modulo `SEGMENTS` u8. A segment is: the writer's nonce u64, the segment's number in the
 //! journal u32, how many of the worker's requests were in flight when it was begun u32, then
-//! events, and the length of all that (`seal`). An event is: the time in microseconds u64, a tag u8, and what
-//! belongs to it ([`Event`]). Integers are little-endian.
+//! events, and the length of all that (`seal`). An event is: the time in microseconds u64, a
+//! tag u8, and what belongs to it ([`Event`]). Integers are little-endian.
 
 mod event;
 mod reader;

@@ -189,7 +189,11 @@ impl Reader {
                     self.unknown = self.unknown.min(in_flight);
                 }
             }
-            let mut rest = bytes.get(self.offset..).unwrap_or_default();
+            let Some(mut rest) = bytes.get(self.offset..) else {
+                // An older one was put in its place.
+                found = Read::Lost;
+                break;
+            };
             while !rest.is_empty() {
                 let Some((at_us, event)) = Event::decode(&mut rest) else {
                     found = Read::Lost;

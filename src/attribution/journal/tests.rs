@@ -120,6 +120,23 @@ fn a_spoiled_segment_is_noticed() {
     assert_eq!((found, events), (Read::All, (50..81).map(end).collect()));
 }
 
+#[test]
+fn an_older_segment_in_the_place_of_a_newer_one_is_noticed() {
+    let data = InMemory::default();
+    let mut writer = Writer::new(3, 77, 0);
+    let mut reader = Reader::new((3, 77));
+    writer.write(&data, 0, &end(0));
+    let (older, _) = data.get(&key(3, 0)).unwrap();
+    for n in 1..9 {
+        writer.write(&data, n, &end(n));
+    }
+    read(&mut reader, &data);
+    data.set(&key(3, 0), &older, 0).unwrap();
+    assert_eq!(read(&mut reader, &data), (Read::Lost, vec![]));
+    writer.write(&data, 9, &end(9));
+    assert_eq!(read(&mut reader, &data), (Read::All, vec![end(9)]));
+}
+
 /// The writer has gone on, and does not write it again.
 #[test]
 fn a_spoiled_segment_is_left_behind() {

@@ -46,6 +46,8 @@ struct Table {
     known: [Connection; MOST],
     /// Of each: how often it was used after each.
     after: [[f32; MOST]; MOST],
+    /// Of each: how often it was used after any.
+    sums: [f32; MOST],
     /// The one that was known first, and will be forgotten first.
     first: usize,
 }
@@ -90,6 +92,7 @@ impl Connections {
             Box::new(Table {
                 known: [Connection::NONE; MOST],
                 after: [[0.0; MOST]; MOST],
+                sums: [0.0; MOST],
                 first: 0,
             })
         });
@@ -97,13 +100,15 @@ impl Connections {
         self.calls += weight;
         let (last, next) = (table.index(last), table.index(next));
         let row = table.after.get_mut(next);
-        if let Some(count) = row.and_then(|row| row.get_mut(last)) {
+        let count = row.and_then(|row| row.get_mut(last));
+        for count in count.into_iter().chain(table.sums.get_mut(next)) {
             *count += weight;
         }
         if self.calls > CALLS {
             self.calls *= 0.5;
             self.gain *= 0.5;
-            for count in table.after.as_flattened_mut() {
+            let counts = table.after.as_flattened_mut().iter_mut();
+            for count in counts.chain(&mut table.sums) {
                 *count *= 0.5;
             }
         }
@@ -124,20 +129,13 @@ impl Table {
         // Calls of the kind: all, those with the connection, those after the last one, and
         // those that are both.
         let (mut all, mut with, mut after, mut both) = (0.5, 0.5, 0.0, 0.0);
-        for (known, row) in self.known.iter().zip(&self.after) {
+        for ((known, row), sum) in self.known.iter().zip(&self.after).zip(&self.sums) {
             if known.is_of_kind_of(next) {
-                let mut sum = 0.0;
-                for (at, count) in row.iter().enumerate() {
-                    sum += count;
-                    if at == last {
-                        after += count;
-                        if *known == next {
-                            both = *count;
-                        }
-                    }
-                }
+                let count = row.get(last).copied().unwrap_or_default();
+                after += count;
                 all += sum + 0.5;
                 if *known == next {
+                    both = count;
                     with += sum;
                 }
             }
@@ -152,12 +150,14 @@ impl Table {
         }
         let at = self.first;
         self.first = (at + 1) % MOST;
-        for (n, (known, row)) in self.known.iter_mut().zip(&mut self.after).enumerate() {
+        let rows = self.known.iter_mut().zip(&mut self.after);
+        for (n, ((known, row), sum)) in rows.zip(&mut self.sums).enumerate() {
             if n == at {
                 *known = connection;
                 *row = [0.0; MOST];
+                *sum = 0.0;
             } else if let Some(count) = row.get_mut(at) {
-                *count = 0.0;
+                *sum -= std::mem::take(count);
             }
         }
         at
