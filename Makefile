@@ -400,16 +400,16 @@ BENCH ?= --rounds 20 --markdown docs/benchmarks.md
 INSTRUCTIONS ?= --markdown docs/benchmarks.md
 EMPTY := target/$(TARGET)/release/b3relay_bench_empty.wasm
 .PHONY: bench
-bench: valgrind $(EMPTY) $(WASM) $(TOOLS)/venv/.done ## What the filter costs, beside none, an empty one and Lua, in CPU time and in instructions (needs wrk and valgrind, about 15 min); writes docs/benchmarks.md
+bench: valgrind $(EMPTY) $(WASM) $(TOOLS)/venv/.done ## What the filter costs, beside none, an empty one and Lua, in CPU time and in instructions (needs wrk and valgrind, about 25 min); writes docs/benchmarks.md
 	@command -v wrk >/dev/null || { echo 'b3relay: wrk is missing (Debian: wrk)'; exit 1; }
-	$(call say,bench: instructions$(comma) counted by valgrind; about 5 minutes)
+	$(call say,bench: instructions$(comma) counted by valgrind; about 15 minutes)
 	$(PYTHON) -m bench.instructions $(INSTRUCTIONS)
 	$(call say,bench: real Envoys$(comma) interleaved; about 9 minutes; leave the machine alone meanwhile)
 	$(PYTHON) -m bench.run $(BENCH)
 
 .PHONY: bench-instructions
-bench-instructions: valgrind $(EMPTY) $(WASM) $(TOOLS)/venv/.done ## The main figures of that, in instructions, beside those that are kept: fails if one grew by a tenth (needs valgrind, about 2 min)
-	$(call say,bench: instructions$(comma) counted by valgrind; about 2 minutes)
+bench-instructions: valgrind $(EMPTY) $(WASM) $(TOOLS)/venv/.done ## The main figures of that, in instructions, beside those that are kept: fails if one grew by a tenth (needs valgrind, about 3 min)
+	$(call say,bench: instructions$(comma) counted by valgrind; about 3 minutes$(comma) 9 if one seems to have grown)
 	$(PYTHON) -m pytest -q tests/bench
 	$(PYTHON) -m bench.instructions --short
 

@@ -3,8 +3,9 @@
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Self
 
 from bench import figures
@@ -66,9 +67,19 @@ class Figures:
 _NUMBERS = ("counts", "calls")
 
 
-def grown(now: Figures, kept: Figures) -> list[str]:
-    """Paths of b3relay that cost more than the figures that are kept allow."""
-    found = []
+def middle(measured: Sequence[Figures]) -> Figures:
+    """The medians of the instructions of one module in several Envoys."""
+    first = measured[0]
+    counts: dict[int, Counts] = {}
+    for workers, scene, route in _cells(first):
+        found = [each.counts[workers][scene][route] for each in measured]
+        counts.setdefault(workers, {}).setdefault(scene, {})[route] = round(median(found))
+    return Figures(first.of, counts, first.calls)
+
+
+def grown(now: Figures, kept: Figures) -> dict[str, str]:
+    """Paths of b3relay that cost more than the figures that are kept allow, and by how much."""
+    found = {}
     compared = 0
     for workers, scene, route in _cells(now):
         added, before = (each.added(workers, scene, route) for each in (now, kept))
@@ -76,7 +87,7 @@ def grown(now: Figures, kept: Figures) -> list[str]:
             continue
         compared += 1
         if added > GROWTH * before:
-            found.append(f"{scene}, {route}, workers: {workers}: {_k(before)} -> {_k(added)}")
+            found[f"{scene}, {route}, workers: {workers}"] = f"{_k(before)} -> {_k(added)}"
     if not compared:
         raise MeshError(f"nothing could be compared with {KEPT.name}")
     return found

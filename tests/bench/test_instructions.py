@@ -5,7 +5,7 @@ from copy import deepcopy
 
 import pytest
 
-from bench.counts import KEPT, Figures, grown, rows
+from bench.counts import KEPT, Figures, grown, middle, rows
 from bench.figures import TARGETS
 from bench.instructions import VMS_MOST, envoys
 from bench.scenes import LONG, SHORT
@@ -19,17 +19,26 @@ def kept() -> Figures:
 def test_a_path_that_grew_by_more_than_a_tenth_is_told() -> None:
     before, now = kept(), kept()
     added = before.added(1, "asleep", "hit")
-    assert added is not None and grown(now, before) == []
+    assert added is not None and grown(now, before) == {}
     now.counts[1]["asleep"]["hit"] += round(0.09 * added)
-    assert grown(now, before) == []
+    assert grown(now, before) == {}
     now.counts[1]["asleep"]["hit"] += round(0.02 * added)
-    assert [path[: path.index(":")] for path in grown(now, before)] == ["asleep, hit, workers"]
+    assert list(grown(now, before)) == ["asleep, hit, workers: 1"]
+
+
+def test_the_middle_of_several_envoys_counts() -> None:
+    several = [kept() for _ in range(3)]
+    for by, each in zip((-900, 500, 100), several, strict=True):
+        each.counts[8]["asleep"]["hit"] += by
+    found = middle(several)
+    assert found.counts[8]["asleep"]["hit"] == kept().counts[8]["asleep"]["hit"] + 100
+    assert {**found.counts, 8: None} == {**kept().counts, 8: None}
 
 
 def test_what_others_cost_is_not_judged() -> None:
     now = kept()
     now.counts[1]["lua"]["hit"] *= 2
-    assert grown(now, kept()) == []
+    assert grown(now, kept()) == {}
 
 
 def test_figures_that_have_nothing_in_common_are_an_error() -> None:
