@@ -47,7 +47,9 @@ fn the_context_is_copied_in_the_form_it_came_in() {
     for form in formats {
         let sidecar = sidecar();
         sidecar.inbound(&[&[ID], form].concat());
-        assert_b3(&sidecar.outbound(&[ID]), Decision::Copied, form);
+        let seen = sidecar.outbound(&[ID]);
+        assert_b3(&seen, Decision::Copied, form);
+        assert_headers(&seen, &W3C, &[]);
         // Every call of the request gets it.
         assert_b3(
             &sidecar.outbound(&[ID, "accept: */*"]),

@@ -113,6 +113,51 @@ fn the_older_form_is_told() {
     assert_eq!(checked(&with(&[another])), (none, None));
 }
 
+/// Values are looked at up to a size, the last one of which is still good.
+#[test]
+fn what_is_too_long_begins_where_the_rules_say() {
+    let rules = |lines: &[String]| {
+        let map = map(&lines.iter().map(|line| support::header(line)).collect());
+        let headers = TraceHeaders::read(Pairs::new(&map), &Wanted::default());
+        let found = check(&headers).findings;
+        let rules = found.iter().map(|found| found.rule);
+        rules.filter(|rule| *rule != Rule::R01).collect::<Vec<_>>()
+    };
+    let opaque = |length: usize| format!("x-ot-span-context: {}", "a".repeat(length));
+    assert_eq!(rules(&[opaque(1024)]), []);
+    assert_eq!(rules(&[opaque(1025)]), [Rule::O01]);
+    assert_eq!(rules(&[opaque(3), opaque(3)]), [Rule::O01]);
+    // The same trace ID again and again, and spaces.
+    let joined = |length: usize| {
+        let ids = vec!["48485a3953bb6124"; 30].join(",");
+        let spaces = " ".repeat(length - ids.len());
+        let (first, rest) = ids.split_once(',').unwrap();
+        [
+            format!("x-b3-traceid: {first},{spaces}{rest}"),
+            "x-b3-spanid: a2fb4a1d1a96d312".to_string(),
+            "x-b3-sampled: 1".to_string(),
+        ]
+    };
+    assert_eq!(rules(&joined(512)), [Rule::L12]);
+    assert!(rules(&joined(513)).contains(&Rule::L03));
+}
+
+/// A decision left open has no place for a parent in `b3`, so none is read.
+#[test]
+fn without_a_decision_two_formats_name_no_parent() {
+    let lines = [
+        "b3: 463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312",
+        "x-b3-traceid: 463ac35c9f6413ad48485a3953bb6124",
+        "x-b3-spanid: b2fb4a1d1a96d312",
+        "x-b3-parentspanid: a2fb4a1d1a96d312",
+    ];
+    let map = map(&support::headers(&lines));
+    let headers = TraceHeaders::read(Pairs::new(&map), &Wanted::default());
+    let ids = check(&headers).b3.ids.unwrap();
+    assert_eq!(ids.span.value(), 0xb2fb_4a1d_1a96_d312);
+    assert_eq!(ids.parent, None);
+}
+
 /// Every combination of both formats over few IDs: repair keeps the reading, leaves
 /// nothing to repair, and writes the newer of two spans into both formats.
 #[test]

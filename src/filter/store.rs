@@ -11,7 +11,6 @@ use crate::host::Host;
 use crate::metrics::Counter;
 use crate::relay::{StoredContext, W3cState};
 use crate::request_id;
-use crate::rules::Formats;
 use crate::store::Ticket;
 use crate::store::key::{self, Key};
 use std::borrow::Cow;
@@ -109,11 +108,7 @@ impl Filter {
             context,
             ..
         } = request;
-        let (mut stored, dropped) = StoredContext::of(headers, extracted, *context);
-        stored.formats = Formats {
-            w3c: written.formats.w3c && stored.b3.ids.is_some(),
-            ..written.formats
-        };
+        let (mut stored, dropped) = StoredContext::of(headers, written.formats, *context);
         // Whole, or not at all.
         if request.request_id.len() <= key::LONGEST {
             stored.request_id = request.request_id.to_vec();

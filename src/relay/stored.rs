@@ -4,7 +4,7 @@ use super::tracer::W3cState;
 use crate::b3::{B3, Ids, Sampling, SpanId, TraceId};
 use crate::bytes::{read_array, read_bytes};
 use crate::headers::{self, TraceHeaders};
-use crate::rules::{Extracted, Formats};
+use crate::rules::Formats;
 use crate::store::key;
 use crate::w3c::TraceParent;
 
@@ -42,8 +42,8 @@ pub struct StoredContext {
 }
 
 impl StoredContext {
-    /// From an inbound request with this context ([`crate::relay::newest`]). Also returns how many
-    /// headers had no room ([`COPIED_MOST`]).
+    /// From an inbound request with this context ([`crate::relay::newest`]), in these formats.
+    /// Also returns how many headers had no room ([`COPIED_MOST`]).
     ///
     /// A `traceparent` of the same trace is made anew for each call, with the
     /// span that the application serves the request in. One of another trace
@@ -51,11 +51,9 @@ impl StoredContext {
     /// an application would that forwards it.
     pub fn of(
         headers: &TraceHeaders<'_>,
-        checked: &Extracted<'_>,
+        formats: Formats,
         (b3, w3c_state): (B3, W3cState),
     ) -> (Self, usize) {
-        let mut formats = checked.formats;
-        formats.w3c &= b3.ids.is_some();
         let other = headers.traceparent.value();
         let other = other.filter(|_| w3c_state == W3cState::Other);
         let other = other.map(|value| (headers::TRACEPARENT.as_bytes(), value));
@@ -257,5 +255,87 @@ impl StoredContext {
             opaque: Vec::new(),
             copied: Vec::new(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::headers::{NamePattern, Wanted};
+
+    #[test]
+    fn whatever_is_encoded_is_decoded_to_the_same() {
+        let samplings = [
+            Sampling::Defer,
+            Sampling::Deny,
+            Sampling::Accept,
+            Sampling::Debug,
+        ];
+        let states = [
+            W3cState::Absent,
+            W3cState::Other,
+            W3cState::Stale,
+            W3cState::Current,
+        ];
+        let ids = |is_wide, parent| {
+            Some(Ids {
+                trace: TraceId::new(0x1234, is_wide)?,
+                span: SpanId::new(0x56)?,
+                parent: SpanId::new(parent),
+            })
+        };
+        let all_ids = [
+            None,
+            ids(false, 0),
+            ids(true, 0),
+            ids(false, 0x78),
+            ids(true, 0x78),
+        ];
+        assert!(all_ids.iter().skip(1).all(Option::is_some));
+        for (number, ids) in all_ids.into_iter().enumerate() {
+            for flags in 0..64_u8 {
+                let has = |bit: u8| flags & (1 << bit) != 0;
+                let at = usize::from(flags) + number;
+                let stored = StoredContext {
+                    b3: B3 {
+                        ids,
+                        sampling: samplings[at % 4],
+                    },
+                    formats: Formats {
+                        multi: has(0),
+                        single: has(1),
+                        w3c: has(2),
+                    },
+                    w3c_state: states[at / 4 % 4],
+                    has_clients_b3: has(3),
+                    is_callers: has(4),
+                    is_uncertain: has(5),
+                    request_id: vec![b'r'; at * 5 % 256],
+                    opaque: vec![("tracestate".to_string(), vec![0xff; at])],
+                    copied: vec![("n".repeat(255), vec![b'v'; 300]); number],
+                };
+                let (context, headers) = (stored.encode_context(), stored.encode_headers());
+                assert_eq!(StoredContext::decode(&context, &headers), Some(stored));
+                // Nor is it taken for another if it was cut.
+                let cut = context.split_last().map(|(_, cut)| cut);
+                assert_eq!(cut.and_then(StoredContext::decode_context), None);
+            }
+        }
+    }
+
+    #[test]
+    fn a_header_whose_name_is_too_long_is_dropped_and_counted() {
+        let names = [255, 256].map(|length| "n".repeat(length));
+        let pairs = names.iter().map(|name| (name.as_bytes(), &b"v"[..]));
+        let wanted = Wanted {
+            copy: vec![NamePattern::Prefix("n".to_string())],
+            ..Wanted::default()
+        };
+        let read = TraceHeaders::read(pairs, &wanted);
+        let context = (B3::default(), W3cState::Absent);
+        let (stored, dropped) = StoredContext::of(&read, Formats::default(), context);
+        assert_eq!(dropped, 1);
+        assert_eq!(stored.copied.len(), 1);
+        assert_eq!(stored.copied[0].0.len(), 255);
     }
 }

@@ -92,3 +92,54 @@ pub fn newest(checked: &Extracted<'_>, tracer: Option<Tracer>) -> (B3, W3cState)
         (b3, W3cState::Stale)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::headers::Wanted;
+    use crate::rules::check;
+
+    const TRACE: (&str, &str) = ("x-b3-traceid", "463ac35c9f6413ad48485a3953bb6124");
+    const SPAN: (&str, &str) = ("x-b3-spanid", "a2fb4a1d1a96d312");
+    const SINGLE: (&str, &str) = ("b3", "463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312");
+    const SAME_SPAN: (&str, &str) = (
+        "traceparent",
+        "00-463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-01",
+    );
+    const OLDER: (&str, &str) = (
+        "traceparent",
+        "00-463ac35c9f6413ad48485a3953bb6124-0020000000000001-01",
+    );
+
+    #[track_caller]
+    fn assert_shown(headers: &[(&str, &str)], tracer: Option<Tracer>) {
+        let pairs = headers.iter().map(|(n, v)| (n.as_bytes(), v.as_bytes()));
+        let read = TraceHeaders::read(pairs, &Wanted::default());
+        assert_eq!(Tracer::shown(&read, &check(&read)), tracer, "{headers:?}");
+    }
+
+    #[test]
+    fn one_format_alone_shows_its_tracer() {
+        assert_shown(&[TRACE, SPAN], Some(Tracer::B3));
+        assert_shown(&[SINGLE], Some(Tracer::B3));
+        assert_shown(&[SAME_SPAN], Some(Tracer::W3c));
+        assert_shown(&[], None);
+        // The other one is there, and nobody knows what it says.
+        assert_shown(&[TRACE, SPAN, ("traceparent", "00-1")], None);
+        assert_shown(&[SAME_SPAN, ("x-b3-sampled", "1")], None);
+        assert_shown(&[SAME_SPAN, ("b3", "1")], None);
+    }
+
+    #[test]
+    fn two_formats_show_it_by_their_spans() {
+        let parent = ("x-b3-parentspanid", "0020000000000001");
+        let empty_state = ("tracestate", "");
+        assert_shown(&[TRACE, SPAN, SAME_SPAN], Some(Tracer::Both));
+        assert_shown(&[SINGLE, SAME_SPAN], Some(Tracer::Both));
+        assert_shown(&[TRACE, SPAN, parent, OLDER], Some(Tracer::B3));
+        assert_shown(&[TRACE, SPAN, OLDER, empty_state], Some(Tracer::W3c));
+        assert_shown(&[TRACE, SPAN, OLDER], None);
+        let other_parent = ("x-b3-parentspanid", "0030000000000001");
+        assert_shown(&[TRACE, SPAN, other_parent, OLDER, empty_state], None);
+    }
+}

@@ -122,7 +122,7 @@ fuzz_target!(|input: &[u8]| {
     let bytes = map(&given);
     let read = TraceHeaders::read(Pairs::new(&bytes), &Wanted::default());
     let checked = check(&read);
-    let (remembered, _) = StoredContext::of(&read, &checked, newest(&checked, None));
+    let (remembered, _) = StoredContext::of(&read, checked.formats, newest(&checked, None));
     let (context, headers) = (remembered.encode_context(), remembered.encode_headers());
     assert_eq!(StoredContext::decode(&context, &headers), Some(remembered));
 });
