@@ -348,6 +348,12 @@ accuracy-siblings: $(WASM) $(TOOLS)/venv/.done ## 100,000 calls of requests of o
 	$(call say,siblings: 100$(comma)000 calls through real Envoys with 1 to 4 workers; about 2 minutes)
 	$(PYTHON) -m load.siblings $(SIBLINGS)
 
+COST ?= --rounds 4 --markdown docs/attribution.md
+.PHONY: accuracy-cost
+accuracy-cost: go $(WASM) $(TOOLS)/venv/.accuracy-done ## What attribution costs an Envoy, in CPU time, and what its learning does (Go, 10 min; leave the machine alone meanwhile); writes into docs/attribution.md
+	$(call say,cost: real Envoys that differ in attribution alone$(comma) about 10 minutes)
+	$(PYTHON) -m accuracy.cost $(COST)
+
 SIMULATOR := tests/accuracy/sim/Cargo.toml
 SIMULATED ?= --markdown=docs/accuracy-simulated.md
 FIGURES := target/accuracy-simulated.json

@@ -67,3 +67,73 @@ pub fn rewrite(headers: &TraceHeaders<'_>, injection: &Injection, unchanged: For
     }
     edits
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::headers::Wanted;
+    use crate::rules::check;
+
+    const W3C: (&str, &str) = (
+        "traceparent",
+        "00-463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-01",
+    );
+    const ALL: [(&str, &str); 6] = [
+        ("x-b3-traceid", "463ac35c9f6413ad48485a3953bb6124"),
+        ("x-b3-spanid", "a2fb4a1d1a96d312"),
+        ("x-b3-parentspanid", "0020000000000001"),
+        ("x-b3-sampled", "1"),
+        (
+            "b3",
+            "463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1-0020000000000001",
+        ),
+        W3C,
+    ];
+
+    /// The names in the edits that make such a request say what it says in all formats.
+    fn edited(headers: &[(&str, &str)], replaces_traceparent: bool) -> Vec<String> {
+        let pairs = headers.iter().map(|(n, v)| (n.as_bytes(), v.as_bytes()));
+        let read = TraceHeaders::read(pairs, &Wanted::default());
+        let injection = Injection {
+            b3: check(&read).b3,
+            formats: Formats {
+                multi: true,
+                single: true,
+                w3c: true,
+            },
+            replaces_traceparent,
+            deferred: None,
+        };
+        let edits = rewrite(&read, &injection, Formats::default());
+        edits.iter().map(|edit| edit.name().to_string()).collect()
+    }
+
+    #[test]
+    fn what_is_right_already_is_not_written_again() {
+        for replaces_traceparent in [false, true] {
+            assert_eq!(edited(&ALL, replaces_traceparent), [""; 0]);
+        }
+    }
+
+    #[test]
+    fn what_is_there_twice_is_written_once() {
+        for (at, again) in ALL.into_iter().enumerate().take(5) {
+            let twice = [&ALL[..], &[again]].concat();
+            assert_eq!(edited(&twice, false), [ALL[at].0]);
+        }
+        let twice = [&ALL[..], &[W3C]].concat();
+        assert_eq!(edited(&twice, false), [""; 0]);
+        assert_eq!(edited(&twice, true), ["traceparent"]);
+    }
+
+    #[test]
+    fn a_traceparent_that_is_there_is_replaced_only_if_it_is_to_be() {
+        let other = (
+            "traceparent",
+            "00-463ac35c9f6413ad48485a3953bb6124-1111111111111111-01",
+        );
+        let given = [&ALL[..5], &[other]].concat();
+        assert_eq!(edited(&given, false), [""; 0]);
+        assert_eq!(edited(&given, true), ["traceparent"]);
+    }
+}

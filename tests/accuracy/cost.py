@@ -4,7 +4,8 @@
 
 Pods that differ in the filter alone serve the same load one after the other, in another order
 in every round: eight requests at once, of an application in Go that forwards nothing. `inferred`
-studies the first 1500 requests; after those it does not, for another 2000.
+studies the first 1500 requests; after those it does not, for another 2000, and then from time
+to time.
 """
 
 import argparse
@@ -23,15 +24,15 @@ from mesh.procs import MeshError, Processes
 
 CONFIGS: Mapping[str, Mapping[str, object] | None] = {
     "no filter": None,
-    "off": {"attribution": "off"},
     "exclusive": {"attribution": "exclusive"},
     "inferred": {"attribution": "inferred"},
 }
 CLIENTS = 8
 # Until the callee answers: eight clients then ask about 200 times a second.
 CALL_MS = 22.0
-# So many requests while `inferred` learns, and so many more after it has.
-PARTS = {"learning": 2000, "after": 1500}
+# So many requests while `inferred` learns, so many after it has, and so many later on.
+PARTS = {"learning": 2000, "after": 1500, "later": 5000}
+NAMES = {"learning": ", in the first requests", "after": "", "later": ", later on"}
 
 
 @dataclass(frozen=True)
@@ -91,32 +92,37 @@ class Costs:
             "|  | CPU of Envoy, µs per request with its calls | more than no filter | calls right |",
             "|---|---|---|---|",
         ]
-        for part, name in (("learning", "inferred"), *(("after", name) for name in CONFIGS)):
+        cells = [("after", name) for name in CONFIGS]
+        for part, name in (*cells, ("learning", "inferred"), ("later", "inferred")):
             rows = self.found[part, name]
             right = sum(cost.right for cost in rows) / sum(cost.calls for cost in rows)
             more = "" if name == "no filter" else _spread(self._more(part, name, "no filter"))
             label = name if name == "no filter" else f"`{name}`"
-            label += ", while it learns" if part == "learning" else ""
             each = fmean(cost.each_us for cost in rows)
-            lines.append(f"| {label} | {each:.0f} | {more} | {right:.0%} |")
+            lines.append(f"| {label}{NAMES[part]} | {each:.0f} | {more} | {right:.0%} |")
         inferred, exclusive = (
             fmean(self._more("after", name, "no filter")) for name in ("inferred", "exclusive")
         )
-        # Beside `exclusive`, before and after, so that what a new pod costs is none of it.
-        learning = [
-            100 * cost.rate * (first - last) / 1e6
-            for cost, first, last in zip(
-                self.found["learning", "inferred"],
-                self._more("learning", "inferred", "exclusive"),
-                self._more("after", "inferred", "exclusive"),
-                strict=True,
-            )
-        ]
         return [
             *lines,
             "",
-            f"`inferred` adds {inferred / exclusive:.2f} times what `exclusive` adds. In the first"
-            f" {PARTS['learning']} requests, learning takes {_spread(learning, 1)} % of a core.",
+            f"`inferred` adds {inferred / exclusive:.2f} times what `exclusive` adds. Learning takes"
+            f" {_spread(self._learning('learning'), 1)} % of a core in the first"
+            f" {PARTS['learning']} requests, and {_spread(self._learning('later'), 1)} % in the last"
+            f" {PARTS['later']}.",
+        ]
+
+    def _learning(self, part: str) -> list[float]:
+        """Per cent of a core: beside `exclusive`, so that what a new pod costs is none of it,
+        and beside itself when it does not learn."""
+        return [
+            100 * cost.rate * (here - without) / 1e6
+            for cost, here, without in zip(
+                self.found[part, "inferred"],
+                self._more(part, "inferred", "exclusive"),
+                self._more("after", "inferred", "exclusive"),
+                strict=True,
+            )
         ]
 
     def _more(self, part: str, name: str, other: str) -> list[float]:
