@@ -1,11 +1,14 @@
 //! Inferred attribution learns an application that is under load from its first request on.
 
-#![allow(clippy::indexing_slicing)]
+#![allow(clippy::indexing_slicing, clippy::unwrap_used)]
 
 use b3relay::attribution::Call;
 use b3relay::attribution::look_back::LeftAlone;
 use b3relay::attribution::signature::Token;
 use b3relay::attribution::tracker::Tracker;
+use b3relay::filter::WorkerState;
+use b3relay::store::key::Key;
+use b3relay::store::{InMemory, Limits};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 
@@ -77,17 +80,39 @@ enum Next {
 /// What came of the calls: right, left alone, wrong, by thousands of requests.
 type Tally = Vec<[u32; 3]>;
 
+/// What a sidecar sees.
+#[derive(Clone, Copy)]
+enum Event {
+    /// A request, and its route.
+    Begun(u64, u32),
+    Ended(u64),
+    /// A call, its request, and its kind.
+    Called(u64, u64, u32),
+    Returned(u64),
+}
+
 /// Runs an application until so many requests have begun. Returns what came of its calls,
 /// how many of those that were left alone were given to the right and to a wrong request when
 /// that ended, and how many slices of learning it took.
 fn run(app: &App, requests: u64, seed: u64) -> (Tally, [u32; 2], u32) {
+    let (tally, looked_back, slices, _) = run_and_record(app, requests, seed);
+    (tally, looked_back, slices)
+}
+
+/// The same, with what there was to see, and when.
+fn run_and_record(
+    app: &App,
+    requests: u64,
+    seed: u64,
+) -> (Tally, [u32; 2], u32, Vec<(u64, Event)>) {
     const RUN_US: u64 = 300;
     const CALL_US: u64 = 10_000;
     let mut random = Random(seed);
     let mut tracker = Tracker::default();
-    tracker.infer(true);
+    tracker.infer(WRONG);
     let mut queue = BinaryHeap::new();
     let (mut begun, mut numbers, mut slices) = (0u64, 0u64, 0u32);
+    let mut seen = Vec::new();
     let (mut made, mut looked_back) = (HashMap::new(), [0; 2]);
     let mut at: HashMap<u64, (usize, usize)> = HashMap::new();
     let (mut waiting, mut ready) = (VecDeque::new(), VecDeque::new());
@@ -128,6 +153,7 @@ fn run(app: &App, requests: u64, seed: u64) -> (Tally, [u32; 2], u32) {
                 at.insert(numbers, (route, 0));
                 let tokens = tokens(numbers);
                 tracker.begin(now, numbers, 0, route as u32 + 100, tokens);
+                seen.push((now, Event::Begun(numbers, route as u32 + 100)));
                 match serving < threads {
                     true => {
                         serving += 1;
@@ -154,7 +180,8 @@ fn run(app: &App, requests: u64, seed: u64) -> (Tally, [u32; 2], u32) {
                             tokens: tokens(request),
                             port: 0,
                         };
-                        let verdict = tracker.call(now, numbers, &call, owner, WRONG);
+                        let verdict = tracker.call(now, numbers, &call, owner);
+                        seen.push((now, Event::Called(numbers, request, *kind)));
                         let class = match verdict {
                             Some(verdict) if verdict.request == request => 0,
                             None => {
@@ -178,6 +205,7 @@ fn run(app: &App, requests: u64, seed: u64) -> (Tally, [u32; 2], u32) {
                     None => {
                         at.remove(&request);
                         tracker.end(now, request);
+                        seen.push((now, Event::Ended(request)));
                         for told in tracker.take_told() {
                             let is_right = made.remove(&told.call.call) == Some(told.request);
                             looked_back[usize::from(!is_right)] += 1;
@@ -194,6 +222,7 @@ fn run(app: &App, requests: u64, seed: u64) -> (Tally, [u32; 2], u32) {
             }
             Next::Returned(call, request) => {
                 tracker.call_end(now, call);
+                seen.push((now, Event::Returned(call)));
                 runs.push(request);
             }
         }
@@ -207,7 +236,104 @@ fn run(app: &App, requests: u64, seed: u64) -> (Tally, [u32; 2], u32) {
             }
         }
     }
-    (tally, looked_back, slices)
+    (tally, looked_back, slices, seen)
+}
+
+/// What the workers of one sidecar make of what they see, each of a part of it. Returns what
+/// came of the calls as [`run`] does.
+fn share_out(events: &[(u64, Event)], workers: usize, requests: u64) -> Tally {
+    let data = InMemory::default();
+    let limits = Limits::for_capacity(1000, 1, 1000);
+    let open = |n: usize| WorkerState::open(&data, n as u64 + 1);
+    let mut all: Vec<WorkerState> = (0..workers).map(open).collect();
+    let mut random = Random(7);
+    let (mut tickets, mut calls) = (HashMap::new(), HashMap::new());
+    let mut tally: Tally = vec![[0; 3]; requests.div_ceil(1000) as usize];
+    let (mut begun, mut tick_us) = (0, 1_000_000);
+    for (now, event) in events {
+        let (now, now_ms) = (*now, *now / 1000);
+        while tick_us <= now {
+            for WorkerState {
+                store, attribution, ..
+            } in &mut all
+            {
+                attribution.learn();
+                if tick_us % 1_000_000 == 0 {
+                    store.tick(&data, tick_us / 1000);
+                    attribution.tick(store, &data, tick_us);
+                }
+            }
+            tick_us += 50_000;
+        }
+        let at = random.below(workers as u64) as usize;
+        match *event {
+            Event::Begun(request, route) => {
+                begun += 1;
+                let WorkerState {
+                    store, attribution, ..
+                } = &mut all[at];
+                let mut name = [0; 16];
+                name[..8].copy_from_slice(&random.next().to_le_bytes());
+                let key = Key::unnamed(name);
+                let context = request.to_le_bytes();
+                let stored = store.insert(&data, limits, now_ms, &[key], &context, &[]);
+                assert!(stored.stored);
+                attribution.begin(store, &data, now, &stored.ticket, route, vec![]);
+                tickets.insert(request, (at, stored.ticket));
+            }
+            Event::Ended(request) => {
+                let (at, ticket) = tickets.remove(&request).unwrap();
+                let WorkerState {
+                    store, attribution, ..
+                } = &mut all[at];
+                attribution.end(store, &data, now, &ticket, true);
+                store.end(&data, limits, now_ms, ticket);
+            }
+            Event::Called(call, request, kind) => {
+                let WorkerState {
+                    store, attribution, ..
+                } = &mut all[at];
+                store.refresh(&data, || now_ms);
+                let what = Call {
+                    kind: [kind, 9],
+                    tokens: vec![],
+                    port: 0,
+                };
+                let (number, judged) = attribution.judge(store, &data, now, what, WRONG);
+                calls.insert(call, (at, number.unwrap()));
+                let class = match judged {
+                    Some((_, found)) if found.context == request.to_le_bytes() => 0,
+                    None => 1,
+                    Some(_) => 2,
+                };
+                tally[(begun - 1) / 1000][class] += 1;
+            }
+            Event::Returned(call) => {
+                let (at, number) = calls.remove(&call).unwrap();
+                let WorkerState {
+                    store, attribution, ..
+                } = &mut all[at];
+                attribution.returned(store, &data, now, number);
+            }
+        }
+    }
+    tally
+}
+
+/// Each judges a part of the calls, and knows what became of all.
+#[test]
+fn several_workers_do_as_well_as_one() {
+    let (_, _, _, events) = run_and_record(&App::default(), 3_000, 0);
+    for workers in [1, 2, 4, 8] {
+        let tally = share_out(&events, workers, 3_000);
+        let (right, _) = shares(&tally[2..]);
+        let (_, wrong) = shares(&tally);
+        assert!(
+            right > 0.8,
+            "{workers} workers: {right:.3} right: {tally:?}"
+        );
+        assert!(wrong <= 1.5 * WRONG, "{workers} workers: {wrong:.4} wrong");
+    }
 }
 
 /// Right and wrong as parts of all calls of some thousands.
@@ -303,7 +429,7 @@ fn nothing_that_happens_is_too_odd() {
     let mut random = Random(1);
     for world in 0..20 {
         let mut tracker = Tracker::default();
-        tracker.infer(true);
+        tracker.infer(WRONG);
         let mut now = 1_000_000;
         for _ in 0..8_000 {
             now += random.below(500);
@@ -320,7 +446,7 @@ fn nothing_that_happens_is_too_odd() {
                         tokens: vec![],
                         port: random.below(100) as u16,
                     };
-                    tracker.call(now, 100 + number, &call, owner, WRONG);
+                    tracker.call(now, 100 + number, &call, owner);
                 }
                 5 => tracker.call_end(now, 100 + number),
                 6 => {

@@ -187,7 +187,7 @@ impl Attribution {
         call: Call,
         wrong: f64,
     ) -> (Option<u64>, Option<(Verdict, Found)>) {
-        self.tracker.infer(wrong > 0.0);
+        self.tracker.infer(wrong);
         self.wake(data, now_us);
         self.judged_us = now_us;
         let Some(worker) = self.writer(store, data, now_us).map(|w| w.worker()) else {
@@ -197,9 +197,7 @@ impl Attribution {
         self.read_journals(&store.known_workers(), data, now_us);
         self.called_while_idle(now_us);
         let id = self.number_call();
-        let verdict = self
-            .tracker
-            .call(now_us, number(worker, id), &call, None, wrong);
+        let verdict = self.tracker.call(now_us, number(worker, id), &call, None);
         let event = Event::Call {
             number: id,
             call,
@@ -389,7 +387,7 @@ impl Attribution {
                 }
                 let owner = owner.map(|(worker, request)| number(worker, request));
                 let id = number(worker, id);
-                self.tracker.call(at_us, id, &call, owner, 0.0);
+                self.tracker.call(at_us, id, &call, owner);
             }
             Event::CallEnd { call } => self.tracker.call_end(at_us, number(worker, call)),
         }

@@ -45,16 +45,21 @@ pub struct Tracker {
     exclusive: Exclusive,
     /// From when on it was wanted.
     inferred: Option<Inferred>,
-    /// It is wanted now.
-    infers: bool,
+    /// The part of all calls that may be given to a wrong request, from 0 to 1; 0 if it is not
+    /// wanted now.
+    wrong: f64,
 }
 
 impl Tracker {
-    /// Whether calls are judged while several requests are in flight, too. If not, which is
-    /// the default, such calls cost next to nothing.
-    pub fn infer(&mut self, infers: bool) {
-        self.infers = infers;
-        if infers && self.inferred.is_none() {
+    /// Calls are judged while several requests are in flight, too, so that no more than this
+    /// part of all calls, from 0 to 1, is given to a wrong request. With 0, which is the
+    /// default, such calls cost next to nothing.
+    ///
+    /// It is the same for the calls of all workers: what is known of the verdicts on all of
+    /// them decides which are good enough.
+    pub fn infer(&mut self, wrong: f64) {
+        self.wrong = wrong;
+        if wrong > 0.0 && self.inferred.is_none() {
             let mut inferred = Inferred::default();
             for request in self.in_flight.tracked() {
                 inferred.begin(request.began_us, Some(request), false, Vec::new());
@@ -123,8 +128,7 @@ impl Tracker {
     }
 
     /// A call has begun, of this number and this signature. `owner`: the request that it is
-    /// known to belong to, by other means. `wrong`: the part of all calls that may be given to
-    /// a wrong request, from 0 to 1.
+    /// known to belong to, by other means.
     ///
     /// Returns the request that it belongs to; `None` if that is not sure, or was known.
     pub fn call(
@@ -133,7 +137,6 @@ impl Tracker {
         call: u64,
         what: &Call,
         owner: Option<u64>,
-        wrong: f64,
     ) -> Option<Verdict> {
         self.pass(now_us);
         let [kind, class] = self.kind(what.kind);
@@ -156,7 +159,7 @@ impl Tracker {
             _ => None,
         };
         match &mut self.inferred {
-            Some(inferred) if self.infers => {
+            Some(inferred) if self.wrong > 0.0 => {
                 let call = NewCall {
                     number: call,
                     kind,
@@ -168,7 +171,10 @@ impl Tracker {
                         inferred.called(now_us, call, owner);
                         None
                     }
-                    None => inferred.judge(now_us, call, &mut self.in_flight, exclusive, wrong),
+                    None => {
+                        let in_flight = &mut self.in_flight;
+                        inferred.judge(now_us, call, in_flight, exclusive, self.wrong)
+                    }
                 }
             }
             inferred => {

@@ -513,7 +513,7 @@ impl<'a> Sim<'a> {
             tokens: Vec::new(),
             port: 0,
         };
-        let verdict = self.tracker.call(self.now, self.ids, &call, None, 0.0);
+        let verdict = self.tracker.call(self.now, self.ids, &call, None);
         let given = verdict.map(|verdict| {
             assert_eq!(verdict.basis, Basis::Exclusive);
             verdict.request

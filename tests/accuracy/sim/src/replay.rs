@@ -56,7 +56,7 @@ pub fn replay(
     }
     events.sort();
     let mut tracker = Tracker::default();
-    tracker.infer(true);
+    tracker.infer(wrong);
     let mut requests: HashMap<u64, u64> = HashMap::new();
     let mut seen = 0;
     // Right, left alone, wrong.
@@ -84,7 +84,7 @@ pub fn replay(
                 let kind = signature::kind(b"POST", row.host.as_bytes(), row.path.as_bytes());
                 let (tokens, port) = (tokens(), row.port);
                 let call = Call { kind, tokens, port };
-                let verdict = tracker.call(us, id, &call, None, wrong);
+                let verdict = tracker.call(us, id, &call, None);
                 let truth = row.request.and_then(|request| requests.get(&request));
                 let mut before = 0;
                 let stage = stages.iter().position(|(_, size)| {

@@ -155,7 +155,6 @@ struct Judge {
     begun: usize,
     window: Window,
     tally: Tally,
-    wrong: f64,
 }
 
 fn tokens(token: u32) -> Vec<Token> {
@@ -201,9 +200,9 @@ impl Judge {
             tokens: tokens(call.token),
             port: call.connection as u16,
         };
-        let sure = self.tracker.call(us, call.id, &what, told, self.wrong);
+        let sure = self.tracker.call(us, call.id, &what, told);
         what.tokens.clear();
-        let alone = self.exclusive.call(us, call.id, &what, told, 0.0);
+        let alone = self.exclusive.call(us, call.id, &what, told);
         if call.keyed {
             return;
         }
@@ -249,9 +248,8 @@ pub fn measure(app: &App, clients: usize, size: Size, seed: u64, wrong: f64) -> 
         begun: 0,
         window: Window::default(),
         tally: Tally::default(),
-        wrong,
     };
-    judge.tracker.infer(true);
+    judge.tracker.infer(wrong);
     let mut next_tick = events.first().map_or(0, |(us, _)| us + TICK_US);
     for (us, event) in events {
         while next_tick <= us {
