@@ -67,14 +67,19 @@ class Figures:
 _NUMBERS = ("counts", "calls")
 
 
-def middle(measured: Sequence[Figures]) -> Figures:
-    """The medians of the instructions of one module in several Envoys."""
+def middle(measured: Sequence[Mapping[int, Counts]]) -> dict[int, Counts]:
+    """The medians of what was counted in several Envoys, by number of workers."""
     first = measured[0]
-    counts: dict[int, Counts] = {}
-    for workers, scene, route in _cells(first):
-        found = [each.counts[workers][scene][route] for each in measured]
-        counts.setdefault(workers, {}).setdefault(scene, {})[route] = round(median(found))
-    return Figures(first.of, counts, first.calls)
+    return {
+        workers: {
+            scene: {
+                route: round(median(each[workers][scene][route] for each in measured))
+                for route in routes
+            }
+            for scene, routes in scenes.items()
+        }
+        for workers, scenes in first.items()
+    }
 
 
 def grown(now: Figures, kept: Figures) -> dict[str, str]:

@@ -88,17 +88,23 @@ def _of(module: Path, commit: str | None) -> str:
     return f"commit {commit}, module {module.stat().st_size} bytes, {tools}"
 
 
-def take(modules: Modules, plans: Mapping[int, Plan], commit: str | None) -> Figures:
-    """Counts everything that the plans name, in one Envoy each."""
+def count(modules: Modules, plans: Mapping[int, Plan]) -> dict[int, Counts]:
+    """The instructions of everything that the plans name, each scene in one Envoy."""
     counts: dict[int, Counts] = {}
-    calls: dict[int, Calls] = {}
     for workers, plan in plans.items():
         counts[workers] = {}
         for chosen in envoys(plan, workers):
             names = ", ".join(scene.name for scene in chosen)
             print(f"    workers: {workers}: {names} ...", file=sys.stderr, flush=True)
             counts[workers] |= measure(modules, chosen, workers)
-        calls[workers] = {
+    return counts
+
+
+def take(modules: Modules, plans: Mapping[int, Plan], several: int, commit: str | None) -> Figures:
+    """Counts in so many Envoys, and the host calls."""
+    counts = middle([count(modules, plans) for _ in range(several)])
+    calls: dict[int, Calls] = {
+        workers: {
             scene.name: {
                 route: hostcalls.count(modules.b3relay, scene, route, workers)
                 for route in scene.routes
@@ -106,6 +112,8 @@ def take(modules: Modules, plans: Mapping[int, Plan], commit: str | None) -> Fig
             for scene in scenes()
             if scene.name in OURS
         }
+        for workers in plans
+    }
     return Figures(_of(modules.b3relay, commit), counts, calls)
 
 
@@ -123,10 +131,8 @@ def main() -> int:
         raise MeshError("the empty filter is missing: run `make bench` once")
     kept = json.loads(KEPT.read_text()) if KEPT.is_file() else {}
     modules = Modules(b3relay=wasm_path(), empty=given.empty.resolve())
-    if given.short:
-        now = take(modules, SHORT, given.commit)
-    else:
-        now = middle([take(modules, LONG, given.commit) for _ in range(ENVOYS)])
+    plans, several = (SHORT, 1) if given.short else (LONG, ENVOYS)
+    now = take(modules, plans, several, given.commit)
     if given.as_before:
         kept = {"before": asdict(now), "now": asdict(now)}
     if not kept:
@@ -146,11 +152,11 @@ def main() -> int:
         write(given.markdown, "instructions", report(now, before))
         return 0
     found = grown(now, last)
-    for _ in range(1, ENVOYS):
+    for _ in range(several, ENVOYS):
         if not found:
             break
         print(f"\nb3relay: measured once more: {_named(found)}", flush=True)
-        again = grown(take(modules, SHORT, given.commit), last)
+        again = grown(replace(now, counts=count(modules, plans)), last)
         found = {path: how for path, how in again.items() if path in found}
     if found:
         print(f"b3relay: grew to more than {GROWTH} times what it was: {_named(found)}")

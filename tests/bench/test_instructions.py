@@ -27,12 +27,12 @@ def test_a_path_that_grew_by_more_than_a_tenth_is_told() -> None:
 
 
 def test_the_middle_of_several_envoys_counts() -> None:
-    several = [kept() for _ in range(3)]
+    several = [kept().counts for _ in range(3)]
     for by, each in zip((-900, 500, 100), several, strict=True):
-        each.counts[8]["asleep"]["hit"] += by
+        each[8]["asleep"]["hit"] += by
     found = middle(several)
-    assert found.counts[8]["asleep"]["hit"] == kept().counts[8]["asleep"]["hit"] + 100
-    assert {**found.counts, 8: None} == {**kept().counts, 8: None}
+    assert found[8]["asleep"]["hit"] == kept().counts[8]["asleep"]["hit"] + 100
+    assert {**found, 8: None} == {**kept().counts, 8: None}
 
 
 def test_what_others_cost_is_not_judged() -> None:
