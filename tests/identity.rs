@@ -13,13 +13,10 @@ mod support;
 use b3relay::config::Direction::{Inbound, Outbound};
 use b3relay::relay::Decision;
 use proptest::prelude::*;
-use support::{Headers, Seen, Sidecar, header, headers, only};
+use support::{Headers, ID, PROTO, Seen, Sidecar, header, headers, only};
 
 const COPY: &str = r#"{"copy_headers": ["x-tenant-*"]}"#;
-const ID: &str = "x-request-id: 0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
 const TRACE: &str = "463ac35c9f6413ad48485a3953bb6124";
-/// Envoy adds this to a call, and behind it the request ID that it makes up.
-const PROTO: &str = "x-forwarded-proto: http";
 const NEW_ID: &str = "x-request-id: 8e8a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
 
 fn span(n: usize) -> String {

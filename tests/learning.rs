@@ -8,7 +8,7 @@ use b3relay::attribution::signature::Token;
 use b3relay::attribution::tracker::Tracker;
 use b3relay::filter::WorkerState;
 use b3relay::store::key::Key;
-use b3relay::store::{InMemory, Limits};
+use b3relay::store::{InMemory, Limits, Ticket};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 
@@ -247,7 +247,8 @@ fn share_out(events: &[(u64, Event)], workers: usize, requests: u64) -> Tally {
     let open = |n: usize| WorkerState::open(&data, n as u64 + 1);
     let mut all: Vec<WorkerState> = (0..workers).map(open).collect();
     let mut random = Random(7);
-    let (mut tickets, mut calls) = (HashMap::new(), HashMap::new());
+    let mut tickets: HashMap<u64, (usize, Ticket)> = HashMap::new();
+    let mut calls: HashMap<u64, (usize, u64)> = HashMap::new();
     let mut tally: Tally = vec![[0; 3]; requests.div_ceil(1000) as usize];
     let (mut begun, mut tick_us) = (0, 1_000_000);
     for (now, event) in events {
@@ -265,13 +266,18 @@ fn share_out(events: &[(u64, Event)], workers: usize, requests: u64) -> Tally {
             }
             tick_us += 50_000;
         }
-        let at = random.below(workers as u64) as usize;
+        // A request, and a call, end where they began.
+        let at = match event {
+            Event::Ended(request) => tickets[request].0,
+            Event::Returned(call) => calls[call].0,
+            _ => random.below(workers as u64) as usize,
+        };
+        let WorkerState {
+            store, attribution, ..
+        } = &mut all[at];
         match *event {
             Event::Begun(request, route) => {
                 begun += 1;
-                let WorkerState {
-                    store, attribution, ..
-                } = &mut all[at];
                 let mut name = [0; 16];
                 name[..8].copy_from_slice(&random.next().to_le_bytes());
                 let key = Key::unnamed(name);
@@ -282,17 +288,11 @@ fn share_out(events: &[(u64, Event)], workers: usize, requests: u64) -> Tally {
                 tickets.insert(request, (at, stored.ticket));
             }
             Event::Ended(request) => {
-                let (at, ticket) = tickets.remove(&request).unwrap();
-                let WorkerState {
-                    store, attribution, ..
-                } = &mut all[at];
+                let (_, ticket) = tickets.remove(&request).unwrap();
                 attribution.end(store, &data, now, &ticket, true);
                 store.end(&data, limits, now_ms, ticket);
             }
             Event::Called(call, request, kind) => {
-                let WorkerState {
-                    store, attribution, ..
-                } = &mut all[at];
                 store.refresh(&data, || now_ms);
                 let what = Call {
                     kind: [kind, 9],
@@ -309,10 +309,7 @@ fn share_out(events: &[(u64, Event)], workers: usize, requests: u64) -> Tally {
                 tally[(begun - 1) / 1000][class] += 1;
             }
             Event::Returned(call) => {
-                let (at, number) = calls.remove(&call).unwrap();
-                let WorkerState {
-                    store, attribution, ..
-                } = &mut all[at];
+                let (_, number) = calls.remove(&call).unwrap();
                 attribution.returned(store, &data, now, number);
             }
         }
@@ -323,16 +320,22 @@ fn share_out(events: &[(u64, Event)], workers: usize, requests: u64) -> Tally {
 /// Each judges a part of the calls, and knows what became of all.
 #[test]
 fn several_workers_do_as_well_as_one() {
-    let (_, _, _, events) = run_and_record(&App::default(), 3_000, 0);
-    for workers in [1, 2, 4, 8] {
-        let tally = share_out(&events, workers, 3_000);
-        let (right, _) = shares(&tally[2..]);
-        let (_, wrong) = shares(&tally);
-        assert!(
-            right > 0.8,
-            "{workers} workers: {right:.3} right: {tally:?}"
-        );
-        assert!(wrong <= 1.5 * WRONG, "{workers} workers: {wrong:.4} wrong");
+    let event_loop = App {
+        cores: 1,
+        ..App::default()
+    };
+    for (app, seed) in [(App::default(), 0), (App::default(), 1), (event_loop, 0)] {
+        let (_, _, _, events) = run_and_record(&app, 3_000, seed);
+        for workers in [1, 2, 3, 4, 8] {
+            let tally = share_out(&events, workers, 3_000);
+            let (right, _) = shares(&tally[2..]);
+            let (_, wrong) = shares(&tally);
+            assert!(
+                right > 0.8,
+                "{workers} workers: {right:.3} right: {tally:?}"
+            );
+            assert!(wrong <= 1.5 * WRONG, "{workers} workers: {wrong:.4} wrong");
+        }
     }
 }
 

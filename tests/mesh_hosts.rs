@@ -14,12 +14,9 @@ use b3relay::config::Config;
 use b3relay::mesh_hosts::{Mesh, Routes, is_outside};
 use b3relay::relay::Decision;
 use serde::Deserialize;
-use support::{Seen, Sidecar, only};
+use support::{ID, SPAN, Seen, Sidecar, TRACE, only};
 
-const ID: &str = "x-request-id: 0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
 const NEW_ID: &str = "x-request-id: 1f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
-const TRACE: &str = "x-b3-traceid: 463ac35c9f6413ad48485a3953bb6124";
-const SPAN: &str = "x-b3-spanid: a2fb4a1d1a96d312";
 const OTHER_SPAN: &str = "x-b3-spanid: 1111111111111111";
 const TRACEPARENT: &str = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-b7ad6b7169203331-01";
 const TENANT: &str = "x-tenant-id: 7";

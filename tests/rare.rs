@@ -10,19 +10,12 @@
 mod support;
 
 use b3relay::relay::Decision;
-use support::{Seen, Sidecar, headers, only};
+use support::{
+    ID, OTHER_ID, OTHER_SPAN, PARENT, PROTO, SAMPLED, SPAN, Seen, Sidecar, TRACE, TRACEPARENT,
+    headers, only,
+};
 
-const ID: &str = "x-request-id: 0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
-const OTHER_ID: &str = "x-request-id: 1f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
-/// Behind this, Envoy has made the request ID up.
-const PROTO: &str = "x-forwarded-proto: http";
-const TRACE: &str = "x-b3-traceid: 463ac35c9f6413ad48485a3953bb6124";
-const SPAN: &str = "x-b3-spanid: a2fb4a1d1a96d312";
-const OTHER_SPAN: &str = "x-b3-spanid: b2fb4a1d1a96d312";
-const PARENT: &str = "x-b3-parentspanid: 0020000000000001";
-const SAMPLED: &str = "x-b3-sampled: 1";
 const SINGLE: &str = "b3: 463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1";
-const TRACEPARENT: &str = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-01";
 /// With the span that is the parent of the other headers'.
 const OLDER: &str = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-0020000000000001-01";
 const ANOTHER: &str = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";

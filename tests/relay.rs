@@ -13,16 +13,13 @@ use b3relay::config::Direction;
 use b3relay::metrics::Counter;
 use b3relay::relay::Decision;
 use proptest::prelude::*;
-use support::{Headers, Seen, Sidecar, header, headers, only};
+use support::{
+    Headers, ID, OTHER_ID, OTHER_SPAN, PARENT, PROTO, SAMPLED, SPAN, Seen, Sidecar, TRACE,
+    TRACEPARENT, header, headers, only,
+};
 
-const ID: &str = "x-request-id: 0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
-const TRACE: &str = "x-b3-traceid: 463ac35c9f6413ad48485a3953bb6124";
-const SPAN: &str = "x-b3-spanid: a2fb4a1d1a96d312";
-const PARENT: &str = "x-b3-parentspanid: 0020000000000001";
-const SAMPLED: &str = "x-b3-sampled: 1";
 const SINGLE: &str = "b3: 463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1-0020000000000001";
 const OTHER_TRACE: &str = "x-b3-traceid: 563ac35c9f6413ad48485a3953bb6124";
-const OTHER_SPAN: &str = "x-b3-spanid: b2fb4a1d1a96d312";
 const B3: [&str; 2] = ["b3", "x-b3-"];
 
 fn sidecar() -> Sidecar {
@@ -555,11 +552,7 @@ fn enforce_answers_with_the_rule() {
     );
 }
 
-const TRACEPARENT: &str = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-01";
-const OTHER_ID: &str = "x-request-id: 1f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
 const GENERATED_ID: &str = "x-request-id: 8e8a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
-/// Envoy adds this to a call, and behind it the request ID that it makes up.
-const PROTO: &str = "x-forwarded-proto: http";
 const W3C: [&str; 2] = ["traceparent", "tracestate"];
 
 #[track_caller]

@@ -15,13 +15,8 @@ use b3relay::metrics::Counter;
 use b3relay::relay::Decision;
 use b3relay::spans::{Begun, Ended, Node, Recorder, Span};
 use serde_json::Value;
-use support::{Seen, Sidecar, headers, only};
+use support::{ID, PARENT, SAMPLED, SPAN, Seen, Sidecar, TRACE, headers, only};
 
-const ID: &str = "x-request-id: 0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
-const TRACE: &str = "x-b3-traceid: 463ac35c9f6413ad48485a3953bb6124";
-const SPAN: &str = "x-b3-spanid: a2fb4a1d1a96d312";
-const PARENT: &str = "x-b3-parentspanid: 0020000000000001";
-const SAMPLED: &str = "x-b3-sampled: 1";
 const SINGLE: &str = "b3: 463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1";
 const W3C: &str = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-01";
 const CONTEXT: [&str; 3] = ["b3", "x-b3-", "traceparent"];

@@ -12,17 +12,12 @@ mod support;
 
 use b3relay::config::Direction;
 use b3relay::relay::Decision;
-use support::{Seen, Sidecar, header, headers, only};
+use support::{
+    ID, OTHER_ID, PARENT, PROTO, SAMPLED, SPAN, Seen, Sidecar, TRACE, header, headers, only,
+};
 
-const ID: &str = "x-request-id: 0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
-const OTHER_ID: &str = "x-request-id: 1f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
-const PROTO: &str = "x-forwarded-proto: http";
 const NEW_ID: &str = "x-request-id: 8e8a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
 
-const TRACE: &str = "x-b3-traceid: 463ac35c9f6413ad48485a3953bb6124";
-const SPAN: &str = "x-b3-spanid: a2fb4a1d1a96d312";
-const PARENT: &str = "x-b3-parentspanid: 0020000000000001";
-const SAMPLED: &str = "x-b3-sampled: 1";
 /// The sidecar's span.
 const SERVER: &str = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-01";
 /// A span of the application's own, below it.

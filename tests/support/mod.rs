@@ -12,6 +12,21 @@ use b3relay::store::{InMemory, NotSet, SharedData, Ticket};
 use serde::Deserialize;
 use std::cell::{Cell, RefCell};
 
+/// A request ID, and that of another request.
+pub const ID: &str = "x-request-id: 0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
+pub const OTHER_ID: &str = "x-request-id: 1f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
+/// Behind this, Envoy has made the request ID up.
+pub const PROTO: &str = "x-forwarded-proto: http";
+/// A context, line by line; and another span of its trace.
+pub const TRACE: &str = "x-b3-traceid: 463ac35c9f6413ad48485a3953bb6124";
+pub const SPAN: &str = "x-b3-spanid: a2fb4a1d1a96d312";
+pub const OTHER_SPAN: &str = "x-b3-spanid: b2fb4a1d1a96d312";
+pub const PARENT: &str = "x-b3-parentspanid: 0020000000000001";
+pub const SAMPLED: &str = "x-b3-sampled: 1";
+/// The same context, for W3C.
+pub const TRACEPARENT: &str =
+    "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-01";
+
 /// A request of `tests/vectors/rules.toml`; see there.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
