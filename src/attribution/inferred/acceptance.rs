@@ -60,7 +60,8 @@ pub(super) struct Acceptance {
     requests: f64,
     /// The sum of what was missing to certainty of those that were accepted.
     spent: f64,
-    /// The part of the last verdicts that was accepted: a moving average.
+    /// The part of the last verdicts that was accepted: a moving average, in which a call
+    /// counts as far as it is none of the background, since that has no request to find.
     accepted: f32,
 }
 
@@ -135,12 +136,19 @@ impl Acceptance {
 
     /// Whether to accept a verdict of this probability, so that no more than this part of
     /// all calls is wrong, and not many of those accepted. `trust`: what the probability
-    /// is worth. All from 0 to 1.
+    /// is worth. `background`: that of the call being of the background. All from 0 to 1.
     ///
     /// Returns the part of such verdicts that is wrong, if it is accepted.
-    pub(super) fn accept(&mut self, share: f32, trust: f64, wrong: f64) -> Option<f64> {
+    pub(super) fn accept(
+        &mut self,
+        share: f32,
+        background: f64,
+        trust: f64,
+        wrong: f64,
+    ) -> Option<f64> {
         let rate = self.rate_if_accepted(share, trust, wrong);
-        self.accepted += (f32::from(u8::from(rate.is_some())) - self.accepted) / 256.0;
+        let counts = (1.0 - background) as f32 / 256.0;
+        self.accepted += counts * (f32::from(u8::from(rate.is_some())) - self.accepted);
         rate.filter(|_| self.accepted > LOW)
     }
 
@@ -176,5 +184,42 @@ impl Acceptance {
             }
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TRUST: f64 = 1.0;
+    const WRONG: f64 = 0.005;
+
+    /// Whether calls of requests are accepted, beside so many others as likely as that to be
+    /// of the background.
+    fn beside(others: usize, background: f64) -> bool {
+        let mut acceptance = Acceptance::default();
+        let mut accepted = false;
+        for _ in 0..2000 {
+            acceptance.add(0.9999, 0.0);
+            accepted = acceptance.accept(0.9999, 0.0, TRUST, WRONG).is_some();
+            acceptance.end();
+            for _ in 0..others {
+                acceptance.add(0.3, background);
+                acceptance.accept(0.3, background, TRUST, WRONG);
+            }
+        }
+        accepted
+    }
+
+    #[test]
+    fn the_background_says_nothing_about_whether_the_model_fits() {
+        assert!(beside(0, 1.0));
+        assert!(beside(3, 1.0));
+    }
+
+    #[test]
+    fn nothing_is_accepted_where_few_calls_are_sure() {
+        assert!(beside(1, 0.0));
+        assert!(!beside(3, 0.0));
     }
 }

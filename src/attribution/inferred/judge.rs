@@ -167,7 +167,7 @@ impl Engine {
             share,
         });
         let trust = self.surprises.trust();
-        let rate = self.acceptance.accept(share, trust, wrong)?;
+        let rate = self.acceptance.accept(share, background, trust, wrong)?;
         Some(Verdict {
             share: 1.0 - rate as f32,
             ..verdict(Basis::Evidence)
