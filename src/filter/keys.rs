@@ -35,8 +35,14 @@ impl Filter {
         all: bool,
     ) -> ByKeys {
         let spans = SpanRefs::of(&request.extracted);
-        let match_request = |store: &Store, candidates: &Candidates| {
-            relay::match_request(candidates, |found| store.headers(host, found), spans)
+        let match_request = |store: &Store, candidates: &Candidates, key: &Key| {
+            let headers = |found: &Found| store.headers(host, found);
+            let found = relay::match_request(candidates, headers, spans)?;
+            // One that is not stored may be of another trace.
+            match candidates.missing && !found.by_span && !key.is_trace() {
+                true => Err(Decision::Ambiguous),
+                false => Ok(found),
+            }
         };
         let now_ms = || host.now_ms();
         if all {
@@ -44,16 +50,18 @@ impl Filter {
         }
         let names_span = |found: &Found| !all && spans.names(found);
         let is_key = |key: &Key| all || !request.headers.has_new_request_id || !key.is_request_id();
-        let keys = request.keys(&self.config, Formats::default());
-        let mut keys = keys.into_iter().filter(is_key);
+        let mut keys = request.keys(&self.config, Formats::default());
+        keys.retain(is_key);
         let mut among = Candidates::default();
         let mut result = Err(Decision::NoKey);
-        let mut is_forgotten = false;
-        for key in keys.by_ref() {
-            let mut candidates = store.find_until(host, &now_ms, &key, &names_span);
+        let (mut is_forgotten, mut names_unknown) = (false, false);
+        for key in &keys {
+            let mut candidates = store.find_until(host, &now_ms, key, &names_span);
             if candidates.found.is_empty() {
                 // A late call names its request: it is of no other.
                 is_forgotten |= !candidates.complete || !candidates.past.is_empty();
+                let is_made_up = key.is_request_id() && request.headers.has_new_request_id;
+                names_unknown |= !key.is_trace() && !is_made_up;
             }
             if !among.found.is_empty() {
                 let is_known =
@@ -63,8 +71,8 @@ impl Filter {
                     continue;
                 }
             }
-            match match_request(store, &candidates) {
-                Err(Decision::Unknown) if result.is_ok() => {}
+            match match_request(store, &candidates, key) {
+                Err(Decision::Unknown | Decision::Ambiguous) if result.is_ok() => {}
                 found => result = found,
             }
             let is_one = candidates.complete && candidates.found.len() == 1;
@@ -73,7 +81,7 @@ impl Filter {
                 break;
             }
         }
-        let one = match result {
+        let mut one = match result {
             Ok(one) if one.matched_by == MatchedBy::Guess => {
                 return ByKeys::Nobody(Decision::Unknown, Some(one));
             }
@@ -82,19 +90,24 @@ impl Filter {
             Err(decision) if is_forgotten => return ByKeys::Forgotten(decision),
             Err(decision) => return ByKeys::Nobody(decision, None),
         };
+        // It may be a late one of another request of the trace, which has been forgotten.
+        if names_unknown && !one.by_span && !spans.is_empty() {
+            one.stored.opaque.clear();
+            one.stored.copied.clear();
+        }
         let foreign = foreign_trace(request, &one.stored);
-        for key in keys {
-            if foreign.as_ref() == Some(&key) {
+        for key in &keys {
+            if foreign.as_ref() == Some(key) {
                 // A call is of one request. A trace that nobody came with is the
                 // application's own.
-                let candidates = store.find(host, &now_ms, &key);
+                let candidates = store.find(host, &now_ms, key);
                 if relay::all_of_other_traces(&candidates.found, &one.stored) {
                     return ByKeys::Nobody(Decision::Conflict, None);
                 }
             } else if !one.by_span && !spans.is_empty() && key.is_trace() {
                 // The span that a call names says more than a key does.
-                let candidates = store.find_until(host, &now_ms, &key, &names_span);
-                let other = match_request(store, &candidates);
+                let candidates = store.find_until(host, &now_ms, key, &names_span);
+                let other = match_request(store, &candidates, key);
                 if let Some(other) = other.ok().filter(|other| other.by_span) {
                     return ByKeys::Found(other);
                 }

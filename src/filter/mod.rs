@@ -107,7 +107,7 @@ impl Filter {
         match direction {
             Some(Direction::Outbound) => self.outbound(worker, host, request, &mut outcome),
             _ => {
-                request.read_newest(worker);
+                request.read_newest(worker, host.is_before_router());
                 self.inbound(worker, host, direction, request, &mut outcome);
             }
         }

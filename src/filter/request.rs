@@ -1,14 +1,14 @@
 //! Steps 1 and 2: the headers of a request, read and checked.
 
 use super::worker::WorkerState;
-use crate::b3::B3;
+use crate::b3::{B3, TraceId};
 use crate::config::{Config, Direction, Incoming, KeyOf, Mode};
 use crate::headers::{self, Edit, Field, TraceHeaders};
 use crate::metrics::Counter;
 use crate::relay::{self, Tracer, W3cState};
 use crate::request_id;
 use crate::rules::{Extracted, Finding, Formats, Severity, check};
-use crate::store::key::Key;
+use crate::store::key::{self, Key};
 use std::borrow::Cow;
 
 /// A request, read and checked.
@@ -94,10 +94,12 @@ impl<'a> Request<'a> {
 
     /// Reads the newer one of two formats that are at odds, and notes which of them the
     /// sidecar's tracer writes.
-    pub fn read_newest(&mut self, worker: &mut WorkerState) {
+    pub fn read_newest(&mut self, worker: &mut WorkerState, is_before_router: bool) {
         let extracted = &mut self.extracted;
-        worker.tracer = Tracer::shown(&self.headers, extracted).or(worker.tracer);
-        self.context = relay::newest(extracted, worker.tracer);
+        let shown = Tracer::shown(&self.headers, extracted);
+        let has_b3 = extracted.b3.ids.is_some();
+        worker.tracer.note(shown, has_b3, is_before_router);
+        self.context = relay::newest(extracted, worker.tracer.known());
         let (b3, w3c_state) = self.context;
         if extracted.b3.is_empty() {
             return;
@@ -146,6 +148,48 @@ impl<'a> Request<'a> {
         }
         keys
     }
+
+    /// Further keys of an inbound request with these, if it has several values where one is
+    /// expected, or several contexts: the application may carry on the first one, the last
+    /// one, or another context than b3relay takes for the request's.
+    pub fn further_keys(&self, config: &Config, keys: &[Key]) -> Vec<Key> {
+        let headers = &self.headers;
+        let mut further: Vec<Key> = Vec::new();
+        for key in &config.keys {
+            let found = match *key {
+                KeyOf::RequestId => {
+                    // A longer one is no key.
+                    let given = headers.request_id.value().unwrap_or_default();
+                    let (head, tail) = (given.first_chunk(), given.last_chunk());
+                    let head: &[u8] = head.map_or(given, <[u8; LOOKED_AT]>::as_slice);
+                    let tail: &[u8] = tail.map_or(given, <[u8; LOOKED_AT]>::as_slice);
+                    let ids = [head.split(is_comma).next(), tail.rsplit(is_comma).next()];
+                    ids.map(|id| Key::request_id(id?.trim_ascii()))
+                }
+                KeyOf::TraceParent => [None, None],
+                KeyOf::B3 => {
+                    let traces = [headers.trace_id.value(), headers.b3.value()];
+                    traces.map(|text| {
+                        let begin = text?.get(..DIGITS + 1).or(text)?;
+                        let digits = begin.split(|&byte| byte == b'-').next()?;
+                        Some(Key::trace(TraceId::read(digits).ok()?.id))
+                    })
+                }
+                KeyOf::Header(index) => {
+                    let mut values = headers.keys.iter().rev();
+                    let value = values.find(|(named, _)| *named == index);
+                    let name = config.wanted.keys.get(index).zip(value);
+                    [
+                        name.and_then(|(name, (_, value))| Key::header(name, value)),
+                        None,
+                    ]
+                }
+            };
+            let found = found.into_iter().flatten();
+            further.extend(found.filter(|found| !keys.contains(found)));
+        }
+        further
+    }
 }
 
 /// Implementations read a context with this finding differently: it is more than info, and not
@@ -166,13 +210,23 @@ pub(super) fn removed<'a>(names: impl Iterator<Item = &'a [u8]>) -> Vec<Edit> {
     edits
 }
 
+/// What is looked at of a very long request ID, from either end: what has no comma there
+/// is longer than any key.
+const LOOKED_AT: usize = key::LONGEST + 2;
+/// Of the longest trace ID.
+const DIGITS: usize = 32;
+
+fn is_comma(byte: &u8) -> bool {
+    *byte == b','
+}
+
 /// The first of several request IDs, which Envoy joins with commas; `None` if
 /// there is just one.
 fn first_of(request_id: Field<'_>) -> Option<&[u8]> {
     let given = request_id.value()?;
     // Of a very long one no more than its beginning is looked at.
     let looked_at = given.get(..512).unwrap_or(given);
-    let first = match looked_at.iter().position(|&byte| byte == b',') {
+    let first = match looked_at.iter().position(is_comma) {
         Some(at) => given.get(..at)?.trim_ascii(),
         None => given,
     };

@@ -125,7 +125,7 @@ fn own(worker: &WorkerState, config: &Config, request: &Request<'_>, plan: &Plan
         }
         // B3 and `traceparent` name different spans: the client span goes into the format that
         // the tracer of the mesh uses, and the other format stays.
-        (Some(_), Some(w3c)) if worker.tracer == Some(Tracer::W3c) => w3c_alone(w3c.b3()),
+        (Some(_), Some(w3c)) if worker.tracer.known() == Some(Tracer::W3c) => w3c_alone(w3c.b3()),
         (Some(_), Some(_)) => b3_alone(),
     };
     let added = plan.injection.map(|injection| injection.formats);

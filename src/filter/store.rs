@@ -9,10 +9,10 @@ use crate::config::Direction;
 use crate::headers;
 use crate::host::Host;
 use crate::metrics::Counter;
-use crate::relay::{StoredContext, W3cState};
+use crate::relay::{self, StoredContext, W3cState};
 use crate::request_id;
-use crate::store::Ticket;
 use crate::store::key::{self, Key};
+use crate::store::{NewRequest, Ticket};
 use std::borrow::Cow;
 
 /// What became of an inbound request.
@@ -57,8 +57,9 @@ impl Filter {
         }
         let mut counters = Vec::new();
         let mut keys = request.keys(&self.config, written.formats);
+        let further = request.further_keys(&self.config, &keys);
         if keys.is_empty() {
-            if !self.attributes() {
+            if !self.attributes() && further.is_empty() {
                 counters.push(Counter::NoKey);
                 let ticket = None;
                 return Stored { counters, ticket };
@@ -74,7 +75,14 @@ impl Filter {
             store, attribution, ..
         } = worker;
         let now_us = host.now_us();
-        let inserted = store.insert(host, self.limits, now_us / 1000, &keys, &context, &headers);
+        let new = NewRequest {
+            keys: &keys,
+            context: &context,
+            headers: &headers,
+            further: &further,
+            further_context: relay::OF_SOME,
+        };
+        let inserted = store.insert_new(host, self.limits, now_us / 1000, new);
         if self.attributes() && inserted.stored {
             let headers = &request.headers;
             let method = headers.method.value().unwrap_or_default();

@@ -3,7 +3,7 @@
 use crate::attribution::Attribution;
 use crate::host::Host;
 use crate::mesh_hosts::Routes;
-use crate::relay::Tracer;
+use crate::relay::{KnownTracer, Tracer};
 use crate::store::{SharedData, Store};
 
 /// What a worker knows of the requests in flight: one for each worker thread of Envoy,
@@ -16,8 +16,8 @@ pub struct WorkerState {
     pub attribution: Attribution,
     /// Where their calls are routed to.
     pub routes: Routes,
-    /// Which formats the sidecar's tracer writes; `None` until a request has shown it.
-    pub(super) tracer: Option<Tracer>,
+    /// Which formats the sidecar's tracer writes.
+    pub(super) tracer: KnownTracer,
 }
 
 impl WorkerState {
@@ -28,13 +28,13 @@ impl WorkerState {
             store: Store::open(data, random),
             attribution: Attribution::default(),
             routes: Routes::default(),
-            tracer: None,
+            tracer: KnownTracer::default(),
         }
     }
 
     /// The sidecar's tracer is known to write W3C.
     pub(super) fn writes_w3c(&self) -> bool {
-        matches!(self.tracer, Some(Tracer::W3c | Tracer::Both))
+        matches!(self.tracer.known(), Some(Tracer::W3c | Tracer::Both))
     }
 
     /// To be called every second or so.

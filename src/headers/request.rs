@@ -95,7 +95,8 @@ pub struct TraceHeaders<'a> {
     /// Envoy made the request ID up: the request came to it without one.
     pub has_new_request_id: bool,
     /// The look-up keys, besides those with a field of their own: index into
-    /// [`Wanted::keys`], and the value or the part of it that counts.
+    /// [`Wanted::keys`], and the value or the part of it that counts; of each header the
+    /// first one and the last one, where they differ.
     pub keys: Vec<(usize, &'a [u8])>,
     /// Values of the headers of [`Wanted::tokens`].
     pub tokens: Vec<&'a [u8]>,
@@ -137,9 +138,12 @@ impl<'a> TraceHeaders<'a> {
             headers.all.push((name, value));
             for (index, key) in wanted.keys.iter().enumerate() {
                 if key.header.as_bytes() == name {
-                    headers
-                        .keys
-                        .extend(key.value(value).map(|value| (index, value)));
+                    if let Some((first, last)) = key.values(value) {
+                        headers.keys.push((index, first));
+                        if last != first {
+                            headers.keys.push((index, last));
+                        }
+                    }
                 }
             }
             if let Some(field) = headers.field(name) {

@@ -39,10 +39,11 @@ impl HeaderPart {
     const SEARCHED: usize = 8192;
 
     /// What counts of a value: all of it, or what follows `name=`, among parameters that
-    /// are separated by `;` or `,`. Names are compared without regard to case.
-    pub fn value<'a>(&self, value: &'a [u8]) -> Option<&'a [u8]> {
+    /// are separated by `;` or `,`. Names are compared without regard to case. Of a
+    /// parameter that is repeated the first one and the last one, which may be the same.
+    pub fn values<'a>(&self, value: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
         let Some(parameter) = &self.parameter else {
-            return Some(value);
+            return Some((value, value));
         };
         let cut = value.len() > Self::SEARCHED;
         let mut searched = value.get(..Self::SEARCHED).unwrap_or(value);
@@ -51,15 +52,17 @@ impl HeaderPart {
             let end = searched.iter().rposition(is_separator);
             searched = searched.get(..end.unwrap_or(0)).unwrap_or_default();
         }
-        let mut parts = searched.split(is_separator);
-        parts.find_map(|part| {
+        let parts = searched.split(is_separator);
+        let mut named = parts.filter_map(|part| {
             let equals = part.iter().position(|&byte| byte == b'=')?;
             let (name, value) = part.split_at_checked(equals)?;
             let value = value.get(1..)?.trim_ascii();
             let name = name.trim_ascii();
             let named = name.eq_ignore_ascii_case(parameter.as_bytes());
             (named && !value.is_empty()).then_some(value)
-        })
+        });
+        let first = named.next()?;
+        Some((first, named.next_back().unwrap_or(first)))
     }
 }
 
@@ -98,7 +101,10 @@ mod tests {
             header: "x-amzn-trace-id".to_string(),
             parameter: Some("root".to_string()),
         };
-        let part = |text: &str| root.value(text.as_bytes()).map(<[u8]>::to_vec);
+        let part = |text: &str| {
+            root.values(text.as_bytes())
+                .map(|(first, _)| first.to_vec())
+        };
         let found = Some(b"1-67891233-abcdef".to_vec());
         for text in [
             "Root=1-67891233-abcdef",
@@ -133,10 +139,10 @@ mod tests {
             (60_000, false),
         ] {
             let text = format!("{};last=1234567;b=2", "x".repeat(before));
-            assert_eq!(last.value(text.as_bytes()).is_some(), found, "{before}");
+            assert_eq!(last.values(text.as_bytes()).is_some(), found, "{before}");
         }
         // Not a part of it.
         let text = format!("last={}", "x".repeat(9000));
-        assert_eq!(last.value(text.as_bytes()), None);
+        assert_eq!(last.values(text.as_bytes()), None);
     }
 }

@@ -79,6 +79,9 @@ pub struct Match {
 /// What is stored, in place of a context, under a trace that began in this pod: which
 /// request it belongs to is not known.
 pub const OF_ANY: &[u8] = &[0xff];
+/// What is stored, in place of a context, under the further keys of a request, of which its
+/// calls may have any: a call with such a key belongs to it or to another request.
+pub const OF_SOME: &[u8] = &[0xfe];
 
 /// The one request that a call belongs to, among those found under its keys.
 ///
@@ -104,9 +107,9 @@ pub fn match_request(
 ) -> Result<Match, Decision> {
     // If the trace began in this pod, an inbound request with it may be the application that
     // calls itself. The call may be of that request, or of the earlier one.
-    let is_own = |found: &Found| found.matched_by == MatchedBy::Own && found.context != OF_ANY;
-    let began_here = candidates.found.iter().any(|found| found.context == OF_ANY);
-    if began_here && candidates.found.iter().any(is_own) {
+    let is_unsure = |found: &Found| [OF_ANY, OF_SOME].contains(&&*found.context);
+    let is_own = |found: &Found| found.matched_by == MatchedBy::Own && !is_unsure(found);
+    if candidates.found.iter().any(is_unsure) && candidates.found.iter().any(is_own) {
         return Err(Decision::Ambiguous);
     }
     if candidates.found.is_empty() {

@@ -61,6 +61,36 @@ impl Tracer {
     }
 }
 
+/// Which formats the tracer of a sidecar writes, by all requests so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KnownTracer {
+    /// What the last request that showed it has shown.
+    last: Option<Tracer>,
+    /// Requests have contradicted each other.
+    is_disputed: bool,
+}
+
+impl KnownTracer {
+    /// A request has shown this. Before the router it is the client that has written the
+    /// headers: one that contradicts others is not believed, and neither are they. Behind it
+    /// a client that sends both formats cannot make a tracer that writes B3 look like one of
+    /// W3C: with that one, others come without B3. `has_b3`: the request has B3.
+    pub fn note(&mut self, shown: Option<Tracer>, has_b3: bool, is_before_router: bool) {
+        let Some(shown) = shown else { return };
+        let is_other = self.last.is_some_and(|last| last != shown);
+        if is_other && is_before_router {
+            self.is_disputed = true;
+        } else if !(is_other && has_b3 && shown == Tracer::W3c) {
+            self.last = Some(shown);
+        }
+    }
+
+    /// `None` if it is not known.
+    pub fn known(self) -> Option<Tracer> {
+        self.last.filter(|_| !self.is_disputed)
+    }
+}
+
 /// The context of an inbound request, of its B3 and its `traceparent` the newer one, and
 /// what the `traceparent` is beside it.
 ///
@@ -128,6 +158,29 @@ mod tests {
         assert_shown(&[TRACE, SPAN, ("traceparent", "00-1")], None);
         assert_shown(&[SAME_SPAN, ("x-b3-sampled", "1")], None);
         assert_shown(&[SAME_SPAN, ("b3", "1")], None);
+    }
+
+    #[test]
+    fn no_client_makes_a_tracer_look_like_another_one() {
+        let [b3, w3c] = [Some(Tracer::B3), Some(Tracer::W3c)];
+        let mut tracer = KnownTracer::default();
+        for (shown, has_b3, known) in [
+            (w3c, true, w3c),
+            (b3, true, b3),
+            (w3c, true, b3),
+            (None, true, b3),
+            // The mesh has another tracer now.
+            (w3c, false, w3c),
+            (w3c, true, w3c),
+        ] {
+            tracer.note(shown, has_b3, false);
+            assert_eq!(tracer.known(), known);
+        }
+        let mut tracer = KnownTracer::default();
+        for (shown, known) in [(b3, b3), (None, b3), (w3c, None), (b3, None)] {
+            tracer.note(shown, shown == b3, true);
+            assert_eq!(tracer.known(), known);
+        }
     }
 
     #[test]

@@ -71,6 +71,8 @@ pub struct Candidates {
     /// These are all requests in flight that have the key. False if there may be one that
     /// is not stored: it was evicted, or could not be written or read.
     pub complete: bool,
+    /// One that has the key is in flight and is not stored, for certain.
+    pub missing: bool,
 }
 
 /// An alias that was found.
@@ -138,6 +140,7 @@ impl LookUp<'_> {
             found,
             past,
             complete,
+            missing,
         } = &mut self.candidates;
         let mut last_is_past = false;
         // A clock that is set back makes nothing expire.
@@ -165,7 +168,7 @@ impl LookUp<'_> {
                         last.headers = Some(headers.to_vec());
                     }
                 }
-                Record::Tombstone { key_hash, .. } => *complete &= key_hash != self.key_hash,
+                Record::Tombstone { key_hash, .. } => *missing |= key_hash == self.key_hash,
                 Record::TombstoneCount(_) => *complete = false,
                 Record::Alias(alias) => {
                     if alias.key == self.key && !is_expired(alias.expires_ms) {
@@ -174,7 +177,7 @@ impl LookUp<'_> {
                 }
             }
         }
-        *complete &= records.is_whole();
+        *complete &= records.is_whole() && !*missing;
     }
 }
 
@@ -212,6 +215,7 @@ impl Store {
                 found: Vec::new(),
                 past: Vec::new(),
                 complete: self.workers.all_known,
+                missing: false,
             },
             aliases: Vec::new(),
         };

@@ -53,14 +53,14 @@ pub use record::BUCKETS;
 pub use shared_data::InMemory;
 pub(crate) use shared_data::{IF_MISSING, PREFIX, name as shared_data_name, unseal};
 pub use shared_data::{NotSet, SharedData, seal};
-pub use table::{Inserted, KEYS_MOST, Ticket};
+pub use table::{Inserted, KEYS_MOST, NewRequest, Ticket};
 pub use workers::WorkerId;
 
 use crate::bytes;
 use key::Key;
 use record::Alias;
 use shared_data::SEED;
-use table::{Destination, NewRequest, Table};
+use table::{Destination, Table};
 use workers::Workers;
 
 /// The numbers of requests are less than this.
@@ -109,17 +109,28 @@ impl Store {
         context: &[u8],
         headers: &[u8],
     ) -> Inserted {
-        let worker = self.join(data, now_ms);
-        let id = self.next_id;
-        self.next_id = (id + 1) % IDS;
         let new = NewRequest {
-            id,
             keys,
             context,
             headers,
+            ..NewRequest::default()
         };
+        self.insert_new(data, limits, now_ms, new)
+    }
+
+    /// The same, of one that may have further keys.
+    pub fn insert_new(
+        &mut self,
+        data: &impl SharedData,
+        limits: Limits,
+        now_ms: u64,
+        new: NewRequest<'_>,
+    ) -> Inserted {
+        let worker = self.join(data, now_ms);
+        let id = self.next_id;
+        self.next_id = (id + 1) % IDS;
         let to = Destination { data, worker };
-        self.table.insert(&to, limits, now_ms, new)
+        self.table.insert(&to, limits, now_ms, id, new)
     }
 
     /// The request has been answered: its entries expire after the grace. Does nothing if

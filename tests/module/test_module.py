@@ -976,7 +976,9 @@ def test_streams_that_never_end_are_evicted() -> None:
     # Of those that had to go it is known that they are missing, in 17 bytes each.
     assert remembered_bytes(process) <= 3 * 64 * 170 + (1000 - 64) * 17
     assert both.call(numbered(0))[0] == "unknown"
-    assert both.call(ID)[0] == "copied"
+    # One that had to go may have been of another trace.
+    assert both.call(ID)[0] == "ambiguous"
+    assert both.call(numbered(998))[0] == "copied"
 
 
 def test_bytes_are_bounded_too() -> None:
@@ -1697,6 +1699,7 @@ def test_a_call_that_was_left_alone_is_logged_when_its_request_has_ended(look_ba
     assert both.host.lines() == lines
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_memory_is_bounded_with_attribution() -> None:
     """Whatever the paths, hosts and identifiers."""

@@ -8,6 +8,8 @@ use crate::store::shared_data::SharedData;
 
 /// Keys that one request may be stored under.
 pub const KEYS_MOST: usize = 4;
+/// The same, with further ones ([`NewRequest::further`]).
+const ALL_KEYS_MOST: usize = 3 * KEYS_MOST;
 /// Bytes of the longest context, and of the longest headers.
 const LONGEST: usize = u16::MAX as usize;
 
@@ -15,12 +17,12 @@ const LONGEST: usize = u16::MAX as usize;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket {
     pub(super) id: u64,
-    buckets: [Option<u16>; KEYS_MOST],
+    buckets: [Option<u16>; ALL_KEYS_MOST],
 }
 
 impl Ticket {
     fn new(id: u64, keys: &[KeyAt<'_>]) -> Self {
-        let mut buckets = [None; KEYS_MOST];
+        let mut buckets = [None; ALL_KEYS_MOST];
         for (bucket, key) in buckets.iter_mut().zip(keys) {
             *bucket = Some(key.bucket);
         }
@@ -62,37 +64,50 @@ pub struct Inserted {
 }
 
 /// A request that is to be stored.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::store) struct NewRequest<'a> {
-    /// The request's number in its worker.
-    pub id: u64,
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NewRequest<'a> {
+    /// What it is found by, the best first, up to [`KEYS_MOST`].
     pub keys: &'a [Key],
+    /// What is stored under each of them; up to 65,535 bytes.
     pub context: &'a [u8],
+    /// Up to 65,535 bytes, which are stored once.
     pub headers: &'a [u8],
+    /// Keys that its calls may have, and that do not tell for certain that a call is its own;
+    /// up to twice [`KEYS_MOST`].
+    pub further: &'a [Key],
+    /// What is stored under each of those.
+    pub further_context: &'a [u8],
 }
 
-/// A key of a new request, and its bucket.
+/// A key of a new request, its bucket, and what is stored under it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KeyAt<'a> {
     pub key: &'a Key,
     pub bucket: u16,
+    context: &'a [u8],
 }
 
 impl Table {
-    /// Stores a request: one write for each key.
+    /// Stores a request of this number: one write for each key.
     pub(in crate::store) fn insert<'a, D: SharedData>(
         &mut self,
         to: &Destination<'_, D>,
         limits: Limits,
         now_ms: u64,
+        id: u64,
         new: NewRequest<'a>,
     ) -> Inserted {
-        let keys = new.keys.iter().take(KEYS_MOST).map(|key| {
-            let (bucket, _) = self.bucket_of(key.as_bytes());
-            KeyAt { key, bucket }
+        let keys = new.keys.iter().take(KEYS_MOST);
+        let keys = keys.map(|key| (key, new.context));
+        let further = new.further.iter().map(|key| (key, new.further_context));
+        let keys = keys.chain(further).take(ALL_KEYS_MOST);
+        let keys = keys.map(|(key, context)| KeyAt {
+            key,
+            bucket: self.bucket_of(key.as_bytes()).0,
+            context,
         });
         let keys: Vec<KeyAt<'a>> = keys.collect();
-        let ticket = Ticket::new(new.id, &keys);
+        let ticket = Ticket::new(id, &keys);
         let mut inserted = Inserted {
             ticket,
             stored: false,
@@ -104,7 +119,7 @@ impl Table {
             return inserted;
         }
         let headers = Record::Headers {
-            id: new.id,
+            id,
             headers: new.headers,
         };
         let headers_bucket = match new.headers {
@@ -112,13 +127,13 @@ impl Table {
             _ => self.headers_bucket(&keys, limits, &headers),
         };
         let entry = |key: &KeyAt<'a>| Entry {
-            id: new.id,
+            id,
             started_ms: now_ms,
             expires_ms: None,
             past_ms: limits.past_after_grace_ms(),
             headers_bucket,
             key: key.key.as_bytes(),
-            context: new.context,
+            context: key.context,
         };
         let entries = keys
             .iter()
@@ -136,13 +151,13 @@ impl Table {
         for (entry, bucket) in &entries {
             let bucket = *bucket;
             let most = limits.bucket_bytes.saturating_sub(entry.encoded_length());
-            self.make_room_in_bucket(bucket, most, new.id, true, &mut inserted);
+            self.make_room_in_bucket(bucket, most, id, true, &mut inserted);
             self.append(bucket, entry);
-            let stored = RecordOf { bucket, id: new.id };
+            let stored = RecordOf { bucket, id };
             self.in_flight.push_back(stored);
             if headers_to_write.take_if(|at| *at == bucket).is_some() {
                 let most = limits.bucket_bytes.saturating_sub(headers.encoded_length());
-                headers_fit = self.make_room_in_bucket(bucket, most, new.id, false, &mut inserted);
+                headers_fit = self.make_room_in_bucket(bucket, most, id, false, &mut inserted);
                 if headers_fit {
                     self.append(bucket, &headers);
                     self.headers.push_back(stored);

@@ -17,8 +17,7 @@ mod publish;
 mod room;
 mod tombstone;
 
-pub(super) use insert::NewRequest;
-pub use insert::{Inserted, KEYS_MOST, Ticket};
+pub use insert::{Inserted, KEYS_MOST, NewRequest, Ticket};
 pub(super) use publish::Destination;
 
 use super::record::{BUCKETS, Record, Records};

@@ -148,11 +148,15 @@ impl Table {
         )
     }
 
-    /// Removes a request in flight from a bucket, and leaves tombstones.
+    /// Removes a request in flight from a bucket, and leaves tombstones. Of one that has
+    /// none there but tombstones, those stay.
     pub(super) fn evict(&mut self, bucket: u16, id: u64) {
         let entries = self.records(bucket).entries();
         let entries = entries.filter(|entry| entry.id == id);
         let hashes: Vec<u64> = entries.map(|entry| self.bucket_of(entry.key).1).collect();
+        if hashes.is_empty() {
+            return;
+        }
         self.remove(bucket, id);
         self.add_tombstones(bucket, id, &hashes);
     }
