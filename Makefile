@@ -100,7 +100,7 @@ docs: cargo ## Write docs/config.schema.json and the tables in docs anew, from t
 .PHONY: test-wasm
 test-wasm: $(WASM) $(TOOLS)/venv/.done ## The compiled module, in a small proxy-wasm host and in real Envoys; and check.sh on what goes wrong for users
 	$(call say,module: alone and in real Envoys: vectors$(comma) trees$(comma) bad input$(comma) load$(comma) check.sh; about 3 minutes)
-	$(PYTHON) -m pytest -q -n 4 --dist loadfile -m 'not long' tests/module tests/envoy tests/check tests/cluster/pages tests/worlds
+	$(PYTHON) -m pytest -q -n 6 --dist loadfile -m 'not long' tests/module tests/envoy tests/check tests/cluster/pages tests/worlds
 
 .PHONY: test-long
 test-long: $(WASM) $(NEIGHBOUR) $(OTHER) $(TOOLS)/venv/.done ## What takes longer: bad neighbours, bad collectors, clocks that jump, upgrades, and further cases of what `make test` tries
@@ -195,7 +195,7 @@ artifact-push: $(WASM) $(ORAS) ## The module as an OCI artifact, pushed to IMAGE
 
 PARTS ?= agreement backends bookinfo browser cluster docker envoys instructions manifests monitoring release sdks sidecars
 .PHONY: test-mesh
-test-mesh: $(TOOLS)/venv/.done $(TOOLS)/venv/.docker ## Tests with long builds: PARTS (agreement backends bookinfo browser cluster docker envoys instructions manifests monitoring release sdks sidecars); says at the end what this machine could not run (about 40 min, the first time longer)
+test-mesh: $(TOOLS)/venv/.done $(TOOLS)/venv/.docker ## Tests with long builds: PARTS (agreement backends bookinfo browser cluster docker envoys instructions manifests monitoring release sdks sidecars); says at the end what this machine could not run (about 45 min, the first time longer)
 	$(call say,mesh: $(PARTS); about 40 minutes$(comma) the first time longer)
 	$(PYTHON) -m mesh.parts $(PARTS)
 
@@ -315,11 +315,12 @@ $(TOOLS)/envoys/%/.done: | $(TOOLS)/venv/.done
 # What has to do with Envoy itself: trees, forms, headers, configuration, protocols.
 ENVOY_TESTS ?= tests/envoy
 .PHONY: test-envoys
-test-envoys: $(WASM) $(TOOLS)/venv/.done ## The quick tests of real Envoy, on each of ENVOYS (1.36.4 1.37.0 1.38.2 1.39.3); 3 minutes each
+test-envoys: $(WASM) $(TOOLS)/venv/.done ## The quick tests of real Envoy, on each of ENVOYS (1.36.4 1.37.0 1.38.2 1.39.3), 4 minutes each; with SHARED=yes each test on one of them
 	@$(MAKE) --no-print-directory $(foreach version,$(ENVOYS),$(TOOLS)/envoys/$(version)/.done)
-	@failed=''; for version in $(ENVOYS); do \
-	  printf '\n\033[1m%s\033[0m\n' "envoy $$version"; \
-	  ENVOY="$(TOOLS)/envoys/$$version/envoy/_bin/envoy" $(PYTHON) -m pytest -q -n 4 --dist worksteal -m 'not long' $(ENVOY_TESTS) \
+	@failed=''; which=0; for version in $(ENVOYS); do \
+	  share=$(if $(SHARED),$$which/$(words $(ENVOYS))); which=$$((which + 1)); \
+	  printf '\n\033[1m%s\033[0m\n' "envoy $$version $$share"; \
+	  B3RELAY_SHARE="$$share" ENVOY="$(TOOLS)/envoys/$$version/envoy/_bin/envoy" $(PYTHON) -m pytest -q -n 4 --dist worksteal -m 'not long' $(ENVOY_TESTS) \
 	    || failed="$$failed $$version"; \
 	done; [ -z "$$failed" ] || { echo "b3relay: failed with Envoy$$failed"; exit 1; }
 
@@ -562,7 +563,7 @@ $(BUILT): $(SOURCES) | cargo
 	printf -v flags '%s\x1f' "--remap-path-prefix=$(CURDIR)=." \
 	  "--remap-path-prefix=$${CARGO_HOME:-$$HOME/.cargo}=cargo" \
 	  "--remap-path-prefix=$$sysroot/lib/rustlib/src/rust=/rustc/$$hash" \
-	  -Cllvm-args=-inline-threshold=30 -Cllvm-args=-inlinehint-threshold=100 -Cllvm-args=-unroll-threshold=30 \
+	  -Cllvm-args=-inline-threshold=30 -Cllvm-args=-inlinehint-threshold=90 -Cllvm-args=-unroll-threshold=30 \
 	  -Cllvm-args=-unswitch-threshold=1 -Cllvm-args=-jump-threading-threshold=2; \
 	export CARGO_ENCODED_RUSTFLAGS="$${flags%?}"; set -x; \
 	cargo build --release --target $(TARGET) --target-dir target --locked

@@ -337,15 +337,9 @@ fn what_had_to_go_for_lack_of_room_is_not_taken_for_another() {
         sidecar.wait(1);
         sidecar.request(Some(Inbound), &parsed(&sibling(n)));
     }
-    // The first ones are gone, and the call may be of one of them. Not even the trace is
-    // known.
+    // The first ones are gone, and the call may be of one of them: the trace is theirs, too.
     let seen = sidecar.request(Some(Outbound), &parsed(&[ID.to_string()]));
-    assert_eq!(seen.decision, Some(Decision::Ambiguous));
-    assert_eq!(only(&seen.headers, &["x-tenant-"]), []);
-    // Its trace is all that is certain of one that names it.
-    let of_trace = format!("x-b3-traceid: {TRACE}");
-    let seen = sidecar.request(Some(Outbound), &parsed(&[ID.to_string(), of_trace]));
-    assert_eq!(seen.decision, Some(Decision::Completed));
+    assert_eq!(seen.decision, Some(Decision::Copied));
     assert_eq!(only(&seen.headers, &["x-tenant-"]), []);
     // The span tells.
     let last = format!("b3: {TRACE}-{}-1", span(399));

@@ -6,7 +6,7 @@ use crate::host::Host;
 use crate::relay::{self, Decision, Match, SpanRefs, StoredContext};
 use crate::rules::{Extracted, Formats};
 use crate::store::key::Key;
-use crate::store::{Candidates, Found, MatchedBy, Store};
+use crate::store::{Candidates, Found, MatchedBy, RequestRef, Store};
 
 /// What a look-up by keys has found.
 pub(super) enum ByKeys {
@@ -35,16 +35,24 @@ impl Filter {
         all: bool,
     ) -> ByKeys {
         let spans = SpanRefs::of(&request.extracted);
-        let match_request = |store: &Store, candidates: &Candidates, key: &Key| {
+        let now_ms = || host.now_ms();
+        let match_request = |store: &mut Store, candidates: &Candidates, key: &Key| {
             let headers = |found: &Found| store.headers(host, found);
             let found = relay::match_request(candidates, headers, spans)?;
-            // One that is not stored may be of another trace.
-            match candidates.missing && !found.by_span && !key.is_trace() {
-                true => Err(Decision::Ambiguous),
-                false => Ok(found),
+            let missing = &candidates.missing;
+            if missing.is_empty() || found.by_span || key.is_trace() {
+                return Ok(found);
+            }
+            // One that is not stored under this key may be of another trace.
+            let trace = found.stored.b3.ids.ok_or(Decision::Ambiguous)?.trace;
+            let of_trace = store.find(host, &now_ms, &Key::trace(trace));
+            let stored = of_trace.found.iter().map(|found| found.request);
+            let of_trace: Vec<RequestRef> = stored.chain(of_trace.missing).collect();
+            match missing.iter().all(|request| of_trace.contains(request)) {
+                true => Ok(found),
+                false => Err(Decision::Ambiguous),
             }
         };
-        let now_ms = || host.now_ms();
         if all {
             store.refresh(host, now_ms);
         }

@@ -71,8 +71,8 @@ pub struct Candidates {
     /// These are all requests in flight that have the key. False if there may be one that
     /// is not stored: it was evicted, or could not be written or read.
     pub complete: bool,
-    /// One that has the key is in flight and is not stored, for certain.
-    pub missing: bool,
+    /// Those that have the key, for certain, and are in flight and not stored under it.
+    pub missing: Vec<RequestRef>,
 }
 
 /// An alias that was found.
@@ -168,7 +168,11 @@ impl LookUp<'_> {
                         last.headers = Some(headers.to_vec());
                     }
                 }
-                Record::Tombstone { key_hash, .. } => *missing |= key_hash == self.key_hash,
+                Record::Tombstone { id, key_hash } => {
+                    if key_hash == self.key_hash {
+                        missing.push((worker, id));
+                    }
+                }
                 Record::TombstoneCount(_) => *complete = false,
                 Record::Alias(alias) => {
                     if alias.key == self.key && !is_expired(alias.expires_ms) {
@@ -177,7 +181,7 @@ impl LookUp<'_> {
                 }
             }
         }
-        *complete &= records.is_whole() && !*missing;
+        *complete &= records.is_whole() && missing.is_empty();
     }
 }
 
@@ -215,7 +219,7 @@ impl Store {
                 found: Vec::new(),
                 past: Vec::new(),
                 complete: self.workers.all_known,
-                missing: false,
+                missing: Vec::new(),
             },
             aliases: Vec::new(),
         };

@@ -44,6 +44,7 @@ def test_clicks_without_a_pause_are_whole(work_ms: float, workers: int) -> None:
     assert (found.whole, found.wrong) == (IN_A_ROW, 0), found
 
 
+@pytest.mark.long
 def test_without_it_each_call_is_a_trace_of_its_own() -> None:
     with attribution("off") as mesh:
         found = judge(click(mesh, CLICKS, 1))

@@ -95,6 +95,7 @@ def test_the_example_in_the_readme() -> None:
     assert f"\nx-b3relay: {report}\n" in readme
 
 
+@pytest.mark.long
 def test_as_an_upstream_filter() -> None:
     """Behind the router: the answer goes back as the upstream's would."""
     with Mesh(config='{"mode": "enforce"}', extra_stat_tags=["direction"]) as mesh:

@@ -30,6 +30,7 @@ def test_apps_that_carry_on_a_traceparent_by_themselves(emit: list[str]) -> None
         assert stats["b3relay_request_ids_restored_total{}"] == 2 * CLICKS
 
 
+@pytest.mark.long
 def test_without_it_there_is_nothing_to_carry_on() -> None:
     with Mesh(forward="traceparent", config='{"attribution": "off"}') as mesh:
         assert len(clicked(mesh)) == 4 * CLICKS
@@ -46,7 +47,9 @@ def test_the_request_id_comes_back() -> None:
         assert (found[:14], found[15:]) == (given[:14], given[15:])
 
 
-@pytest.mark.parametrize("form", ["b3multi", "b3", "w3c"])
+@pytest.mark.parametrize(
+    "form", [pytest.param(form, marks=pytest.mark.long) for form in ("b3multi", "b3")] + ["w3c"]
+)
 def test_a_form_alone(form: str) -> None:
     """What the callee's sidecar gets from the caller's, before its own tracer."""
     with Mesh(config=json.dumps({"emit": [form]})) as mesh:
@@ -76,12 +79,14 @@ def test_child_is_for_callees_that_share_span_ids() -> None:
         assert found[callee]["shared"]
 
 
+@pytest.mark.long
 def test_forward_reports_one_id_twice_there() -> None:
     with Mesh(shared_span_context=True) as mesh:
         found = servers(mesh)
     assert found["details"]["id"] == found["productpage"]["id"]
 
 
+@pytest.mark.long
 def test_child_leaves_a_phantom_where_span_ids_are_not_shared() -> None:
     with Mesh(config='{"span_ids": "child"}') as mesh:
         found = servers(mesh)

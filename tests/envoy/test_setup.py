@@ -19,6 +19,7 @@ def said(mesh: Mesh, service: str, text: str) -> int:
     return mesh.envoys[service].log().count(text)
 
 
+@pytest.mark.long
 def test_client_spans_that_overwrite_what_was_copied_are_told() -> None:
     with Mesh(client_spans=True) as mesh:
         mesh.clicks(5)
@@ -31,7 +32,7 @@ def test_client_spans_that_overwrite_what_was_copied_are_told() -> None:
         assert "overwritten" not in mesh.envoys["productpage"].log()
 
 
-@pytest.mark.parametrize("forward", ["request-id", "all7"])
+@pytest.mark.parametrize("forward", ["request-id", pytest.param("all7", marks=pytest.mark.long)])
 def test_client_spans_of_envoy_beside_those_of_b3relay_are_told(forward: str) -> None:
     """Two client spans for each call, and the callee's hangs from Envoy's. With a context of
     the application's own, too, which gets a client span as well."""
@@ -63,6 +64,7 @@ def test_filters_of_a_pod_that_are_configured_differently_are_told() -> None:
         }
 
 
+@pytest.mark.long
 def test_labels_that_istio_does_not_take_apart_are_told() -> None:
     istio = {"ISTIO_VERSION": "1.31.0", "PROXY_CONFIG": {"concurrency": 2}}
     told = {**istio, "PROXY_CONFIG": {"extraStatTags": ["decision"]}}

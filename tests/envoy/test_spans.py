@@ -59,7 +59,9 @@ def told(spans: list[Span]) -> list[str]:
     return facts(spans, varies=["response_size"])
 
 
-@pytest.mark.parametrize("tracer", TRACERS)
+@pytest.mark.parametrize(
+    "tracer", ["zipkin", pytest.param("opentelemetry", marks=pytest.mark.long)]
+)
 def test_the_trace_is_that_of_envoys_own_client_spans(tracer: Tracer) -> None:
     """Side by side with `pytest -s`."""
     theirs = reference(click, 2 * SPANS, tracer)
@@ -88,6 +90,7 @@ def node(service: str, kind: str, path: str, *children: Node) -> Node:
     return Node(service, kind, PATHS[path], tuple(sorted(children)))
 
 
+@pytest.mark.long
 def test_a_filter_before_the_router_has_each_edge_too() -> None:
     """As a WasmPlugin has it: without client spans a trace is flat. With them each call hangs
     from that by which its service was called, beside the span of the service."""
@@ -106,7 +109,7 @@ def test_a_filter_before_the_router_has_each_edge_too() -> None:
     assert normal_forms(trace) == (expected,)
 
 
-@pytest.mark.parametrize("inbound", ["upstream", "http"])
+@pytest.mark.parametrize("inbound", ["upstream", pytest.param("http", marks=pytest.mark.long)])
 def test_where_tracing_is_off_client_spans_alone_make_a_tree(
     inbound: Literal["upstream", "http"],
 ) -> None:
@@ -143,9 +146,15 @@ def failing_once(mesh: Mesh) -> None:
     ("scenario", "expected", "options", "flags"),
     [
         (without_callee, SPANS - 1, {}, "UF"),
-        (without_app, SPANS, {}, "-"),
+        pytest.param(without_app, SPANS, {}, "-", marks=pytest.mark.long),
         # Two server spans of ratings below one client span.
-        (failing_once, SPANS + 1, {"retries": True, "fail_first": 100}, "-"),
+        pytest.param(
+            failing_once,
+            SPANS + 1,
+            {"retries": True, "fail_first": 100},
+            "-",
+            marks=pytest.mark.long,
+        ),
     ],
     ids=["callee down", "callee fails", "retry"],
 )
@@ -217,6 +226,7 @@ def test_a_bad_collector_costs_no_request(how: str) -> None:
     assert not any("panic" in log for log in logs)
 
 
+@pytest.mark.long
 def test_a_collector_that_comes_back_gets_spans_again() -> None:
     address = (HOST, free_port())
     with Mesh(outbound_config=spans_to(), collector=address) as mesh:

@@ -132,6 +132,7 @@ def test_as_an_http_filter_the_trace_is_whole_and_flat() -> None:
     ]
 
 
+@pytest.mark.long
 def test_a_restarted_envoy_begins_again(reference: Trees) -> None:
     with Mesh() as mesh:
         assert trees(mesh, EXPECTED_TREE.size, clicks=5) == reference[:5]

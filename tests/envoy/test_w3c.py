@@ -92,7 +92,11 @@ def test_no_b3_is_put_beside_it() -> None:
         assert not any(name.startswith(("b3", "x-b3-")) for name in received), received
 
 
-@pytest.mark.parametrize("config", ["{}", UNREPORTED], ids=["default", "unreported"])
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param("{}", marks=pytest.mark.long), UNREPORTED],
+    ids=["default", "unreported"],
+)
 def test_applications_that_make_spans_of_their_own_and_report_nowhere(config: str) -> None:
     """As .NET's HttpClient does. By default that is the application's word (`present`), and
     nothing is worse than without b3relay; told that nobody reports those spans, b3relay
@@ -105,7 +109,14 @@ def test_applications_that_make_spans_of_their_own_and_report_nowhere(config: st
         assert decisions(mesh) == all_of_them("copied" if told else "present"), picture(mesh)
 
 
-@pytest.mark.parametrize("sent", [["a=1"], ["a=1,b=2", "c=3"], ["a=1", "b=2", "c=3", "d=4"]])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(["a=1"], marks=pytest.mark.long),
+        pytest.param(["a=1,b=2", "c=3"], marks=pytest.mark.long),
+        ["a=1", "b=2", "c=3", "d=4"],
+    ],
+)
 def test_tracestate_gets_as_far_as_if_it_were_forwarded(sent: list[str]) -> None:
     """Envoy's tracer has its own way with tracestate: what comes of it is the same whether
     the application forwards it or b3relay copies it."""

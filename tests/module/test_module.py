@@ -976,7 +976,7 @@ def test_streams_that_never_end_are_evicted() -> None:
     # Of those that had to go it is known that they are missing, in 17 bytes each.
     assert remembered_bytes(process) <= 3 * 64 * 170 + (1000 - 64) * 17
     assert both.call(numbered(0))[0] == "unknown"
-    # One that had to go may have been of another trace.
+    # Of so many it is not known whether all were of this trace.
     assert both.call(ID)[0] == "ambiguous"
     assert both.call(numbered(998))[0] == "copied"
 

@@ -214,6 +214,7 @@ def test_a_collector_that_refuses_costs_what_it_was_sent(status: bytes) -> None:
     assert sidecar.counted() == (1, 1, 1)
 
 
+@pytest.mark.long
 def test_memory_is_bounded_while_nobody_answers() -> None:
     def size(config: Mapping[str, object]) -> int:
         sidecar = Sidecar(config)
