@@ -2,6 +2,7 @@
 
 use super::worker::WorkerState;
 use crate::b3::{B3, TraceId};
+use crate::bytes;
 use crate::config::{Config, Direction, Incoming, KeyOf, Mode};
 use crate::headers::{self, Edit, Field, TraceHeaders};
 use crate::metrics::Counter;
@@ -155,6 +156,13 @@ impl<'a> Request<'a> {
     pub fn further_keys(&self, config: &Config, keys: &[Key]) -> Vec<Key> {
         let headers = &self.headers;
         let mut further: Vec<Key> = Vec::new();
+        let has_list = bytes::contains(headers.request_id.value().unwrap_or_default(), b',');
+        let has_both = headers.trace_id.value().is_some() && headers.b3.value().is_some();
+        let has_several = has_list || has_both || headers.keys.len() > 1;
+        // Nearly all requests have one of each.
+        if !has_several && self.context.1 != W3cState::Current {
+            return further;
+        }
         for key in &config.keys {
             let found = match *key {
                 KeyOf::RequestId => {

@@ -41,7 +41,8 @@ impl Ticket {
 
     /// All buckets that have one, each once.
     pub(super) fn buckets(&self) -> impl Iterator<Item = u16> + '_ {
-        let buckets = self.buckets.iter().copied().enumerate();
+        let buckets = self.buckets.iter().copied();
+        let buckets = buckets.take_while(Option::is_some).enumerate();
         buckets.filter_map(|(n, bucket)| {
             let again = self.buckets.iter().take(n).any(|other| *other == bucket);
             bucket.filter(|_| !again)
