@@ -99,7 +99,7 @@ docs: cargo ## Write docs/config.schema.json and the tables in docs anew, from t
 
 .PHONY: test-wasm
 test-wasm: $(WASM) $(TOOLS)/venv/.done ## The compiled module, in a small proxy-wasm host and in real Envoys; and check.sh on what goes wrong for users
-	$(call say,module: alone and in real Envoys: vectors$(comma) trees$(comma) bad input$(comma) load$(comma) check.sh; about 3 minutes)
+	$(call say,module: alone and in real Envoys: vectors$(comma) trees$(comma) bad input$(comma) load$(comma) check.sh; about 4 minutes)
 	$(PYTHON) -m pytest -q -n 6 --dist loadfile -m 'not long' tests/module tests/envoy tests/check tests/cluster/pages tests/worlds
 
 .PHONY: test-long
@@ -196,7 +196,7 @@ artifact-push: $(WASM) $(ORAS) ## The module as an OCI artifact, pushed to IMAGE
 PARTS ?= agreement backends bookinfo browser cluster docker envoys instructions manifests monitoring release sdks sidecars
 .PHONY: test-mesh
 test-mesh: $(TOOLS)/venv/.done $(TOOLS)/venv/.docker ## Tests with long builds: PARTS (agreement backends bookinfo browser cluster docker envoys instructions manifests monitoring release sdks sidecars); says at the end what this machine could not run (about 45 min, the first time longer)
-	$(call say,mesh: $(PARTS); about 40 minutes$(comma) the first time longer)
+	$(call say,mesh: $(PARTS); about 45 minutes$(comma) the first time longer)
 	$(PYTHON) -m mesh.parts $(PARTS)
 
 .PHONY: test-backends
