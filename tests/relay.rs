@@ -973,6 +973,22 @@ fn what_a_call_breaks_is_asked_of_every_worker() {
     assert_eq!(seen.rules, ["S06"]);
 }
 
+/// The first call of a worker, before its first tick.
+#[test]
+fn a_call_is_checked_beside_the_first_request_of_another_worker() {
+    let config = r#"{"restore_request_id": "never"}"#;
+    let sidecar = Sidecar::with(config, config, 2);
+    sidecar.on(
+        1,
+        Some(Direction::Inbound),
+        &headers(&[ID, TRACE, SPAN, "x-b3-sampled: 1"]),
+    );
+    let other = headers(&[ID, OTHER_TRACE, SPAN, "x-b3-sampled: 1"]);
+    let seen = sidecar.on(0, Some(Direction::Outbound), &other);
+    assert_eq!(seen.decision, Some(Decision::Present));
+    assert_eq!(seen.rules, ["P02"]);
+}
+
 #[test]
 fn workers_know_of_each_other() {
     let sidecar = Sidecar::with("{}", "{}", 3);

@@ -89,10 +89,15 @@ impl Filter {
             number: None,
         };
         let mut by_keys = self.by_keys(&mut worker.store, host, request, all);
-        // Before a finding is reported, all are asked: the first look-up may have found another
-        // request than that of the call.
-        let is_wrong = |found: &Match| !self.propagation(request, found).is_empty();
-        if !all && matches!(&by_keys, ByKeys::Found(found) if is_wrong(found)) {
+        let may_be_of_another = !all
+            && match &by_keys {
+                // Before a finding is reported, all are asked: the first look-up may have found
+                // another request than that of the call.
+                ByKeys::Found(found) => !self.propagation(request, found).is_empty(),
+                // The request may be the first one of a worker that is new.
+                _ => worker.store.refresh(host, || host.now_ms()),
+            };
+        if may_be_of_another {
             by_keys = self.by_keys(&mut worker.store, host, request, true);
         }
         match by_keys {

@@ -196,9 +196,10 @@ impl Store {
         self.table.seed()
     }
 
-    /// Reads the list of workers, if it has changed. `now_ms` is called only then.
-    pub fn refresh(&mut self, data: &impl SharedData, now_ms: impl FnOnce() -> u64) {
-        self.workers.refresh(data, now_ms);
+    /// Reads the list of workers, if it has changed. `now_ms` is called only then. Returns
+    /// whether it has changed.
+    pub fn refresh(&mut self, data: &impl SharedData, now_ms: impl FnOnce() -> u64) -> bool {
+        self.workers.refresh(data, now_ms)
     }
 
     /// All workers that have a number, this one included.

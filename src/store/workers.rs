@@ -69,13 +69,15 @@ impl Workers {
         self.number == Some(number) || self.others.iter().any(|other| other.0 == number)
     }
 
-    /// Reads the list if it has changed.
-    pub(super) fn refresh(&mut self, data: &impl SharedData, now_ms: impl FnOnce() -> u64) {
+    /// Reads the list if it has changed. Returns whether it has.
+    pub(super) fn refresh(&mut self, data: &impl SharedData, now_ms: impl FnOnce() -> u64) -> bool {
         let version = data.get(&WORKERS_CHANGED).map(|(_, version)| version);
-        if version != self.version {
+        let has_changed = version != self.version;
+        if has_changed {
             self.version = version;
             self.read(data, now_ms());
         }
+        has_changed
     }
 
     /// Reads the list if it has changed, and every ten seconds, with a new heartbeat. False if
