@@ -80,7 +80,7 @@ SHORT: dict[int, Plan] = {
         "none": ("hit", "present", "keyless", "inbound", "inbound+keyless"),
         "empty": ("hit", "present", "keyless", "inbound", "inbound+keyless"),
         "asleep": ("hit", "present", "inbound"),
-        "awake": ("keyless", "present", "inbound"),
+        "awake": ("present", "keyless", "inbound"),
         "alone": ("inbound+keyless",),
     },
     8: dict.fromkeys(("none", "empty", "asleep"), ("hit",)),
@@ -89,7 +89,7 @@ _SEVERAL: Plan = {
     "none": ("hit", "present", "keyless", "inbound"),
     "empty": ("hit", "present", "keyless", "inbound"),
     "asleep": ("hit", "present", "inbound"),
-    "awake": ("keyless", "present", "inbound"),
+    "awake": ("present", "keyless", "inbound"),
 }
 LONG: dict[int, Plan] = {
     1: {scene.name: scene.routes for scene in scenes()},
