@@ -16,6 +16,7 @@
 //!
 //! | module | what it knows |
 //! |---|---|
+//! | `bytes` | integers and hashes: reading and writing |
 //! | [`headers`] | header names, one pass over a request's headers, edits |
 //! | [`b3`] | the B3 format: types, reading and writing |
 //! | [`w3c`] | W3C's `traceparent`: reading and writing |

@@ -90,7 +90,7 @@ impl Tracker {
         tokens: Vec<Token>,
     ) {
         self.pass(now_us);
-        let exclusive = self.in_flight.active(now_us) == 0;
+        let is_alone = self.in_flight.active(now_us) == 0;
         let is_new = self.in_flight.get(request).is_none();
         let is_tracked = is_new && !self.in_flight.is_full();
         if is_tracked {
@@ -109,7 +109,7 @@ impl Tracker {
         }
         if let Some(inferred) = &mut self.inferred {
             let added = self.in_flight.tracked().last().filter(|_| is_tracked);
-            inferred.begin(now_us, added, exclusive, tokens);
+            inferred.begin(now_us, added, is_alone, tokens);
         }
         if is_new {
             self.count();

@@ -71,7 +71,7 @@ pub struct Config {
     pub relay: bool,
     /// `generate_request_id`
     pub generate_request_id: bool,
-    /// `copy_headers`, and those of `keys` that are other headers.
+    /// `copy_headers`, and the headers that `keys` and `token_headers` name.
     pub wanted: Wanted,
     /// `keys`
     pub keys: Vec<KeyOf>,

@@ -73,7 +73,7 @@ impl Formats {
         }
     }
 
-    /// No form at all.
+    /// No format at all.
     pub fn is_empty(self) -> bool {
         self == Self::default()
     }

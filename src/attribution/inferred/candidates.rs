@@ -102,7 +102,7 @@ impl Engine {
                 let request = in_flight.get(candidate.request);
                 request.is_some_and(|request| request.is_active(now_us))
             };
-            let (own, others) = self.model.background.exclusive_rates(kind);
+            let (own, others) = self.model.background.rates_alone(kind);
             if others <= EXCLUSIVE * own {
                 if let Some(only) = candidates.iter_mut().find(is_active) {
                     only.is_least |= only.rate < f64::from(own);

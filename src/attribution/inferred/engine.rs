@@ -25,7 +25,7 @@ pub(super) struct Notes {
     /// Every call so far was certainly its own, or certainly not.
     pub(super) certain: bool,
     /// It has been the only request in flight all the time.
-    pub(super) exclusive: bool,
+    pub(super) is_alone: bool,
     /// A call came that it may have made, and that was not judged.
     missed_call: bool,
 }
@@ -100,19 +100,19 @@ impl Engine {
         }
     }
 
-    /// A request has begun: this one, if it is tracked. `exclusive`: no other one is in
+    /// A request has begun: this one, if it is tracked. `is_alone`: no other one is in
     /// flight.
     pub(super) fn begin(
         &mut self,
         now_us: u64,
         request: Option<&Request>,
-        exclusive: bool,
+        is_alone: bool,
         tokens: Vec<Token>,
     ) {
         self.advance(now_us);
         self.model.tokens.learn(&tokens);
         for other in &mut self.requests {
-            other.exclusive = false;
+            other.is_alone = false;
         }
         let Some(request) = request else { return };
         let progress = Progress::start(request.route);
@@ -124,7 +124,7 @@ impl Engine {
             route: request.route,
             tokens,
             certain: true,
-            exclusive,
+            is_alone,
             missed_call: false,
         });
     }
@@ -222,11 +222,11 @@ impl Engine {
             let counts = self.lesson.as_mut().map(|lesson| &mut lesson.counts);
             let expected = cluster.ended(&self.model, now_us, member, counts);
             if self.is_known_route(notes.route) {
-                self.surprises.add(expected, notes.exclusive);
+                self.surprises.add(expected, notes.is_alone);
                 self.look_back(request, &cluster, member);
             }
             self.acceptance.end();
-            let certain = match (&self.lesson, notes.certain, notes.exclusive) {
+            let certain = match (&self.lesson, notes.certain, notes.is_alone) {
                 (Some(_), ..) => None,
                 (None, true, true) => Some(0.8),
                 (None, true, false) if self.surprises.are_few() => Some(0.99),

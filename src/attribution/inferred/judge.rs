@@ -120,7 +120,7 @@ impl Engine {
         let mut requests = self.requests.iter_mut();
         if let Some(request) = requests.find(|known| known.number == request) {
             // Where there is nothing else but the background, less will do.
-            let doubtful = match request.exclusive {
+            let doubtful = match request.is_alone {
                 true => 0.2..0.8,
                 false => 0.01..0.99,
             };

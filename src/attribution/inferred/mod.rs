@@ -90,13 +90,13 @@ impl Inferred {
         self.engine.pass(us, in_flight);
     }
 
-    /// A request has begun: this one, if it is tracked. `exclusive`: no other one is in
+    /// A request has begun: this one, if it is tracked. `is_alone`: no other one is in
     /// flight.
     pub(super) fn begin(
         &mut self,
         now_us: u64,
         request: Option<&Request>,
-        exclusive: bool,
+        is_alone: bool,
         tokens: Vec<Token>,
     ) {
         match request {
@@ -112,7 +112,7 @@ impl Inferred {
             Some(request) if self.limit.is_some_and(|limit| running >= limit) => {
                 self.waiting.push_back((request.clone(), tokens));
             }
-            _ => self.engine.begin(now_us, request, exclusive, tokens),
+            _ => self.engine.begin(now_us, request, is_alone, tokens),
         }
     }
 

@@ -25,24 +25,24 @@ pub(super) struct Surprises {
     all: f64,
     /// Of requests that were the only one in flight, where there is nothing to be wrong
     /// about but what the route does.
-    exclusive: f64,
+    alone: f64,
     /// Of the last few.
     recent: f64,
 }
 
 impl Surprises {
     /// A request has ended, which had this probability.
-    pub(super) fn add(&mut self, expected: f64, exclusive: bool) {
+    pub(super) fn add(&mut self, expected: f64, is_alone: bool) {
         let surprise = f64::from(u8::from(expected < SURPRISE));
         self.all += (surprise - self.all) / 128.0;
         self.recent += (surprise - self.recent) / 32.0;
-        if exclusive {
-            self.exclusive += (surprise - self.exclusive) / 128.0;
+        if is_alone {
+            self.alone += (surprise - self.alone) / 128.0;
         }
     }
 
     fn excess(self) -> f64 {
-        (self.all - 2.0 * self.exclusive).max(0.0)
+        (self.all - 2.0 * self.alone).max(0.0)
     }
 
     /// The belief is wrong too often for anything.
@@ -70,6 +70,6 @@ impl Surprises {
     /// nothing speaks against it: two that have been taken for each other go on
     /// doing what is expected, until they end.
     pub(super) fn misplaced(self) -> f64 {
-        (MISPLACED * (self.recent - 2.0 * self.exclusive)).clamp(0.0, 1.0)
+        (MISPLACED * (self.recent - 2.0 * self.alone)).clamp(0.0, 1.0)
     }
 }

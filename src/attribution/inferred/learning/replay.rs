@@ -72,9 +72,9 @@ impl Replay {
                     began_us: at_us,
                     heard_us: at_us,
                 };
-                let exclusive = active == 0;
+                let is_alone = active == 0;
                 self.engine
-                    .begin(at_us, Some(&request), exclusive, Vec::new());
+                    .begin(at_us, Some(&request), is_alone, Vec::new());
                 self.in_flight.add(request);
             }
             What::Ended { answered } => {

@@ -10,7 +10,7 @@ const DOUBTED: f32 = 0.05;
 /// calls are known not to be of the background.
 const PRIOR: (f32, f32) = (0.3, 100.0);
 /// Milliseconds with one request in flight after which half is forgotten.
-const EXCLUSIVE_HALVED_MS: f32 = 200_000.0;
+const ALONE_HALVED_MS: f32 = 200_000.0;
 /// Milliseconds in all after which half is forgotten: a quarter of an hour.
 const HALVED_MS: f32 = 900_000.0;
 
@@ -21,7 +21,7 @@ struct Seen {
     /// were.
     background: [f32; 2],
     /// Calls while just one request was in flight.
-    exclusive: f32,
+    alone: f32,
     /// All calls.
     all: f32,
 }
@@ -34,7 +34,7 @@ pub(in crate::attribution::inferred) struct Background {
     idle_ms: f32,
     busy_ms: f32,
     /// Milliseconds during which just one request was.
-    exclusive_ms: f32,
+    alone_ms: f32,
 }
 
 impl Default for Background {
@@ -43,7 +43,7 @@ impl Default for Background {
             kinds: vec![Seen::default(); NAMES],
             idle_ms: 0.0,
             busy_ms: 0.0,
-            exclusive_ms: 0.0,
+            alone_ms: 0.0,
         }
     }
 }
@@ -72,11 +72,11 @@ impl Background {
     /// Calls of this kind per millisecond while just one request is in flight: its own, and
     /// those of the background, by the plainest of estimates. What happens while nothing is
     /// in flight must be of the background, and no more than that is while one request is.
-    pub(in crate::attribution::inferred) fn exclusive_rates(&self, kind: Name) -> (f32, f32) {
+    pub(in crate::attribution::inferred) fn rates_alone(&self, kind: Name) -> (f32, f32) {
         let seen = self.seen(kind);
         let [idle, _] = seen.background;
         let background = (idle + PRIOR.0) / (self.idle_ms + PRIOR.1);
-        let calls = seen.exclusive / (self.exclusive_ms + PRIOR.1);
+        let calls = seen.alone / (self.alone_ms + PRIOR.1);
         ((calls - background).max(0.0), background)
     }
 
@@ -97,7 +97,7 @@ impl Background {
             return;
         };
         if in_flight == 1 {
-            seen.exclusive += 1.0;
+            seen.alone += 1.0;
         }
         let [idle, busy] = &mut seen.background;
         *(if in_flight == 0 { idle } else { busy }) += background;
@@ -107,11 +107,11 @@ impl Background {
     /// So much time has passed, with so many requests in flight.
     pub(in crate::attribution::inferred) fn pass(&mut self, us: u64, in_flight: usize) {
         if in_flight == 1 {
-            self.exclusive_ms += ms(us);
-            if self.exclusive_ms > EXCLUSIVE_HALVED_MS {
-                self.exclusive_ms *= 0.5;
+            self.alone_ms += ms(us);
+            if self.alone_ms > ALONE_HALVED_MS {
+                self.alone_ms *= 0.5;
                 for seen in &mut self.kinds {
-                    seen.exclusive *= 0.5;
+                    seen.alone *= 0.5;
                 }
             }
         }
