@@ -34,42 +34,68 @@ impl Filter {
         request: &Request<'_>,
         all: bool,
     ) -> ByKeys {
-        let spans = SpanRefs::of(&request.extracted);
-        let now_ms = || host.now_ms();
-        let match_request = |store: &mut Store, candidates: &Candidates, key: &Key| {
-            let headers = |found: &Found| store.headers(host, found);
-            let found = relay::match_request(candidates, headers, spans)?;
-            let missing = &candidates.missing;
-            if missing.is_empty() || found.by_span || key.is_trace() {
-                return Ok(found);
-            }
-            // One that is not stored under this key may be of another trace.
-            let trace = found.stored.b3.ids.ok_or(Decision::Ambiguous)?.trace;
-            let of_trace = store.find(host, &now_ms, &Key::trace(trace));
-            let stored = of_trace.found.iter().map(|found| found.request);
-            let of_trace: Vec<RequestRef> = stored.chain(of_trace.missing).collect();
-            match missing.iter().all(|request| of_trace.contains(request)) {
-                true => Ok(found),
-                false => Err(Decision::Ambiguous),
-            }
-        };
         if all {
-            store.refresh(host, now_ms);
+            store.refresh(host, || host.now_ms());
         }
-        let names_span = |found: &Found| !all && spans.names(found);
         let is_key = |key: &Key| all || !request.headers.has_new_request_id || !key.is_request_id();
         let mut keys = request.keys(&self.config, Formats::default());
         keys.retain(is_key);
+        let mut look_up = LookUp {
+            store,
+            host,
+            request,
+            spans: SpanRefs::of(&request.extracted),
+            all,
+            is_forgotten: false,
+            names_unknown: false,
+        };
+        match look_up.by_first_key(&keys) {
+            Ok(one) if one.matched_by == MatchedBy::Guess => {
+                ByKeys::Nobody(Decision::Unknown, Some(one))
+            }
+            Ok(one) => look_up.beside_other_keys(&keys, one),
+            // It is of one that is over, or may be of one that had to go.
+            Err(decision) if look_up.is_forgotten => ByKeys::Forgotten(decision),
+            Err(decision) => ByKeys::Nobody(decision, None),
+        }
+    }
+}
+
+/// A look-up under way.
+struct LookUp<'a, H> {
+    store: &'a mut Store,
+    host: &'a H,
+    request: &'a Request<'a>,
+    /// The spans that the call names.
+    spans: SpanRefs,
+    /// See [`Filter::by_keys`].
+    all: bool,
+    /// A key is one of a request that has been forgotten, or may be.
+    is_forgotten: bool,
+    /// A key of the application's own, not of a trace, is one of no request.
+    names_unknown: bool,
+}
+
+impl<H: Host> LookUp<'_, H> {
+    /// The requests with this key; for the rules alone, until the one is found whose span the
+    /// call names.
+    fn candidates(&mut self, key: &Key) -> Candidates {
+        let is_enough = |found: &Found| !self.all && self.spans.names(found);
+        let now_ms = || self.host.now_ms();
+        self.store.find_until(self.host, &now_ms, key, &is_enough)
+    }
+
+    /// The request of the call among those that have the first key that any has.
+    fn by_first_key(&mut self, keys: &[Key]) -> Result<Match, Decision> {
         let mut among = Candidates::default();
         let mut result = Err(Decision::NoKey);
-        let (mut is_forgotten, mut names_unknown) = (false, false);
-        for key in &keys {
-            let mut candidates = store.find_until(host, &now_ms, key, &names_span);
+        for key in keys {
+            let mut candidates = self.candidates(key);
             if candidates.found.is_empty() {
                 // A late call names its request: it is of no other.
-                is_forgotten |= !candidates.complete || !candidates.past.is_empty();
-                let is_made_up = key.is_request_id() && request.headers.has_new_request_id;
-                names_unknown |= !key.is_trace() && !is_made_up;
+                self.is_forgotten |= !candidates.complete || !candidates.past.is_empty();
+                let is_made_up = key.is_request_id() && self.request.headers.has_new_request_id;
+                self.names_unknown |= !key.is_trace() && !is_made_up;
             }
             if !among.found.is_empty() {
                 let is_known =
@@ -79,7 +105,7 @@ impl Filter {
                     continue;
                 }
             }
-            match match_request(store, &candidates, key) {
+            match self.match_request(&candidates, key) {
                 Err(Decision::Unknown | Decision::Ambiguous) if result.is_ok() => {}
                 found => result = found,
             }
@@ -89,33 +115,50 @@ impl Filter {
                 break;
             }
         }
-        let mut one = match result {
-            Ok(one) if one.matched_by == MatchedBy::Guess => {
-                return ByKeys::Nobody(Decision::Unknown, Some(one));
-            }
-            Ok(one) => one,
-            // It is of one that is over, or may be of one that had to go.
-            Err(decision) if is_forgotten => return ByKeys::Forgotten(decision),
-            Err(decision) => return ByKeys::Nobody(decision, None),
-        };
+        result
+    }
+
+    /// The request of the call among these, which have this key.
+    fn match_request(&mut self, candidates: &Candidates, key: &Key) -> Result<Match, Decision> {
+        let headers = |found: &Found| self.store.headers(self.host, found);
+        let found = relay::match_request(candidates, headers, self.spans)?;
+        let missing = &candidates.missing;
+        if missing.is_empty() || found.by_span || key.is_trace() {
+            return Ok(found);
+        }
+        // One that is not stored under this key may be of another trace.
+        let trace = found.stored.b3.ids.ok_or(Decision::Ambiguous)?.trace;
+        let now_ms = || self.host.now_ms();
+        let of_trace = self.store.find(self.host, &now_ms, &Key::trace(trace));
+        let stored = of_trace.found.iter().map(|found| found.request);
+        let of_trace: Vec<RequestRef> = stored.chain(of_trace.missing).collect();
+        match missing.iter().all(|request| of_trace.contains(request)) {
+            true => Ok(found),
+            false => Err(Decision::Ambiguous),
+        }
+    }
+
+    /// What the other keys of the call say to the request that one key has led to.
+    fn beside_other_keys(&mut self, keys: &[Key], mut one: Match) -> ByKeys {
         // It may be a late one of another request of the trace, which has been forgotten.
-        if names_unknown && !one.by_span && !spans.is_empty() {
+        if self.names_unknown && !one.by_span && !self.spans.is_empty() {
             one.stored.opaque.clear();
             one.stored.copied.clear();
         }
-        let foreign = foreign_trace(request, &one.stored);
-        for key in &keys {
+        let foreign = foreign_trace(self.request, &one.stored);
+        for key in keys {
             if foreign.as_ref() == Some(key) {
                 // A call is of one request. A trace that nobody came with is the
                 // application's own.
-                let candidates = store.find(host, &now_ms, key);
+                let now_ms = || self.host.now_ms();
+                let candidates = self.store.find(self.host, &now_ms, key);
                 if relay::all_of_other_traces(&candidates.found, &one.stored) {
                     return ByKeys::Nobody(Decision::Conflict, None);
                 }
-            } else if !one.by_span && !spans.is_empty() && key.is_trace() {
+            } else if !one.by_span && !self.spans.is_empty() && key.is_trace() {
                 // The span that a call names says more than a key does.
-                let candidates = store.find_until(host, &now_ms, key, &names_span);
-                let other = match_request(store, &candidates, key);
+                let candidates = self.candidates(key);
+                let other = self.match_request(&candidates, key);
                 if let Some(other) = other.ok().filter(|other| other.by_span) {
                     return ByKeys::Found(other);
                 }
