@@ -105,6 +105,42 @@ pub fn match_request(
     headers: impl Fn(&Found) -> Option<Vec<u8>>,
     named: SpanRefs,
 ) -> Result<Match, Decision> {
+    let mut all = of_one_trace(candidates, &headers)?;
+    let spans: Vec<SpanId> = all.iter().filter_map(Candidate::span).collect();
+    let Some(at) = best(&all, named) else {
+        return Err(Decision::Unknown);
+    };
+    let mut best = all.swap_remove(at);
+    if best.is_past {
+        return Err(Decision::Unknown);
+    }
+    let by_span = named.fits(best.span()) != SpanRefs::NOT;
+    if best.stored.b3.ids.is_some() {
+        read_headers(&mut best.stored, headers(best.found));
+    }
+    keep_certain(&mut best, all, by_span, &headers);
+    let Candidate {
+        found, mut stored, ..
+    } = best;
+    if !candidates.complete && !by_span {
+        stored.opaque.clear();
+        stored.copied.clear();
+        stored.request_id.clear();
+    }
+    Ok(Match {
+        request: (found.request, found.bucket),
+        matched_by: found.matched_by,
+        stored,
+        by_span,
+        spans: candidates.complete.then_some(spans),
+    })
+}
+
+/// The candidates, decoded, if all are of one trace.
+fn of_one_trace<'a>(
+    candidates: &'a Candidates,
+    headers: impl Fn(&Found) -> Option<Vec<u8>>,
+) -> Result<Vec<Candidate<'a>>, Decision> {
     // If the trace began in this pod, an inbound request with it may be the application that
     // calls itself. The call may be of that request, or of the earlier one.
     let is_unsure = |found: &Found| [OF_ANY, OF_SOME].contains(&&*found.context);
@@ -136,16 +172,17 @@ pub fn match_request(
     let Some((first, others)) = all.split_first() else {
         return Err(Decision::Unknown);
     };
-    if !others
-        .iter()
-        .all(|other| same_trace(&first.stored, &other.stored))
-    {
-        return Err(Decision::Ambiguous);
+    let is_of_trace = |other: &Candidate<'_>| same_trace(&first.stored, &other.stored);
+    match others.iter().all(is_of_trace) {
+        true => Ok(all),
+        false => Err(Decision::Ambiguous),
     }
-    let spans: Vec<SpanId> = all.iter().filter_map(Candidate::span).collect();
-    // First the request whose span the call names, then one whose grace is not over, then one
-    // still in flight, then the newest; among equals the one that was stored last, as a retry
-    // is.
+}
+
+/// First the request whose span the call names, then one whose grace is not over, then one
+/// still in flight, then the newest; among equals the one that was stored last, as a retry
+/// is.
+fn best(all: &[Candidate<'_>], named: SpanRefs) -> Option<usize> {
     let rank = |one: &Candidate<'_>| {
         (
             named.fits(one.span()),
@@ -154,52 +191,31 @@ pub fn match_request(
             u64::MAX - one.found.started_ms,
         )
     };
-    let best = all
-        .iter()
-        .enumerate()
-        .rev()
-        .min_by_key(|(_, one)| rank(one));
-    let Some(at) = best.map(|(at, _)| at) else {
-        return Err(Decision::Unknown);
-    };
-    let best = all.swap_remove(at);
-    if best.is_past {
-        return Err(Decision::Unknown);
+    let ranked = all.iter().enumerate().rev();
+    let best = ranked.min_by_key(|(_, one)| rank(one));
+    best.map(|(at, _)| at)
+}
+
+/// Leaves of the best candidate what it shares with all others that the call may be of.
+fn keep_certain(
+    best: &mut Candidate<'_>,
+    mut others: Vec<Candidate<'_>>,
+    by_span: bool,
+    headers: impl Fn(&Found) -> Option<Vec<u8>>,
+) {
+    if by_span {
+        // Attempts of one request have one span, and may differ in nothing else.
+        others.retain(|other| other.span() == best.span());
     }
-    let (found, span, mut stored) = (best.found, best.span(), best.stored);
-    let by_span = named.fits(span) != SpanRefs::NOT;
-    if stored.b3.ids.is_some() {
-        read_headers(&mut stored, headers(found));
-    }
-    // Attempts of one request have one span, and may differ in nothing else.
-    let others = all.iter_mut();
-    let mut others: Vec<&mut Candidate<'_>> = match by_span {
-        true => others.filter(|other| other.span() == span).collect(),
-        false => others.collect(),
-    };
-    if !stored.copied.is_empty() || !stored.opaque.is_empty() {
-        for other in others
-            .iter_mut()
-            .filter(|other| other.stored.b3.ids.is_some())
-        {
+    if !best.stored.copied.is_empty() || !best.stored.opaque.is_empty() {
+        let with_ids = |other: &&mut Candidate<'_>| other.stored.b3.ids.is_some();
+        for other in others.iter_mut().filter(with_ids) {
             read_headers(&mut other.stored, headers(other.found));
         }
     }
     if !others.is_empty() {
-        keep_common(&mut stored, others.iter().map(|other| &other.stored));
+        keep_common(&mut best.stored, others.iter().map(|other| &other.stored));
     }
-    if !candidates.complete && !by_span {
-        stored.opaque.clear();
-        stored.copied.clear();
-        stored.request_id.clear();
-    }
-    Ok(Match {
-        request: (found.request, found.bucket),
-        matched_by: found.matched_by,
-        stored,
-        by_span,
-        spans: candidates.complete.then_some(spans),
-    })
 }
 
 /// A request that a call may belong to.
