@@ -269,6 +269,18 @@ fn the_cluster_is_asked_for_once_for_a_kind_of_call() {
         let path = format!("/users/0f7a1c2e-1b2d-4c3e-9d4f-00000000000{n}/cart");
         assert_eq!(asked.call("shop", &path), (Decision::Outside, times));
     }
+    // A name with a digit in it is none.
+    for (path, times) in [
+        ("/internal-v1/x", 1),
+        ("/partners-v2/x", 1),
+        ("/internal-v1/x", 0),
+    ] {
+        assert_eq!(
+            asked.call("api", path),
+            (Decision::Outside, times),
+            "{path}"
+        );
+    }
     // The node was asked once for all.
     assert_eq!(asked.sidecar.host.nodes.get(), 1);
 }

@@ -77,10 +77,10 @@ fn a_decision_of_the_calls_own_is_in_every_format() {
     let single = "b3: 463ac35c9f6413ad48485a3953bb6124-b2fb4a1d1a96d312-0";
     let seen = sidecar.outbound(&[&[ID], &own[..]].concat());
     assert_context(&seen, &[&own[..], &[single]].concat());
-    // One that is left open is that of the request, in what is added.
+    // One that is left open is that of the request.
     let seen = sidecar.outbound(&[ID, TRACE, OTHER_SPAN]);
     let single = "b3: 463ac35c9f6413ad48485a3953bb6124-b2fb4a1d1a96d312-1";
-    assert_context(&seen, &[TRACE, OTHER_SPAN, single]);
+    assert_context(&seen, &[TRACE, OTHER_SPAN, SAMPLED, single]);
 }
 
 #[test]

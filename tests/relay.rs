@@ -973,6 +973,62 @@ fn what_a_call_breaks_is_asked_of_every_worker() {
     assert_eq!(seen.rules, ["S06"]);
 }
 
+/// Of one span, of which one form has its trace ID cut.
+#[test]
+fn a_repair_keeps_the_parent_that_one_form_has() {
+    let sidecar = Sidecar::new(r#"{"mode": "repair"}"#);
+    let cut = "b3: 48485a3953bb6124-a2fb4a1d1a96d312-1";
+    let seen = sidecar.inbound(&[ID, cut, TRACE, SPAN, PARENT, SAMPLED]);
+    assert_eq!(seen.rules, ["B04"]);
+    let expected = headers(&[SINGLE, TRACE, SPAN, PARENT, SAMPLED]);
+    assert_eq!(only(&seen.headers, &B3), only(&expected, &B3));
+}
+
+/// An application that forwards the identifiers, and forgets the rest.
+#[test]
+fn a_decision_that_the_call_leaves_open_is_that_of_its_request() {
+    for decision in [
+        &["x-b3-sampled: 0"][..],
+        &["x-b3-sampled: 1"],
+        &["x-b3-sampled: 1", "x-b3-flags: 1"],
+    ] {
+        let sidecar = sidecar();
+        let inbound = [&[ID, TRACE, SPAN, PARENT], decision].concat();
+        sidecar.request(Some(Direction::Inbound), &headers(&inbound));
+        for own in [&[TRACE, SPAN][..], &[TRACE, SPAN, PARENT]] {
+            let call = headers(&[&[ID], own].concat());
+            let seen = sidecar.request(Some(Direction::Outbound), &call);
+            let expected = [&[ID], own, decision].concat();
+            let mut found = seen.headers.clone();
+            found.retain(|(name, _)| name.starts_with("x-"));
+            assert_eq!(found, headers(&expected));
+            assert_eq!(seen.decision, Some(Decision::Completed));
+        }
+        let single = "b3: 463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312";
+        let seen = sidecar.request(Some(Direction::Outbound), &headers(&[ID, single]));
+        let letter = match decision {
+            ["x-b3-sampled: 0"] => "0",
+            ["x-b3-sampled: 1"] => "1",
+            _ => "d",
+        };
+        let expected = format!("{single}-{letter}");
+        assert_b3(&seen, Decision::Completed, &[&expected]);
+    }
+    // One of its own stays, and so does what is of another trace.
+    let sidecar = sidecar();
+    let inbound = headers(&[ID, TRACE, SPAN, "x-b3-sampled: 0"]);
+    sidecar.request(Some(Direction::Inbound), &inbound);
+    for own in [
+        [TRACE, SPAN, "x-b3-sampled: 1"].as_slice(),
+        &[OTHER_TRACE, SPAN],
+    ] {
+        let call = headers(&[&[ID], own].concat());
+        let seen = sidecar.request(Some(Direction::Outbound), &call);
+        assert_eq!(seen.headers, call);
+        assert_eq!(seen.decision, Some(Decision::Present));
+    }
+}
+
 /// The first call of a worker, before its first tick.
 #[test]
 fn a_call_is_checked_beside_the_first_request_of_another_worker() {

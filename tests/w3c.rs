@@ -254,13 +254,88 @@ fn a_decision_left_open_is_not_written_as_a_no() {
     }
     // The request's decision stands in for that of its call.
     let seen = sidecar(r#"{"emit": ["b3multi", "w3c"]}"#, &B3).outbound(&[ID, TRACE, SPAN]);
-    assert_seen(&seen, Decision::Present, &[TRACE, SPAN, SERVER]);
+    assert_seen(&seen, Decision::Completed, &[TRACE, SPAN, SAMPLED, SERVER]);
     let seen = sidecar(r#"{"emit": ["b3multi", "b3"]}"#, &B3).outbound(&[ID, TRACE, SPAN]);
     let single = "b3: 463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1";
-    assert_seen(&seen, Decision::Present, &[TRACE, SPAN, single]);
+    assert_seen(&seen, Decision::Completed, &[TRACE, SPAN, SAMPLED, single]);
     // In another form rather than not at all.
     let seen = sidecar(r#"{"emit": ["w3c"]}"#, &open).outbound(&[ID]);
     assert_seen(&seen, Decision::Copied, &open);
+}
+
+/// W3C reads two as none.
+#[test]
+fn a_call_has_one_traceparent() {
+    let other = MADE_UP;
+    let inbound = [&[ID], &B3[..], &[other]].concat();
+    for (config, given) in [
+        ("{}", "traceparent: "),
+        (
+            "{}",
+            "traceparent: 00-00000000000000000000000000000000-0000000000000000-00",
+        ),
+        (r#"{"own_spans": "unreported"}"#, CLIENT),
+    ] {
+        let sidecar = Sidecar::new(config);
+        sidecar.inbound(&inbound);
+        let seen = sidecar.outbound(&[ID, given]);
+        let found = only(&seen.headers, &["traceparent"]);
+        assert_eq!(found, [header(given)], "{config}");
+    }
+}
+
+/// The span of a `traceparent` that is put into B3, and the decision that the application
+/// has in B3; or that of the request, where W3C cannot say it.
+#[test]
+fn a_decision_in_b3_counts_beside_a_traceparent() {
+    let reported = r#"{"own_spans": "reported", "emit": ["b3multi", "w3c"]}"#;
+    let seen = sidecar(reported, &B3).outbound(&[ID, CLIENT, "x-b3-sampled: 0"]);
+    let expected = [header("x-b3-sampled: 0")];
+    assert_eq!(only(&seen.headers, &["x-b3-sampled"]), expected);
+    let debug = [&B3[..], &["x-b3-flags: 1"]].concat();
+    let seen = sidecar(reported, &debug).outbound(&[ID, CLIENT]);
+    let expected = [header("x-b3-flags: 1")];
+    assert_eq!(only(&seen.headers, &["x-b3-flags"]), expected);
+    let not_sampled = CLIENT.replace("-01", "-00");
+    let seen = sidecar(reported, &debug).outbound(&[ID, &not_sampled]);
+    assert_eq!(only(&seen.headers, &["x-b3-flags"]), []);
+
+    let before_router = Sidecar::new("{}");
+    before_router.host.before_router.set(true);
+    let caller = "x-b3-spanid: 0020000000000001";
+    before_router.inbound(&[ID, TRACE, caller, SAMPLED, "x-b3-flags: 1"]);
+    let seen = before_router.outbound(&[ID, SERVER]);
+    assert_eq!(only(&seen.headers, &["x-b3-flags"]), expected);
+}
+
+/// Two server spans may not have one ID.
+#[test]
+fn a_span_that_nobody_reports_gives_way_to_a_child() {
+    let child = Sidecar::new(r#"{"own_spans": "unreported", "span_ids": "child"}"#);
+    child.inbound(&[&[ID], &B3[..]].concat());
+    let own = "x-b3-spanid: cccccccccccccccc";
+    let seen = child.outbound(&[ID, TRACE, own, SAMPLED]);
+    let found = only(&seen.headers, &["x-b3-spanid", "x-b3-parentspanid"]);
+    let [parent] = &only(&headers(&[SPAN]), &["x-b3-"])[..] else {
+        panic!("one span");
+    };
+    let is_child =
+        |(name, value): &&(String, Vec<u8>)| name == "x-b3-parentspanid" && *value == parent.1;
+    assert!(found.iter().any(|one| is_child(&one)), "{found:?}");
+    assert!(!found.contains(&header(SPAN)) && !found.contains(&header(own)));
+}
+
+/// A decision that only the `traceparent` of the same span has.
+#[test]
+fn a_decision_of_one_form_is_that_of_the_other() {
+    let seen = sidecar("{}", &[TRACE, SPAN, SERVER]).outbound(&[ID]);
+    assert_seen(&seen, Decision::Copied, &[TRACE, SPAN, SAMPLED, SERVER]);
+}
+
+#[test]
+fn a_decision_without_identifiers_is_written_in_b3() {
+    let seen = sidecar(r#"{"emit": ["w3c"]}"#, &["x-b3-sampled: 0"]).outbound(&[ID]);
+    assert_seen(&seen, Decision::Copied, &["x-b3-sampled: 0"]);
 }
 
 /// A background call of a mesh that traces by W3C.

@@ -35,6 +35,14 @@ pub enum Sampling {
 }
 
 impl Sampling {
+    /// This one; the other where this one leaves it open.
+    pub fn or(self, other: Self) -> Self {
+        match self {
+            Self::Defer => other,
+            decided => decided,
+        }
+    }
+
     /// Sampled or not; `None` if that is left open.
     pub fn decided(self) -> Option<bool> {
         match self {

@@ -201,10 +201,15 @@ impl Filter {
         let Request {
             headers, extracted, ..
         } = request;
+        let new_span = || {
+            let [a, b, c, d, e, f, g, h, ..] = host.random();
+            u64::from_le_bytes([a, b, c, d, e, f, g, h])
+        };
         let owner = match (looked_up.before, &looked_up.owner) {
             (Ok(()), Ok(owner)) => owner,
             (Err(Decision::Present), Ok(owner)) => {
-                return relay::present(headers, extracted, &owner.stored, &self.config);
+                let stored = &owner.stored;
+                return relay::present(headers, extracted, stored, &self.config, new_span);
             }
             (Err(decision), _) => return CallPlan::leave(decision),
             (
@@ -225,10 +230,6 @@ impl Filter {
         if owner.guess.is_some() && owner.stored.b3.is_empty() {
             return CallPlan::leave(Decision::NoContext);
         }
-        let new_span = || {
-            let [a, b, c, d, e, f, g, h, ..] = host.random();
-            u64::from_le_bytes([a, b, c, d, e, f, g, h])
-        };
         let mut call = relay::decide(headers, extracted, &owner.stored, &self.config, new_span);
         if let (Some((decision, _)), Decision::Copied | Decision::Completed) =
             (owner.guess, call.decision)

@@ -15,6 +15,7 @@ use super::request::Request;
 use super::worker::WorkerState;
 use crate::attribution::tracker::Basis;
 use crate::attribution::{Call, signature};
+use crate::b3::Sampling;
 use crate::config::{AttributionMode, KeyOf, Mode, RestoreRequestId};
 use crate::headers::TraceHeaders;
 use crate::host::Host;
@@ -69,19 +70,21 @@ impl Filter {
     ) -> LookedUp<'a> {
         let config = &self.config;
         let before = relay::before_lookup(&request.extracted, config.mode == Mode::Repair);
-        // A call with a context of its own may still get headers of its request.
-        let gets_headers = !config.wanted.copy.is_empty()
+        // A call with a context of its own may still get something of its request.
+        let b3 = &request.extracted.b3;
+        let gets_more = !config.wanted.copy.is_empty()
+            || (b3.ids.is_some() && b3.sampling == Sampling::Defer)
             || (config.restore_request_id != RestoreRequestId::Never
                 && request.headers.has_new_request_id);
         if let Err(decision) = before {
             let asked = [Rule::P02, Rule::P03, Rule::P04];
             let asked = asked.map(|rule| config.severity(rule).is_some());
-            if decision != Decision::Present || (asked == [false; 3] && !gets_headers) {
+            if decision != Decision::Present || (asked == [false; 3] && !gets_more) {
                 return LookedUp::nothing(decision);
             }
         }
         // For the rules alone, one of the requests is enough, and not all workers are asked.
-        let all = before.is_ok() || gets_headers;
+        let all = before.is_ok() || gets_more;
         let mut looked_up = LookedUp {
             before,
             owner: Err(Decision::Off),

@@ -53,7 +53,7 @@ impl Mesh {
 
 /// The same without the domain: `reviews.shop.svc`.
 pub(super) fn is_service(Name(host): Name<'_>) -> bool {
-    let service = without_end(host, b".svc").filter(|service| is_name(service));
+    let service = without_end(host, b".svc").filter(|_| is_name(host));
     let labels = service.map(|service| service.split(|&byte| byte == b'.').count());
     matches!(labels, Some(2 | 3))
 }

@@ -65,8 +65,10 @@ impl<'a> Name<'a> {
     pub(super) fn is_egress(self) -> bool {
         let label = self.0.split(|&byte| byte == b'.').next();
         let label = label.unwrap_or_default().to_ascii_lowercase();
-        let found = label.windows(6).position(|part| part == b"egress");
-        found.is_some_and(|at| at.checked_sub(1).and_then(|at| label.get(at)) != Some(&b'r'))
+        let mut words = label.split(|&byte| byte == b'-' || byte == b'_');
+        words.any(|word| {
+            !word.starts_with(b"regress") && word.windows(6).any(|part| part == b"egress")
+        })
     }
 }
 

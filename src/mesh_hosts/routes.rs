@@ -164,11 +164,12 @@ fn without_query(path: &[u8]) -> Option<&[u8]> {
     (path.len() <= Routes::LONGEST).then_some(path)
 }
 
-/// The host, and the path without its identifiers: parts of eight
-/// characters or more with a digit in them. A shorter one may tell routes apart: `/v1`.
+/// The host, and the path without its identifiers: parts of eight characters or more, of
+/// which a quarter are digits. Others may tell routes apart: `/v1`, `/internal-v1`.
 fn kind(seed: u64, authority: &[u8], path: &[u8]) -> u64 {
     let parts = path.split(|&byte| byte == b'/').map(|part| {
-        let is_identifier = part.len() >= 8 && part.iter().any(u8::is_ascii_digit);
+        let digits = part.iter().filter(|byte| byte.is_ascii_digit()).count();
+        let is_identifier = part.len() >= 8 && 4 * digits >= part.len();
         if is_identifier { b"*" } else { part }
     });
     let parts = std::iter::once(authority).chain(parts);

@@ -16,7 +16,7 @@ pub(super) fn copied(
     writes_w3c: bool,
     replaces: bool,
 ) -> Vec<Edit> {
-    let has_traceparent = headers.traceparent.value().is_some() && !replaces;
+    let has_traceparent = headers.traceparent.value().is_some() && !(replaces && writes_w3c);
     let other = stored.w3c_state == W3cState::Other;
     let lacks = |name: &str| match name {
         // W3C's two belong together: a state is of the traceparent that it came with.

@@ -143,9 +143,9 @@ pub fn decide(
     let own = OwnTrace::of(checked, stored, config.own_spans);
     let formats = config.emit.unwrap_or(stored.formats);
     match own {
-        OwnTrace::Own => return present(headers, checked, stored, config),
+        OwnTrace::Own => return present(headers, checked, stored, config, new_span),
         OwnTrace::OwnInB3(_) if !formats.multi && !formats.single => {
-            return present(headers, checked, stored, config);
+            return present(headers, checked, stored, config, new_span);
         }
         OwnTrace::Another => return CallPlan::leave(Decision::Present),
         OwnTrace::Contradiction => return CallPlan::leave(Decision::Conflict),
@@ -173,24 +173,22 @@ pub fn decide(
         }
         decision = Decision::Completed;
     }
-    if let (SpanIds::Child, Some(ids)) = (config.span_ids, b3.ids) {
-        b3.ids = SpanId::new(new_span())
-            .map(|span| Ids {
-                span,
-                parent: Some(ids.span),
-                ..ids
-            })
-            .or(b3.ids);
-    }
+    b3.ids = b3.ids.map(|ids| span_for_call(ids, config, new_span));
     if let OwnTrace::OwnInB3(w3c) = own {
-        b3 = w3c.b3();
+        let own = w3c.b3();
+        let sampling = match b3.sampling {
+            // W3C has no debug.
+            Sampling::Debug if w3c.sampled => Sampling::Debug,
+            _ => checked.b3.sampling.or(own.sampling),
+        };
+        b3 = B3 { sampling, ..own };
     }
     let deferred = config.deferred_w3c.sampled();
     let mut formats = formats.without(unchanged).and(Formats {
         w3c: false,
         ..checked.formats.without(unchanged)
     });
-    formats.w3c &= w3c::sampled(b3.sampling, deferred).is_some();
+    formats.w3c &= b3.ids.is_some() && w3c::sampled(b3.sampling, deferred).is_some();
     if formats.is_empty() {
         // Better in another form than not at all.
         formats.multi = true;
@@ -224,6 +222,22 @@ pub fn decide(
     }
 }
 
+/// The identifiers that a call gets: those of its request, or of a child of its span.
+fn span_for_call(ids: Ids, config: &Config, new_span: impl FnOnce() -> u64) -> Ids {
+    let child = match config.span_ids {
+        SpanIds::Child => SpanId::new(new_span()),
+        SpanIds::Forward => None,
+    };
+    match child {
+        Some(span) => Ids {
+            span,
+            parent: Some(ids.span),
+            ..ids
+        },
+        None => ids,
+    }
+}
+
 /// A sampling decision in B3, and nothing else of it, on a call whose request has its
 /// context in `traceparent` alone: it is what a client has sent, carried on. The tracers
 /// of such a mesh do not read it, and it does not decide for the `traceparent`. `formats`:
@@ -236,14 +250,17 @@ fn is_clients_decision(checked: &Extracted<'_>, stored: &StoredContext, formats:
     is_w3c && is_clients && is_alone
 }
 
-/// A call with a context of its own: left as it is, but for the headers of the copy list
-/// and the request ID, if it is of the request's trace; and for its span, if `own_spans`
-/// says that another one counts.
+/// A call with a context of its own, of the request's trace: it is left as it is, but for
+///
+/// - the headers of the copy list and the request ID,
+/// - a sampling decision that it leaves open and the request does not,
+/// - its span, if `own_spans` says that another one counts.
 pub fn present(
     headers: &TraceHeaders<'_>,
     checked: &Extracted<'_>,
     stored: &StoredContext,
     config: &Config,
+    new_span: impl FnOnce() -> u64,
 ) -> CallPlan {
     let own = checked.b3.ids.map(|ids| (ids.trace, ids.span));
     let w3c = checked.w3c.map(|w3c| (w3c.trace, w3c.span));
@@ -265,29 +282,50 @@ pub fn present(
             let is_newer = own.is_some_and(|(_, span)| span == ids.span) && is_of_its_own(w3c);
             checked.w3c.filter(|_| is_newer).map(TraceParent::b3)
         }
-        OwnSpans::Unreported => (is_of_its_own(own) || is_of_its_own(w3c)).then_some(stored.b3),
+        OwnSpans::Unreported => {
+            let is_replaced = is_of_its_own(own) || is_of_its_own(w3c);
+            is_replaced.then(|| B3 {
+                ids: Some(span_for_call(ids, config, new_span)),
+                ..stored.b3
+            })
+        }
     };
-    let injection = b3.map(|b3| Injection {
-        b3: B3 {
-            sampling: match checked.b3.sampling {
-                Sampling::Defer => b3.sampling,
-                decided => decided,
-            },
-            ..b3
-        },
-        formats: checked.formats,
+    let is_open = is_of_the_trace(own) && checked.b3.sampling == Sampling::Defer;
+    let (b3, decision, formats, unchanged) = match b3 {
+        Some(b3) => {
+            let sampling = checked.b3.sampling.or(b3.sampling);
+            let b3 = B3 { sampling, ..b3 };
+            let unchanged = Formats::default();
+            (b3, Decision::Copied, checked.formats, unchanged)
+        }
+        None if is_open && stored.b3.sampling != Sampling::Defer => {
+            let sampling = stored.b3.sampling;
+            let formats = checked.formats.and(config.emit.unwrap_or_default());
+            let b3 = B3 {
+                sampling,
+                ..checked.b3
+            };
+            (b3, Decision::Completed, formats, checked.stale)
+        }
+        None => (
+            B3::default(),
+            Decision::Present,
+            Formats::default(),
+            Formats::default(),
+        ),
+    };
+    let injection = (!b3.is_empty()).then_some(Injection {
+        b3,
+        formats,
         replaces_traceparent: config.own_spans == OwnSpans::Unreported,
         deferred: config.deferred_w3c.sampled(),
     });
     let mut edits = copied(headers, stored, false, false);
     edits.extend(restored(headers, stored, config.restore_request_id));
     CallPlan {
-        decision: match injection {
-            Some(_) => Decision::Copied,
-            None => Decision::Present,
-        },
+        decision,
         injection,
-        unchanged: Formats::default(),
+        unchanged,
         edits,
     }
 }

@@ -113,7 +113,8 @@ pub fn newest(checked: &Extracted<'_>, tracer: Option<Tracer>) -> (B3, W3cState)
             _ => (b3, W3cState::Other),
         }
     } else if ids.span == w3c.span {
-        (b3, W3cState::Current)
+        let sampling = b3.sampling.or(w3c.b3().sampling);
+        (B3 { sampling, ..b3 }, W3cState::Current)
     } else if ids.parent == Some(w3c.span) {
         (b3, W3cState::Stale)
     } else if tracer == Some(Tracer::W3c) || (tracer.is_none() && ids.parent.is_none()) {

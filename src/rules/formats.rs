@@ -90,7 +90,13 @@ impl<'a> Checker<'a> {
                         // The longer one is the original.
                         let wide = one.trace.value().max(other.trace.value());
                         let trace = TraceId::new(wide, true).unwrap_or(one.trace);
-                        ids = Some(Ids { trace, ..newer });
+                        let is_one = one.span == other.span && ours.or(theirs).is_some();
+                        let parent = newer.parent.or(other.parent.filter(|_| is_one));
+                        ids = Some(Ids {
+                            trace,
+                            parent,
+                            ..newer
+                        });
                     } else {
                         self.found(Rule::B02, name, value);
                     }

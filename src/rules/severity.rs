@@ -29,7 +29,8 @@ impl Severity {
 /// ([`crate::relay::rewrite`]). They say what comes of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repair {
-    /// Removes trace, span and parent; keeps a valid sampling decision.
+    /// Removes trace, span and parent; keeps a valid decision of the multiple headers: one in
+    /// `b3` goes with its identifiers.
     DropIds,
     /// Puts zeros before the ID.
     Pad,
@@ -69,7 +70,7 @@ impl Repair {
     /// What it does, as documentation says it.
     pub fn meaning(self) -> &'static str {
         match self {
-            Self::DropIds => "removes trace, span and parent; keeps a valid sampling decision",
+            Self::DropIds => "removes trace, span and parent; keeps a valid `x-b3-sampled`",
             Self::Pad => "puts zeros before the ID",
             Self::LowerCase => "writes the ID in lower case",
             Self::RemoveParent => "removes the parent",
