@@ -3,6 +3,7 @@
 //! that overwrite what it writes. Each is said once in a pod, with the remedy.
 
 use crate::b3::SpanId;
+use crate::bytes::read_u64;
 use crate::config::{Config, Direction};
 use crate::headers::{TraceHeaders, Wanted};
 use crate::relay::Injection;
@@ -11,6 +12,9 @@ use crate::store::{IF_MISSING, PREFIX, SharedData};
 
 /// How often the other side's configuration is compared, in milliseconds.
 const EVERY_MS: u64 = 10_000;
+/// After a side was configured otherwise, nothing is compared for so long: the other side
+/// follows, and Envoy keeps the filters of before until their connections are drained.
+const PATIENCE_MS: u64 = 120_000;
 /// Calls after which a pod without an inbound filter is worth a line.
 const CALLS: u32 = 100;
 /// The first copied calls, so many, are checked again at their end, and then one in
@@ -32,6 +36,8 @@ pub struct Problem {
 pub struct Setup {
     direction: Option<Direction>,
     is_announced: bool,
+    /// The first tick.
+    began_ms: u64,
     compared_ms: u64,
     calls: u32,
     copied: u32,
@@ -42,14 +48,17 @@ pub struct Setup {
 pub struct Expected {
     span: SpanId,
     formats: Formats,
+    keeps_b3: bool,
 }
 
 impl Expected {
-    /// Of what a call was told to say.
-    pub fn of(injection: &Injection) -> Option<Self> {
+    /// Of what a call was told to say. `keeps_b3`: beside that it has B3 of its own, with
+    /// another span.
+    pub fn of(injection: &Injection, keeps_b3: bool) -> Option<Self> {
         Some(Self {
             span: injection.b3.ids?.span,
             formats: injection.formats,
+            keeps_b3,
         })
     }
 
@@ -59,6 +68,7 @@ impl Expected {
         let headers = TraceHeaders::read(pairs, &Wanted::default());
         let checked = check(&headers);
         let b3 = checked.b3.ids.map(|ids| ids.span);
+        let b3 = b3.filter(|_| !self.keeps_b3);
         let w3c = checked.w3c.map(|w3c| w3c.span);
         let w3c = w3c.filter(|_| self.formats.w3c);
         b3.is_some_and(|span| span != self.span) || w3c.is_some_and(|span| span != self.span)
@@ -86,6 +96,9 @@ impl Setup {
     /// To be called every second or so: what has been noticed, and was not said before
     /// in this pod.
     pub fn tick(&mut self, data: &impl SharedData, config: &Config, now_ms: u64) -> Vec<Problem> {
+        if self.began_ms == 0 {
+            self.began_ms = now_ms;
+        }
         let Some(direction) = self.direction.or(config.direction) else {
             return Vec::new();
         };
@@ -93,51 +106,27 @@ impl Setup {
             return Vec::new();
         }
         self.compared_ms = now_ms;
-        let mut problems = Vec::new();
-        let own = config.shared_settings();
         // The other filter of a pod begins at about the same time: it has told by the next time.
-        let is_first = !self.is_announced;
-        if is_first {
-            let text: String = own
-                .iter()
-                .map(|(key, value)| format!("{key}\t{value}\n"))
-                .collect();
-            self.is_announced = data.set(&place(direction), text.as_bytes(), 0).is_ok();
-        }
+        let is_first = !std::mem::replace(&mut self.is_announced, true);
+        let settings = config.shared_settings();
+        let Some(ours) = self.announce(data, direction, &settings, now_ms) else {
+            return Vec::new();
+        };
         let other = match direction {
             Direction::Inbound => Direction::Outbound,
             Direction::Outbound => Direction::Inbound,
         };
-        let found = data.get(&place(other)).map(|(text, _)| text);
-        let is_alone = found.is_none() && !is_first;
-        let found = found.and_then(|text| String::from_utf8(text).ok());
-        for line in found.unwrap_or_default().lines() {
-            let Some((key, theirs)) = line.split_once('\t') else {
-                continue;
-            };
-            let Some((key, ours)) = own.iter().find(|(known, _)| *known == key) else {
-                continue;
-            };
-            if ours == theirs {
-                continue;
-            }
-            let (inbound, outbound) = match direction {
-                Direction::Inbound => (ours.as_str(), theirs),
-                Direction::Outbound => (theirs, ours.as_str()),
-            };
-            let text = format!(
-                "the filters of this pod are configured differently: `{key}` is {inbound} inbound \
-                 and {outbound} outbound; right: the same on both sides"
-            );
-            problems.push(Problem {
-                key: Some(key),
-                text,
-            });
-        }
+        let theirs = Announced::read(data, other);
+        let is_alone = theirs.is_none() && !is_first;
+        let is_settled =
+            |theirs: &Announced| now_ms.abs_diff(ours.since_ms.max(theirs.since_ms)) >= PATIENCE_MS;
+        let theirs = theirs.filter(|theirs| theirs.is_recent(now_ms) && is_settled(theirs));
+        let theirs = theirs.map(|theirs| theirs.settings).unwrap_or_default();
+        let mut problems = differences(&settings, &theirs, direction);
         if is_alone && direction == Direction::Outbound && self.calls >= CALLS {
-            let text = "calls go out of this pod, but there is no inbound filter of b3relay: if \
-                        this pod serves requests, its sidecar lacks the inbound half (an upstream HTTP \
-                        filter; see envoyfilter/README.md)";
+            let text = "calls go out of this pod, but no request has come through an inbound filter: if \
+                        this pod serves requests, its sidecar lacks the inbound half (an upstream \
+                        HTTP filter; see envoyfilter/README.md)";
             problems.push(Problem {
                 key: None,
                 text: text.to_string(),
@@ -146,6 +135,115 @@ impl Setup {
         problems.retain(|problem| is_new(data, &problem.text));
         problems
     }
+}
+
+impl Setup {
+    /// Says how this side is configured. `None` if a filter that was configured later, and
+    /// otherwise, has said so: this one is about to go.
+    fn announce(
+        &mut self,
+        data: &impl SharedData,
+        direction: Direction,
+        settings: &[(&'static str, String)],
+        now_ms: u64,
+    ) -> Option<Announced> {
+        let mut text = String::new();
+        for (key, value) in settings {
+            for part in [*key, "\t", value, "\n"] {
+                text.push_str(part);
+            }
+        }
+        let mut own = Announced {
+            began_ms: self.began_ms,
+            since_ms: 0,
+            at_ms: now_ms,
+            settings: text.into_bytes(),
+        };
+        if let Some(before) = Announced::read(data, direction) {
+            let is_same = before.settings == own.settings;
+            if !is_same && before.began_ms > own.began_ms && before.is_recent(now_ms) {
+                return None;
+            }
+            own.began_ms = own.began_ms.max(before.began_ms);
+            own.since_ms = if is_same { before.since_ms } else { now_ms };
+        }
+        own.write(data, direction);
+        Some(own)
+    }
+}
+
+/// What a side of a pod says of itself: three times in milliseconds since the epoch (u64,
+/// little-endian), and a line for each setting, with a tab between key and value.
+struct Announced {
+    /// When the filter began.
+    began_ms: u64,
+    /// When it came to these settings; 0 if there were no others in this pod.
+    since_ms: u64,
+    /// When it said so.
+    at_ms: u64,
+    settings: Vec<u8>,
+}
+
+impl Announced {
+    #[inline(never)]
+    fn read(data: &impl SharedData, direction: Direction) -> Option<Self> {
+        let (value, _) = data.get(&place(direction))?;
+        let mut rest = value.as_slice();
+        Some(Self {
+            began_ms: read_u64(&mut rest)?,
+            since_ms: read_u64(&mut rest)?,
+            at_ms: read_u64(&mut rest)?,
+            settings: rest.to_vec(),
+        })
+    }
+
+    fn write(&self, data: &impl SharedData, direction: Direction) {
+        let mut value = Vec::with_capacity(24 + self.settings.len());
+        for time in [self.began_ms, self.since_ms, self.at_ms] {
+            value.extend_from_slice(&time.to_le_bytes());
+        }
+        value.extend_from_slice(&self.settings);
+        let _ = data.set(&place(direction), &value, 0);
+    }
+
+    /// There is a filter that says so still.
+    fn is_recent(&self, now_ms: u64) -> bool {
+        now_ms.abs_diff(self.at_ms) < 3 * EVERY_MS
+    }
+}
+
+/// Keys that the filters of a pod hold differently. `direction`: of the filter with the
+/// settings `ours`.
+fn differences(
+    ours: &[(&'static str, String)],
+    theirs: &[u8],
+    direction: Direction,
+) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for line in str::from_utf8(theirs).unwrap_or_default().lines() {
+        let Some((key, theirs)) = line.split_once('\t') else {
+            continue;
+        };
+        let Some((key, ours)) = ours.iter().find(|(known, _)| *known == key) else {
+            continue;
+        };
+        if ours == theirs {
+            continue;
+        }
+        let (inbound, outbound) = match direction {
+            Direction::Inbound => (ours.as_str(), theirs),
+            Direction::Outbound => (theirs, ours.as_str()),
+        };
+        let text = format!(
+            "the filters of this pod are configured differently: `{key}` is {inbound} inbound \
+             and {outbound} outbound; right: the same on both sides"
+        );
+        problems.push(Problem {
+            key: Some(key),
+            text,
+        });
+    }
+    problems
 }
 
 /// What Istio was told of the labels of metrics (`extraStatTags`).

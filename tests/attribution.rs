@@ -978,3 +978,79 @@ proptest! {
         }
     }
 }
+
+/// Seconds, with a tick in each.
+fn seconds(app: &App, n: u64) {
+    for _ in 0..n {
+        app.sidecar.wait(1000);
+        app.sidecar.tick();
+    }
+}
+
+fn decisions(calls: &[Seen]) -> Vec<Option<Decision>> {
+    calls.iter().map(|call| call.decision).collect()
+}
+
+const BOTH: [Option<Decision>; 2] = [Some(Decision::Exclusive); 2];
+
+/// A journal that is longer than what is kept of it is read from its oldest part on: nothing
+/// that was ever read is lost by that.
+#[test]
+fn a_click_after_a_long_pause() {
+    let app = App::new("{}");
+    for _ in 0..3000 {
+        app.serve("/a", &["h1", "h2"]);
+    }
+    seconds(&app, 310);
+    assert_eq!(decisions(&app.serve("/a", &["h1", "h2"])), BOTH);
+}
+
+#[test]
+fn the_first_calls_after_many_requests_that_made_none() {
+    let app = App::new("{}");
+    for _ in 0..3000 {
+        app.serve("/static", &[]);
+    }
+    seconds(&app, 1);
+    assert_eq!(decisions(&app.serve("/a", &["h1", "h2"])), BOTH);
+}
+
+#[test]
+fn a_client_that_goes_away_after_the_clock_was_set_back() {
+    let app = App::new("{}");
+    for _ in 0..40 {
+        app.serve("/a", &["h1", "h2"]);
+        seconds(&app, 1);
+    }
+    app.sidecar
+        .host
+        .now
+        .set(app.sidecar.host.now.get() - 600_000);
+    app.serve("/a", &["h1", "h2"]);
+    let gone = app.begin("/a");
+    app.sidecar.end_after(&gone.seen, false);
+    seconds(&app, 60);
+    assert_eq!(decisions(&app.serve("/a", &["h1", "h2"])), BOTH);
+}
+
+/// Calls of the background a second apart.
+#[test]
+fn a_background_after_the_clock_was_set_back() {
+    let app = App::new("{}");
+    let serve = |n| {
+        let mut last = Vec::new();
+        for _ in 0..n {
+            last = app.serve("/a", &["h1", "h2"]);
+            seconds(&app, 1);
+            app.sidecar.returned(&app.call("background", "/"));
+            seconds(&app, 1);
+        }
+        decisions(&last)
+    };
+    assert_eq!(serve(60), BOTH);
+    app.sidecar
+        .host
+        .now
+        .set(app.sidecar.host.now.get() - 3_600_000);
+    assert_eq!(serve(60), BOTH);
+}

@@ -3,6 +3,9 @@
 //! Where it does, a call without a key belongs to no request: to a job, or to a request that
 //! has gone. Where it does so for a part of the calls only, one without a key tells nothing.
 
+use super::Attribution;
+use crate::store::SharedData;
+
 /// Forgotten after so many seconds without a call that carries a key.
 const FORGOTTEN_S: u16 = 600;
 /// Hosts and kinds of calls at most.
@@ -127,6 +130,36 @@ impl Keyed {
                 entry.seconds < FORGOTTEN_S
             });
         }
+    }
+}
+
+impl Attribution {
+    /// A call to this host ([`super::signature::host`]) carried the key of a request.
+    pub fn carries_key(&mut self, host: u32) {
+        self.keyed.add(host);
+    }
+
+    /// A call to this host ([`super::signature::host`]) has carried a key, of late.
+    pub fn gives_keys(&self, host: u32) -> bool {
+        self.keyed.is_known(host)
+    }
+
+    /// A call to this host, to which others carried a key, carries none: whether the application gives
+    /// keys to such calls. If so, it belongs to no request in flight, as one with a key that is not known, such
+    /// as a request ID, belongs to a request that has gone. `kind`: [`super::signature::kind`].
+    pub fn lacks_key(&mut self, data: &impl SharedData, now_us: u64, host: u32, kind: u32) -> bool {
+        let is_keyed_host = self.keyed.is_keyed_host(host);
+        self.keyed.add_keyless(host);
+        if is_keyed_host {
+            return true;
+        }
+        let is_keyed = self.keyed.is_keyed(host, kind);
+        self.keyed.add_keyless(kind);
+        if is_keyed {
+            // Calls with a key are told apart by their kind as long as this is awake.
+            self.wake(data, now_us);
+        }
+        is_keyed
     }
 }
 

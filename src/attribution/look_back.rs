@@ -11,7 +11,7 @@ use crate::store::RequestRef;
 pub struct LeftAlone {
     /// Its number.
     pub call: u64,
-    /// When it began, in microseconds.
+    /// When it began, in microseconds; filled in by [`Attribution::leave_alone`].
     pub at_us: u64,
     /// The probability from which on its request is told.
     pub least: f32,
@@ -45,6 +45,7 @@ impl Attribution {
     /// A call was left alone, with its number of [`Attribution::judge`]: its request is to be
     /// told when it is known.
     pub fn leave_alone(&mut self, mut call: LeftAlone) {
+        call.at_us = self.clock.latest();
         if let Some(writer) = &self.writer
             && call.at_us >= self.blind_until_us
         {

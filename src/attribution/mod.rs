@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`signature`] | the route of a request, the kind of a call, and the identifiers in both |
 //! | [`tracker`] | the requests in flight, and to which of them a call belongs |
+//! | `clock` | the time, where the machine's clock is set back |
 //! | `exclusive` | whether a call belongs to the only request in flight, or to the background |
 //! | `inferred` | to which of several requests in flight a call belongs; off by default |
 //! | [`journal`] | which requests and calls of each worker have begun and ended |
@@ -18,6 +19,7 @@
 //! journals of all workers, in the order of time.
 
 mod buckets;
+mod clock;
 mod exclusive;
 mod in_flight;
 mod inferred;
@@ -30,6 +32,7 @@ pub mod signature;
 pub mod tracker;
 
 use crate::store::{Found, RequestRef, SharedData, Store, Ticket, WorkerId, shared_data_name};
+use clock::Clock;
 use journal::{Event, Read, Reader, Writer};
 use keyed::Keyed;
 use signature::Token;
@@ -65,6 +68,8 @@ pub struct Attribution {
     readers: Vec<Reader>,
     tracker: Tracker,
     next_call: u64,
+    /// For what the tracker is told, and all times here.
+    clock: Clock,
     judged_us: u64,
     blind_until_us: u64,
     /// When the first call came that had to be judged.
@@ -125,34 +130,6 @@ impl Attribution {
         self.awake
     }
 
-    /// A call to this host ([`signature::host`]) carried the key of a request.
-    pub fn carries_key(&mut self, host: u32) {
-        self.keyed.add(host);
-    }
-
-    /// A call to this host ([`signature::host`]) has carried a key, of late.
-    pub fn gives_keys(&self, host: u32) -> bool {
-        self.keyed.is_known(host)
-    }
-
-    /// A call to this host, to which others carried a key, carries none: whether the application gives keys to such calls.
-    /// If so, it belongs to no request in flight, as one with a key that is not known, such
-    /// as a request ID, belongs to a request that has gone. `kind`: [`signature::kind`].
-    pub fn lacks_key(&mut self, data: &impl SharedData, now_us: u64, host: u32, kind: u32) -> bool {
-        let is_keyed_host = self.keyed.is_keyed_host(host);
-        self.keyed.add_keyless(host);
-        if is_keyed_host {
-            return true;
-        }
-        let is_keyed = self.keyed.is_keyed(host, kind);
-        self.keyed.add_keyless(kind);
-        if is_keyed {
-            // Calls with a key are told apart by their kind as long as this is awake.
-            self.wake(data, now_us);
-        }
-        is_keyed
-    }
-
     /// A call has begun that is known to belong to the request `owner`. Returns its
     /// number, for [`Attribution::returned`].
     pub fn called(
@@ -189,15 +166,16 @@ impl Attribution {
     ) -> (Option<u64>, Option<(Verdict, Found)>) {
         self.tracker.infer(wrong);
         self.wake(data, now_us);
-        self.judged_us = now_us;
         let Some(worker) = self.writer(store, data, now_us).map(|w| w.worker()) else {
             return (None, None);
         };
-        self.first_us.get_or_insert(now_us);
-        self.read_journals(&store.known_workers(), data, now_us);
-        self.called_while_idle(now_us);
+        let at_us = self.clock.now(now_us);
+        self.judged_us = at_us;
+        self.first_us.get_or_insert(at_us);
+        self.read_journals(&store.known_workers(), data, at_us);
+        self.called_while_idle(at_us);
         let id = self.number_call();
-        let verdict = self.tracker.call(now_us, number(worker, id), &call, None);
+        let verdict = self.tracker.call(at_us, number(worker, id), &call, None);
         let event = Event::Call {
             number: id,
             call,
@@ -209,7 +187,7 @@ impl Attribution {
             // The tracker knows of the call already.
             own.skip_to_end(writer);
         }
-        let seeing = now_us >= self.blind_until_us
+        let seeing = at_us >= self.blind_until_us
             && store.knows_all_workers()
             && self.readers.iter().all(Reader::knows_all);
         let sure = verdict.filter(|verdict| seeing || verdict.basis == Basis::Token);
@@ -241,9 +219,10 @@ impl Attribution {
             self.awake_ms = self.awake_ms.max(when);
         }
         self.awake = (now_us / 1000).saturating_sub(self.awake_ms) <= AWAKE_MS;
-        if self.judged_us > 0 && now_us.saturating_sub(self.judged_us) < READS_US {
+        let at_us = self.clock.now(now_us);
+        if self.judged_us > 0 && at_us.saturating_sub(self.judged_us) < READS_US {
             let workers = store.workers(data, now_us / 1000);
-            self.read_journals(&workers, data, now_us);
+            self.read_journals(&workers, data, at_us);
         } else if !self.readers.is_empty() {
             // The next call that is to be judged begins anew.
             self.readers.clear();
@@ -354,7 +333,7 @@ impl Attribution {
         // The earliest first.
         events.sort_by_cached_key(|(at_us, _, _)| *at_us);
         for (at_us, worker, event) in events {
-            self.apply(at_us, worker, event);
+            self.apply(self.clock.past(at_us), worker, event);
         }
     }
 

@@ -290,11 +290,12 @@ impl Decided {
             self.span.counter(),
         ];
         let injection = self.injection.filter(|_| is_whole);
+        let keeps_b3 = child.is_some_and(|child| child.unchanged.multi || child.unchanged.single);
         Done {
             counters,
             decision,
             span: child.map(|child| child.injection.b3),
-            expected: injection.as_ref().and_then(Expected::of),
+            expected: injection.and_then(|injection| Expected::of(&injection, keeps_b3)),
         }
     }
 }

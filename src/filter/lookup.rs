@@ -249,7 +249,7 @@ impl Filter {
                 (earlier.stored, (decision, 1))
             }
             (None, _) => {
-                self.leave_alone(worker, now_us, (number, wrong), request);
+                self.leave_alone(worker, (number, wrong), request);
                 return (Err(Decision::Unsure), number);
             }
         };

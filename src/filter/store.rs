@@ -83,7 +83,7 @@ impl Filter {
             further_context: relay::OF_SOME,
         };
         let inserted = store.insert_new(host, self.limits, now_us / 1000, new);
-        if self.attributes() && inserted.stored {
+        if self.attributes() {
             let headers = &request.headers;
             let method = headers.method.value().unwrap_or_default();
             let path = headers.path.value().unwrap_or_default();

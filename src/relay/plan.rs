@@ -142,14 +142,18 @@ pub fn decide(
 ) -> CallPlan {
     let own = OwnTrace::of(checked, stored, config.own_spans);
     let formats = config.emit.unwrap_or(stored.formats);
+    let is_in_w3c = match own {
+        OwnTrace::Own => true,
+        OwnTrace::OwnInB3(_) => !formats.multi && !formats.single,
+        _ => false,
+    };
+    if is_in_w3c {
+        return present(headers, checked, stored, config, new_span);
+    }
     match own {
-        OwnTrace::Own => return present(headers, checked, stored, config, new_span),
-        OwnTrace::OwnInB3(_) if !formats.multi && !formats.single => {
-            return present(headers, checked, stored, config, new_span);
-        }
         OwnTrace::Another => return CallPlan::leave(Decision::Present),
         OwnTrace::Contradiction => return CallPlan::leave(Decision::Conflict),
-        OwnTrace::Irrelevant | OwnTrace::OwnInB3(_) | OwnTrace::Unreported => {}
+        OwnTrace::Own | OwnTrace::OwnInB3(_) | OwnTrace::Irrelevant | OwnTrace::Unreported => {}
     }
     let mut b3 = stored.b3;
     let mut decision = Decision::Copied;
@@ -255,6 +259,7 @@ fn is_clients_decision(checked: &Extracted<'_>, stored: &StoredContext, formats:
 /// - the headers of the copy list and the request ID,
 /// - a sampling decision that it leaves open and the request does not,
 /// - its span, if `own_spans` says that another one counts.
+#[inline(never)]
 pub fn present(
     headers: &TraceHeaders<'_>,
     checked: &Extracted<'_>,
@@ -291,43 +296,29 @@ pub fn present(
         }
     };
     let is_open = is_of_the_trace(own) && checked.b3.sampling == Sampling::Defer;
-    let (b3, decision, formats, unchanged) = match b3 {
-        Some(b3) => {
-            let sampling = checked.b3.sampling.or(b3.sampling);
-            let b3 = B3 { sampling, ..b3 };
-            let unchanged = Formats::default();
-            (b3, Decision::Copied, checked.formats, unchanged)
-        }
-        None if is_open && stored.b3.sampling != Sampling::Defer => {
-            let sampling = stored.b3.sampling;
-            let formats = checked.formats.and(config.emit.unwrap_or_default());
-            let b3 = B3 {
-                sampling,
-                ..checked.b3
-            };
-            (b3, Decision::Completed, formats, checked.stale)
-        }
-        None => (
-            B3::default(),
-            Decision::Present,
-            Formats::default(),
-            Formats::default(),
-        ),
-    };
-    let injection = (!b3.is_empty()).then_some(Injection {
-        b3,
-        formats,
+    let mut plan = CallPlan::leave(Decision::Present);
+    plan.edits = copied(headers, stored, false, false);
+    plan.edits
+        .extend(restored(headers, stored, config.restore_request_id));
+    let mut injection = Injection {
+        b3: b3.unwrap_or(checked.b3),
+        formats: checked.formats,
         replaces_traceparent: config.own_spans == OwnSpans::Unreported,
         deferred: config.deferred_w3c.sampled(),
-    });
-    let mut edits = copied(headers, stored, false, false);
-    edits.extend(restored(headers, stored, config.restore_request_id));
-    CallPlan {
-        decision,
-        injection,
-        unchanged,
-        edits,
+    };
+    if b3.is_some() {
+        injection.b3.sampling = checked.b3.sampling.or(injection.b3.sampling);
+        plan.decision = Decision::Copied;
+    } else if is_open && stored.b3.sampling != Sampling::Defer {
+        injection.b3.sampling = stored.b3.sampling;
+        injection.formats = checked.formats.and(config.emit.unwrap_or_default());
+        plan.unchanged = checked.stale;
+        plan.decision = Decision::Completed;
+    } else {
+        return plan;
     }
+    plan.injection = Some(injection);
+    plan
 }
 
 /// The identifiers that the call carries are those of the remembered context.

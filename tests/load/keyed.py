@@ -164,7 +164,8 @@ def check_reasons(stage: Stage) -> None:
     """Why calls were left alone, by the metrics."""
     by_reason = {"ambiguous": 0, "no_key": 0, "unknown": 0}
     for counts in stage.report.results:
-        if counts.kind.startswith(("one ID,", "IDs differing", "used again within")):
+        shared = ("one ID,", "IDs differing", "UUIDs differing", "used again within")
+        if counts.kind.startswith(shared):
             by_reason["ambiguous"] += counts.missed
         elif counts.kind == "256 bytes":
             by_reason["no_key"] += counts.missed

@@ -124,11 +124,14 @@ func (w *world) pause() {
 
 func (w *world) grace() time.Duration { return time.Duration(w.stage.GraceMs) * time.Millisecond }
 
-// Printable ASCII.
+// Printable ASCII, without commas: an ID with one may be two, and its parts those of others.
 func randomText(n int) string {
 	text := make([]byte, n)
 	for i := range text {
-		text[i] = byte('!' + rand.IntN('~'-'!'+1))
+		text[i] = ','
+		for text[i] == ',' {
+			text[i] = byte('!' + rand.IntN('~'-'!'+1))
+		}
 	}
 	return string(text)
 }

@@ -175,7 +175,9 @@ impl Reader {
                 if number.wrapping_add(SEGMENTS) == self.number {
                     break;
                 }
-                found = Read::Lost;
+                if !self.is_new {
+                    found = Read::Lost;
+                }
                 self.rewind(data, own);
                 continue;
             }

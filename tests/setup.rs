@@ -1,0 +1,125 @@
+//! What is said of the setup of a pod whose filters are configured, once and again.
+#![allow(clippy::unwrap_used)]
+
+use b3relay::config::{Config, Direction};
+use b3relay::setup::{Problem, Setup};
+use b3relay::store::InMemory;
+
+/// A pod of two workers, with both filters on each.
+struct Pod {
+    data: InMemory,
+    now_ms: u64,
+}
+
+/// A filter on two workers.
+struct Filter {
+    config: Config,
+    workers: [Setup; 2],
+}
+
+impl Filter {
+    fn new(text: &str) -> Self {
+        Self {
+            config: Config::parse(text.as_bytes()).unwrap(),
+            workers: [Setup::default(), Setup::default()],
+        }
+    }
+
+    /// One that has had requests.
+    fn of(direction: Direction, text: &str) -> Self {
+        let mut filter = Self::new(text);
+        filter.request(direction);
+        filter
+    }
+
+    fn request(&mut self, direction: Direction) {
+        for worker in &mut self.workers {
+            worker.request(Some(direction));
+        }
+    }
+}
+
+impl Pod {
+    fn new() -> Self {
+        Self {
+            data: InMemory::default(),
+            now_ms: 1_700_000_000_000,
+        }
+    }
+
+    /// Seconds pass, with a tick of each filter. Returns the keys that are told to differ.
+    fn pass(&mut self, seconds: u32, filters: &mut [&mut Filter]) -> Vec<&'static str> {
+        let mut told: Vec<Problem> = Vec::new();
+        for _ in 0..seconds {
+            self.now_ms += 1000;
+            for filter in filters.iter_mut() {
+                for worker in &mut filter.workers {
+                    told.extend(worker.tick(&self.data, &filter.config, self.now_ms));
+                }
+            }
+        }
+        told.iter().filter_map(|problem| problem.key).collect()
+    }
+}
+
+const INFERRED: &str = r#"{"attribution": "inferred"}"#;
+
+#[test]
+fn a_difference_is_told_soon_and_once() {
+    let mut pod = Pod::new();
+    let mut inbound = Filter::of(Direction::Inbound, "{}");
+    let mut outbound = Filter::of(Direction::Outbound, INFERRED);
+    let both = &mut [&mut inbound, &mut outbound];
+    assert_eq!(pod.pass(11, both), ["attribution"]);
+    assert_eq!(pod.pass(600, both), [""; 0]);
+}
+
+/// Those of before drain for a while; in either order, and with no request for a time.
+#[test]
+fn a_change_of_both_filters_is_no_difference() {
+    for first in [Direction::Inbound, Direction::Outbound] {
+        let second = match first {
+            Direction::Inbound => Direction::Outbound,
+            Direction::Outbound => Direction::Inbound,
+        };
+        for quiet in [0, 50] {
+            let mut pod = Pod::new();
+            let [mut a, mut b] = [first, second].map(|of| Filter::of(of, "{}"));
+            assert_eq!(pod.pass(100, &mut [&mut a, &mut b]), [""; 0]);
+            let [mut c, mut d] = [(); 2].map(|()| Filter::new(INFERRED));
+            c.request(first);
+            let all = &mut [&mut a, &mut b, &mut c, &mut d];
+            assert_eq!(pod.pass(quiet, all), [""; 0]);
+            d.request(second);
+            let all = &mut [&mut a, &mut b, &mut c, &mut d];
+            assert_eq!(pod.pass(45, all), [""; 0], "{first:?}");
+            assert_eq!(pod.pass(600, &mut [&mut d, &mut c]), [""; 0]);
+        }
+    }
+}
+
+/// The other filter of before may be gone before that one has had a request.
+#[test]
+fn a_side_without_a_request_is_not_compared() {
+    let mut pod = Pod::new();
+    let mut inbound = Filter::of(Direction::Inbound, "{}");
+    let mut outbound = Filter::of(Direction::Outbound, "{}");
+    assert_eq!(pod.pass(100, &mut [&mut inbound, &mut outbound]), [""; 0]);
+    let mut inbound = Filter::of(Direction::Inbound, INFERRED);
+    let mut outbound = Filter::new(INFERRED);
+    assert_eq!(pod.pass(600, &mut [&mut inbound, &mut outbound]), [""; 0]);
+    outbound.request(Direction::Outbound);
+    assert_eq!(pod.pass(600, &mut [&mut inbound, &mut outbound]), [""; 0]);
+}
+
+#[test]
+fn a_change_of_one_filter_alone_is_told_when_the_other_has_not_followed() {
+    let mut pod = Pod::new();
+    let mut inbound = Filter::of(Direction::Inbound, "{}");
+    let mut outbound = Filter::of(Direction::Outbound, "{}");
+    assert_eq!(pod.pass(100, &mut [&mut inbound, &mut outbound]), [""; 0]);
+    let mut changed = Filter::of(Direction::Inbound, INFERRED);
+    let both = &mut [&mut changed, &mut outbound];
+    assert_eq!(pod.pass(100, both), [""; 0]);
+    assert_eq!(pod.pass(40, both), ["attribution"]);
+}
