@@ -15,6 +15,9 @@ const EVERY_MS: u64 = 10_000;
 /// After a side was configured otherwise, nothing is compared for so long: the other side
 /// follows, and Envoy keeps the filters of before until their connections are drained.
 const PATIENCE_MS: u64 = 120_000;
+/// After so many comparisons in which a filter of the same side had later settings, both are
+/// there to stay: a quarter of an hour, longer than Envoy drains.
+const SUPERSEDED: u32 = 90;
 /// Calls after which a pod without an inbound filter is worth a line.
 const CALLS: u32 = 100;
 /// The first copied calls, so many, are checked again at their end, and then one in
@@ -39,6 +42,8 @@ pub struct Setup {
     /// The first tick.
     began_ms: u64,
     compared_ms: u64,
+    /// So often a later filter of this side has been found with other settings.
+    superseded: u32,
     calls: u32,
     copied: u32,
 }
@@ -161,10 +166,16 @@ impl Setup {
         };
         if let Some(before) = Announced::read(data, direction) {
             let is_same = before.settings == own.settings;
-            if !is_same && before.began_ms > own.began_ms && before.is_recent(now_ms) {
-                return None;
+            let is_recent = before.is_recent(now_ms);
+            if !is_same && before.began_ms >= own.began_ms && is_recent {
+                // One that stays for longer than Envoy drains is no predecessor.
+                let is_past = self.superseded >= SUPERSEDED;
+                self.superseded = self.superseded.saturating_add(1);
+                return is_past.then_some(own);
             }
-            own.began_ms = own.began_ms.max(before.began_ms);
+            if is_same && is_recent {
+                own.began_ms = own.began_ms.max(before.began_ms);
+            }
             own.since_ms = if is_same { before.since_ms } else { now_ms };
         }
         own.write(data, direction);

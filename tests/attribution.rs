@@ -1054,3 +1054,124 @@ fn a_background_after_the_clock_was_set_back() {
         .set(app.sidecar.host.now.get() - 3_600_000);
     assert_eq!(serve(60), BOTH);
 }
+
+/// What happens in the life of a pod.
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    /// So many requests, one after the other; with two calls each, or none.
+    Clicks(u32, bool),
+    /// Requests that overlap.
+    Load(u32),
+    /// Nothing, for so many seconds.
+    Pause(u64),
+    /// The clock is set, by so many seconds.
+    Clock(i64),
+    /// Clients go away, and the application goes on.
+    Aborts(u32),
+    /// Calls of a timer, a second apart.
+    Timer(u32),
+    /// Calls whose request has ended.
+    Late(u32),
+    /// A worker stands still for so long, in seconds.
+    Stall(u64),
+}
+
+fn stages() -> impl Strategy<Value = Vec<Stage>> {
+    let stage = prop_oneof![
+        3 => (1..2000u32, any::<bool>()).prop_map(|(n, calls)| Stage::Clicks(n, calls)),
+        2 => (1..800u32).prop_map(Stage::Load),
+        3 => (1..700u64).prop_map(Stage::Pause),
+        2 => (1..20u32).prop_map(Stage::Aborts),
+        2 => (1..60u32).prop_map(Stage::Timer),
+        1 => (1..30u32).prop_map(Stage::Late),
+        1 => (1..200u64).prop_map(Stage::Stall),
+    ];
+    let several = || proptest::collection::vec(stage.clone(), 1..8);
+    // Of all machines, few set their clock twice.
+    let clock = proptest::option::of((-7200..7200i64).prop_map(Stage::Clock));
+    let all = (several(), clock, several());
+    all.prop_map(|(before, clock, after)| before.into_iter().chain(clock).chain(after).collect())
+}
+
+fn live(app: &App, stage: Stage) {
+    let host = &app.sidecar.host;
+    match stage {
+        Stage::Clicks(n, calls) => {
+            let (path, hosts): (_, &[&str]) = match calls {
+                true => ("/a", &["h1", "h2"]),
+                false => ("/static", &[]),
+            };
+            for n in 0..n {
+                app.serve(path, hosts);
+                if n % 32 == 0 {
+                    app.sidecar.tick();
+                }
+            }
+        }
+        Stage::Load(n) => {
+            let mut open = Vec::new();
+            for n in 0..n {
+                open.push(app.begin("/a"));
+                app.sidecar.wait(2);
+                app.sidecar.returned(&app.call("h1", "/items/7"));
+                if n % 3 > 0 {
+                    app.end(open.remove(0));
+                }
+                if n % 256 == 0 {
+                    app.sidecar.tick();
+                }
+            }
+            open.into_iter().for_each(|request| app.end(request));
+        }
+        Stage::Pause(n) => seconds(app, n),
+        Stage::Clock(by) => host
+            .now
+            .set(host.now.get().saturating_add_signed(1000 * by)),
+        Stage::Aborts(n) => {
+            for _ in 0..n {
+                let gone = app.begin("/a");
+                app.sidecar.wait(5);
+                app.sidecar.end_after(&gone.seen, false);
+                app.sidecar.wait(50);
+            }
+        }
+        Stage::Timer(n) => {
+            for _ in 0..n {
+                app.sidecar.returned(&app.call("background", "/"));
+                seconds(app, 1);
+            }
+        }
+        Stage::Late(n) => {
+            for _ in 0..n {
+                app.serve("/late", &[]);
+                app.sidecar.returned(&app.call("late", "/"));
+            }
+        }
+        Stage::Stall(n) => {
+            for _ in 0..n {
+                app.sidecar.wait(1000);
+                app.sidecar.tick_on(0);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases / 8, ..ProptestConfig::default() })]
+
+    /// Whatever has happened: a minute after all is quiet, the calls of one request after the
+    /// other are attributed.
+    #[test]
+    fn it_always_comes_back(stages in stages()) {
+        let app = App::new("{}");
+        for stage in stages {
+            live(&app, stage);
+        }
+        seconds(&app, 30);
+        for _ in 0..10 {
+            app.serve("/a", &["h1", "h2"]);
+            seconds(&app, 3);
+        }
+        prop_assert_eq!(decisions(&app.serve("/a", &["h1", "h2"])), BOTH);
+    }
+}

@@ -1029,6 +1029,62 @@ fn a_decision_that_the_call_leaves_open_is_that_of_its_request() {
     }
 }
 
+/// Nothing else of it is touched.
+#[test]
+fn a_decision_is_added_to_what_is_there() {
+    const SERVER: &str = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-01";
+    let client = SERVER.replace("a2fb4a1d1a96d312", "cccccccccccccccc");
+    let denied = SERVER.replace("-01", "-00");
+    let open = "b3: 463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312";
+    let other = "x-b3-traceid: 563ac35c9f6413ad48485a3953bb6124";
+    let (yes, no) = ("x-b3-sampled: 1", "x-b3-sampled: 0");
+    let cases: [(&str, &[&str], &[&str]); 7] = [
+        // A parent beside it.
+        (
+            "{}",
+            &[open, TRACE, SPAN, PARENT],
+            &[&format!("{open}-1"), TRACE, SPAN, PARENT, yes],
+        ),
+        // A span of the application's own beside it, and one that was denied.
+        ("{}", &[TRACE, SPAN, &client], &[TRACE, SPAN, &client, yes]),
+        ("{}", &[TRACE, SPAN, &denied], &[TRACE, SPAN, &denied, no]),
+        // The other format says something else.
+        (
+            "{}",
+            &[open, other, SPAN],
+            &[&format!("{open}-1"), other, SPAN],
+        ),
+        (r#"{"mode": "repair"}"#, &[TRACE, SPAN], &[TRACE, SPAN, yes]),
+        (
+            r#"{"mode": "repair"}"#,
+            &[
+                open,
+                &TRACE.to_uppercase().replace("X-B3-TRACEID", "x-b3-traceid"),
+                SPAN,
+            ],
+            &[&format!("{open}-1"), TRACE, SPAN, yes],
+        ),
+        (
+            r#"{"emit": ["b3multi", "w3c"]}"#,
+            &[TRACE, SPAN, "traceparent: 00-1"],
+            &[TRACE, SPAN, yes, SERVER],
+        ),
+    ];
+    for (config, own, expected) in cases {
+        let sidecar = Sidecar::new(config);
+        sidecar.inbound(&[ID, TRACE, SPAN, PARENT, SAMPLED]);
+        let seen = sidecar.outbound(&[&[ID], own].concat());
+        let context = ["b3", "x-b3-", "traceparent"];
+        let found = only(&seen.headers, &context);
+        assert_eq!(
+            found,
+            only(&headers(expected), &context),
+            "{config} {own:?}"
+        );
+        assert_eq!(seen.decision, Some(Decision::Completed), "{config} {own:?}");
+    }
+}
+
 /// The first call of a worker, before its first tick.
 #[test]
 fn a_call_is_checked_beside_the_first_request_of_another_worker() {

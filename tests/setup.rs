@@ -123,3 +123,21 @@ fn a_change_of_one_filter_alone_is_told_when_the_other_has_not_followed() {
     assert_eq!(pod.pass(100, both), [""; 0]);
     assert_eq!(pod.pass(40, both), ["attribution"]);
 }
+
+/// An EnvoyFilter and a WasmPlugin, say.
+#[test]
+fn a_side_with_two_filters_is_told_in_the_end() {
+    for other in ["{}", INFERRED] {
+        let mut pod = Pod::new();
+        let mut first = Filter::of(Direction::Inbound, "{}");
+        let mut second = Filter::of(Direction::Inbound, INFERRED);
+        let mut outbound = Filter::of(Direction::Outbound, other);
+        assert_eq!(
+            pod.pass(30, &mut [&mut first, &mut outbound]).len(),
+            usize::from(other != "{}")
+        );
+        let told = pod.pass(1200, &mut [&mut first, &mut second, &mut outbound]);
+        assert!(told.iter().all(|key| *key == "attribution"), "{told:?}");
+        assert_eq!(told.len(), usize::from(other == "{}"));
+    }
+}

@@ -71,6 +71,8 @@ pub struct Attribution {
     /// For what the tracker is told, and all times here.
     clock: Clock,
     judged_us: u64,
+    /// The time of the last event that the tracker was told of.
+    applied_us: u64,
     blind_until_us: u64,
     /// When the first call came that had to be judged.
     first_us: Option<u64>,
@@ -313,9 +315,22 @@ impl Attribution {
         }
         let mut events = Vec::new();
         let mut lost = false;
+        let mut taught_us = 0;
         for reader in &mut self.readers {
+            let others = events.len();
             lost |= reader.read(data, self.writer.as_ref(), &mut events) == Read::Lost;
+            let read = events.get_mut(others..).unwrap_or_default();
+            self.clock.place(read);
+            if reader.began_anew() {
+                // What was learned once is not learned again.
+                taught_us = taught_us.max(self.applied_us);
+            }
+            if let Some((at_us, ..)) = read.first().filter(|_| reader.began_late()) {
+                taught_us = taught_us.max(*at_us);
+            }
         }
+        // Before, events of one worker are there and those of another one are not.
+        self.tracker.blind(taught_us);
         for worker in gone {
             self.tracker
                 .abandon(|request| request_of(request).0 == worker);
@@ -333,7 +348,8 @@ impl Attribution {
         // The earliest first.
         events.sort_by_cached_key(|(at_us, _, _)| *at_us);
         for (at_us, worker, event) in events {
-            self.apply(self.clock.past(at_us), worker, event);
+            self.applied_us = self.applied_us.max(at_us);
+            self.apply(at_us, worker, event);
         }
     }
 

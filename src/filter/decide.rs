@@ -6,7 +6,7 @@ use super::request::{Request, removed};
 use super::span::Planned;
 use super::worker::WorkerState;
 use super::write::Plan;
-use crate::b3::{B3, Sampling};
+use crate::b3::B3;
 use crate::config::{Direction, Mode, Outside};
 use crate::headers;
 use crate::host::Host;
@@ -137,10 +137,8 @@ impl Filter {
             let trace = |b3: &B3| b3.ids.map(|ids| ids.trace.value());
             if trace(&injection.b3) == trace(&stored.b3) {
                 injection.deferred = stored.b3.sampling.decided().or(injection.deferred);
-                // In what is added. An SDK reads a decision left open as a no.
-                if injection.b3.sampling == Sampling::Defer && plan.repair.is_none() {
-                    injection.b3.sampling = stored.b3.sampling;
-                }
+                // An SDK reads a decision left open as a no.
+                injection.b3.sampling = injection.b3.sampling.or(stored.b3.sampling);
             }
         }
         let owner = looked_up.owner.as_ref().ok();

@@ -71,7 +71,12 @@ impl Planned {
             return Self::Dropped;
         }
         // `span_ids` may have given it one already.
-        let is_child = |of: Ids| ids.span != of.span && ids.parent == Some(of.span);
+        let is_own = request
+            .extracted
+            .b3
+            .ids
+            .is_some_and(|own| own.span == ids.span);
+        let is_child = |of: Ids| !is_own && ids.span != of.span && ids.parent == Some(of.span);
         if config.span_ids == SpanIds::Child && of.is_some_and(is_child) {
             return Self::Child(child);
         }

@@ -67,7 +67,12 @@ impl<'a> Name<'a> {
         let label = label.unwrap_or_default().to_ascii_lowercase();
         let mut words = label.split(|&byte| byte == b'-' || byte == b'_');
         words.any(|word| {
-            !word.starts_with(b"regress") && word.windows(6).any(|part| part == b"egress")
+            let found = word.windows(6).position(|part| part == b"egress");
+            let Some((before, after)) = found.and_then(|at| word.split_at_checked(at)) else {
+                return false;
+            };
+            let is_verb = before == b"r" || matches!(after.get(6), Some(b'i' | b'e' | b'o'));
+            !(before.ends_with(b"r") && is_verb)
         })
     }
 }

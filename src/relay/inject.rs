@@ -1,10 +1,10 @@
 //! Writing a context into the headers of a request.
 
 use super::plan::Injection;
-use crate::b3::Sampling;
+use crate::b3::{B3, Ids, Sampling};
 use crate::headers::{self, Edit, Field, TraceHeaders};
-use crate::rules::Formats;
-use crate::w3c;
+use crate::rules::{Extracted, Formats};
+use crate::w3c::{self, TraceParent};
 
 /// The edits after which a request has just this context, in these formats. Headers
 /// that are right already are not touched, nor are those of a format in `unchanged`, nor
@@ -64,6 +64,53 @@ pub fn rewrite(headers: &TraceHeaders<'_>, injection: &Injection, unchanged: For
         if given.value().is_none() || (injection.replaces_traceparent && !is_right) {
             edits.push(headers.edit(headers::TRACEPARENT, value));
         }
+    }
+    edits
+}
+
+/// The edits that add a sampling decision to B3 that leaves it open: to those formats that
+/// have just the identifiers that count. A `traceparent` of the same span that says something
+/// counts before `sampling`.
+pub(super) fn added_decision(
+    headers: &TraceHeaders<'_>,
+    checked: &Extracted<'_>,
+    sampling: Sampling,
+) -> Vec<Edit> {
+    let mut edits = Vec::new();
+    let (Some(ids), Sampling::Defer) = (checked.b3.ids, checked.b3.sampling) else {
+        return edits;
+    };
+    let of_span = |w3c: &TraceParent| w3c.trace.same(ids.trace) && w3c.span == ids.span;
+    let sampling = match checked.w3c.filter(of_span) {
+        Some(w3c) if !w3c.sampled => Sampling::Deny,
+        _ => sampling,
+    };
+    let Some(sampled) = sampling.decided() else {
+        return edits;
+    };
+    let text = |sampling| {
+        let ids = Some(Ids {
+            parent: None,
+            ..ids
+        });
+        B3 { ids, sampling }.single().unwrap_or_default()
+    };
+    let open = text(Sampling::Defer);
+    let is = |field: Field<'_>, value: Option<&[u8]>| !field.repeated() && field.value() == value;
+    let mut parts = open.split(|&byte| byte == b'-');
+    let mut is_part = |field| is(field, parts.next());
+    let is_multi = is_part(headers.trace_id) && is_part(headers.span_id);
+    let is_debug = is_multi && sampling == Sampling::Debug;
+    if is_multi {
+        let sampled: &[u8] = if sampled { b"1" } else { b"0" };
+        edits.push(headers.edit(headers::SAMPLED, sampled));
+    }
+    if is_debug {
+        edits.push(headers.edit(headers::FLAGS, b"1".as_slice()));
+    }
+    if is(headers.b3, Some(&open)) {
+        let sampling = if is_debug { Sampling::Accept } else { sampling };
+        edits.push(headers.edit(headers::B3, text(sampling)));
     }
     edits
 }

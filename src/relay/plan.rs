@@ -2,6 +2,7 @@
 
 use super::Decision;
 use super::copy::{copied, restored};
+use super::inject::added_decision;
 use super::stored::StoredContext;
 use super::tracer::W3cState;
 use crate::b3::{B3, Ids, Sampling, SpanId, TraceId};
@@ -183,6 +184,7 @@ pub fn decide(
         let sampling = match b3.sampling {
             // W3C has no debug.
             Sampling::Debug if w3c.sampled => Sampling::Debug,
+            _ if unchanged.multi => own.sampling,
             _ => checked.b3.sampling.or(own.sampling),
         };
         b3 = B3 { sampling, ..own };
@@ -259,7 +261,6 @@ fn is_clients_decision(checked: &Extracted<'_>, stored: &StoredContext, formats:
 /// - the headers of the copy list and the request ID,
 /// - a sampling decision that it leaves open and the request does not,
 /// - its span, if `own_spans` says that another one counts.
-#[inline(never)]
 pub fn present(
     headers: &TraceHeaders<'_>,
     checked: &Extracted<'_>,
@@ -295,29 +296,28 @@ pub fn present(
             })
         }
     };
-    let is_open = is_of_the_trace(own) && checked.b3.sampling == Sampling::Defer;
     let mut plan = CallPlan::leave(Decision::Present);
     plan.edits = copied(headers, stored, false, false);
     plan.edits
         .extend(restored(headers, stored, config.restore_request_id));
-    let mut injection = Injection {
-        b3: b3.unwrap_or(checked.b3),
-        formats: checked.formats,
-        replaces_traceparent: config.own_spans == OwnSpans::Unreported,
-        deferred: config.deferred_w3c.sampled(),
-    };
-    if b3.is_some() {
-        injection.b3.sampling = checked.b3.sampling.or(injection.b3.sampling);
+    if let Some(b3) = b3 {
         plan.decision = Decision::Copied;
-    } else if is_open && stored.b3.sampling != Sampling::Defer {
-        injection.b3.sampling = stored.b3.sampling;
-        injection.formats = checked.formats.and(config.emit.unwrap_or_default());
-        plan.unchanged = checked.stale;
-        plan.decision = Decision::Completed;
-    } else {
-        return plan;
+        plan.injection = Some(Injection {
+            b3: B3 {
+                sampling: checked.b3.sampling.or(b3.sampling),
+                ..b3
+            },
+            formats: checked.formats,
+            replaces_traceparent: config.own_spans == OwnSpans::Unreported,
+            deferred: config.deferred_w3c.sampled(),
+        });
+    } else if is_of_the_trace(own) {
+        let decision = added_decision(headers, checked, stored.b3.sampling);
+        if !decision.is_empty() {
+            plan.decision = Decision::Completed;
+            plan.edits.extend(decision);
+        }
     }
-    plan.injection = Some(injection);
     plan
 }
 

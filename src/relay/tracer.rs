@@ -1,7 +1,7 @@
 //! Which of two contexts of an inbound request is the newer one, and which formats the
 //! sidecar's tracer writes.
 
-use crate::b3::B3;
+use crate::b3::{B3, Sampling};
 use crate::headers::TraceHeaders;
 use crate::rules::Extracted;
 
@@ -113,7 +113,11 @@ pub fn newest(checked: &Extracted<'_>, tracer: Option<Tracer>) -> (B3, W3cState)
             _ => (b3, W3cState::Other),
         }
     } else if ids.span == w3c.span {
-        let sampling = b3.sampling.or(w3c.b3().sampling);
+        // A no may stand for a decision that was left open: W3C cannot leave it so.
+        let sampling = match w3c.sampled {
+            true => b3.sampling.or(Sampling::Accept),
+            false => b3.sampling,
+        };
         (B3 { sampling, ..b3 }, W3cState::Current)
     } else if ids.parent == Some(w3c.span) {
         (b3, W3cState::Stale)

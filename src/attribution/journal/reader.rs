@@ -17,6 +17,8 @@ pub struct Reader {
     is_new: bool,
     /// The last time that it was read began with such a segment.
     began_anew: bool,
+    /// The first segment that was read was not the first that was written.
+    is_late: bool,
     /// Requests of the worker that are in flight after what was read.
     in_flight: u32,
     /// Those of them whose beginning was not read, or was forgotten.
@@ -53,6 +55,7 @@ impl Reader {
             offset: HEAD,
             is_new: true,
             began_anew: false,
+            is_late: false,
             in_flight: 0,
             unknown: 0,
             first: None,
@@ -68,6 +71,12 @@ impl Reader {
     pub fn forget(&mut self) {
         self.unknown = self.in_flight;
         self.first = None;
+    }
+
+    /// What the last [`Reader::read`] appended is not all that was ever written: what was
+    /// written before has been overwritten.
+    pub fn began_late(&self) -> bool {
+        self.began_anew && self.is_late
     }
 
     /// What the last [`Reader::read`] appended needs nothing that was read before.
@@ -139,8 +148,8 @@ impl Reader {
         }
     }
 
-    /// Appends every event since the last time, with its time in microseconds and the
-    /// number of its worker. `own`: the journal that the reading worker writes, which takes no
+    /// Appends every event since the last time, with its time by the machine's clock, in
+    /// microseconds, and the number of its worker. `own`: the journal that the reading worker writes, which takes no
     /// host call to read.
     pub fn read(
         &mut self,
@@ -151,8 +160,6 @@ impl Reader {
         let mut found = Read::All;
         self.began_anew = false;
         let others = events.len();
-        // The clock may be set back; the order stays.
-        let mut latest_us = 0;
         // No more than there are, even if the writer is faster.
         for _ in 0..2 * SEGMENTS {
             let (number, in_flight, bytes) = match self.segment(data, own, self.number) {
@@ -185,6 +192,7 @@ impl Reader {
                 self.in_flight = in_flight;
                 if std::mem::take(&mut self.is_new) {
                     self.began_anew = true;
+                    self.is_late = number > 0;
                     events.truncate(others);
                     self.forget();
                 } else {
@@ -202,8 +210,7 @@ impl Reader {
                     break;
                 };
                 self.count(&event);
-                latest_us = at_us.max(latest_us);
-                events.push((latest_us, self.worker.0, event));
+                events.push((at_us, self.worker.0, event));
             }
             self.offset = bytes.len();
             if bytes.len() < SEGMENT {
