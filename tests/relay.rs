@@ -1038,7 +1038,7 @@ fn a_decision_is_added_to_what_is_there() {
     let open = "b3: 463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312";
     let other = "x-b3-traceid: 563ac35c9f6413ad48485a3953bb6124";
     let (yes, no) = ("x-b3-sampled: 1", "x-b3-sampled: 0");
-    let cases: [(&str, &[&str], &[&str]); 7] = [
+    let cases: [(&str, &[&str], &[&str]); 8] = [
         // A parent beside it.
         (
             "{}",
@@ -1062,6 +1062,11 @@ fn a_decision_is_added_to_what_is_there() {
                 &TRACE.to_uppercase().replace("X-B3-TRACEID", "x-b3-traceid"),
                 SPAN,
             ],
+            &[&format!("{open}-1"), TRACE, SPAN, yes],
+        ),
+        (
+            r#"{"mode": "repair"}"#,
+            &["b3: 1-2", TRACE, SPAN],
             &[&format!("{open}-1"), TRACE, SPAN, yes],
         ),
         (

@@ -141,6 +141,11 @@ impl Filter {
                 injection.b3.sampling = injection.b3.sampling.or(stored.b3.sampling);
             }
         }
+        if plan.repair.is_some() {
+            // It writes the decision, too.
+            let names = [headers::SAMPLED, headers::FLAGS, headers::B3];
+            call.edits.retain(|edit| !names.contains(&edit.name()));
+        }
         let owner = looked_up.owner.as_ref().ok();
         let of = owner.and_then(|owner| owner.stored.b3.ids);
         let span = Planned::of(worker, host, &self.config, request, (&call, &plan), of);
