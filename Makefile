@@ -367,7 +367,7 @@ BOUND ?= --bound=docs/accuracy-simulated.md --figures=$(FIGURES)
 SIMULATE = cargo run --quiet --release --locked --target-dir target --manifest-path $(SIMULATOR) --
 .PHONY: accuracy-simulated
 accuracy-simulated: cargo $(TOOLS)/venv/.accuracy-done ## The same of simulated applications, without an Envoy, and beside the Bayes bound; writes docs/accuracy-simulated.md, and its plots
-	$(call say,accuracy: simulated applications; 15 to 25 minutes)
+	$(call say,accuracy: simulated applications; 5 to 25 minutes)
 	$(SIMULATE) $(SIMULATED)
 	$(SIMULATE) $(BOUND)
 	$(PYTHON) -m accuracy.simulated $(FIGURES) docs

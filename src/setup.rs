@@ -140,9 +140,7 @@ impl Setup {
         problems.retain(|problem| is_new(data, &problem.text));
         problems
     }
-}
 
-impl Setup {
     /// Says how this side is configured. `None` if a filter that was configured later, and
     /// otherwise, has said so: this one is about to go.
     fn announce(

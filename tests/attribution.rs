@@ -1022,10 +1022,7 @@ fn a_client_that_goes_away_after_the_clock_was_set_back() {
         app.serve("/a", &["h1", "h2"]);
         seconds(&app, 1);
     }
-    app.sidecar
-        .host
-        .now
-        .set(app.sidecar.host.now.get() - 600_000);
+    live(&app, Stage::Clock(-600));
     app.serve("/a", &["h1", "h2"]);
     let gone = app.begin("/a");
     app.sidecar.end_after(&gone.seen, false);
@@ -1048,10 +1045,7 @@ fn a_background_after_the_clock_was_set_back() {
         decisions(&last)
     };
     assert_eq!(serve(60), BOTH);
-    app.sidecar
-        .host
-        .now
-        .set(app.sidecar.host.now.get() - 3_600_000);
+    live(&app, Stage::Clock(-3_600));
     assert_eq!(serve(60), BOTH);
 }
 

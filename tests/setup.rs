@@ -1,8 +1,11 @@
 //! What is said of the setup of a pod whose filters are configured, once and again.
 #![allow(clippy::unwrap_used)]
 
+use b3relay::b3::{B3, Ids, SpanId, TraceId};
 use b3relay::config::{Config, Direction};
-use b3relay::setup::{Problem, Setup};
+use b3relay::relay::Injection;
+use b3relay::rules::Formats;
+use b3relay::setup::{Expected, Problem, Setup};
 use b3relay::store::InMemory;
 
 /// A pod of two workers, with both filters on each.
@@ -47,6 +50,15 @@ impl Pod {
         }
     }
 
+    /// One in which both filters have had requests for a while.
+    fn settled() -> (Self, Filter, Filter) {
+        let mut pod = Self::new();
+        let mut inbound = Filter::of(Direction::Inbound, "{}");
+        let mut outbound = Filter::of(Direction::Outbound, "{}");
+        assert_eq!(pod.pass(100, &mut [&mut inbound, &mut outbound]), [""; 0]);
+        (pod, inbound, outbound)
+    }
+
     /// Seconds pass, with a tick of each filter. Returns the keys that are told to differ.
     fn pass(&mut self, seconds: u32, filters: &mut [&mut Filter]) -> Vec<&'static str> {
         let mut told: Vec<Problem> = Vec::new();
@@ -83,9 +95,10 @@ fn a_change_of_both_filters_is_no_difference() {
             Direction::Outbound => Direction::Inbound,
         };
         for quiet in [0, 50] {
-            let mut pod = Pod::new();
-            let [mut a, mut b] = [first, second].map(|of| Filter::of(of, "{}"));
-            assert_eq!(pod.pass(100, &mut [&mut a, &mut b]), [""; 0]);
+            let (mut pod, mut a, mut b) = Pod::settled();
+            if first == Direction::Outbound {
+                std::mem::swap(&mut a, &mut b);
+            }
             let [mut c, mut d] = [(); 2].map(|()| Filter::new(INFERRED));
             c.request(first);
             let all = &mut [&mut a, &mut b, &mut c, &mut d];
@@ -101,10 +114,7 @@ fn a_change_of_both_filters_is_no_difference() {
 /// The other filter of before may be gone before that one has had a request.
 #[test]
 fn a_side_without_a_request_is_not_compared() {
-    let mut pod = Pod::new();
-    let mut inbound = Filter::of(Direction::Inbound, "{}");
-    let mut outbound = Filter::of(Direction::Outbound, "{}");
-    assert_eq!(pod.pass(100, &mut [&mut inbound, &mut outbound]), [""; 0]);
+    let (mut pod, ..) = Pod::settled();
     let mut inbound = Filter::of(Direction::Inbound, INFERRED);
     let mut outbound = Filter::new(INFERRED);
     assert_eq!(pod.pass(600, &mut [&mut inbound, &mut outbound]), [""; 0]);
@@ -114,10 +124,7 @@ fn a_side_without_a_request_is_not_compared() {
 
 #[test]
 fn a_change_of_one_filter_alone_is_told_when_the_other_has_not_followed() {
-    let mut pod = Pod::new();
-    let mut inbound = Filter::of(Direction::Inbound, "{}");
-    let mut outbound = Filter::of(Direction::Outbound, "{}");
-    assert_eq!(pod.pass(100, &mut [&mut inbound, &mut outbound]), [""; 0]);
+    let (mut pod, _, mut outbound) = Pod::settled();
     let mut changed = Filter::of(Direction::Inbound, INFERRED);
     let both = &mut [&mut changed, &mut outbound];
     assert_eq!(pod.pass(100, both), [""; 0]);
@@ -140,4 +147,37 @@ fn a_side_with_two_filters_is_told_in_the_end() {
         assert!(told.iter().all(|key| *key == "attribution"), "{told:?}");
         assert_eq!(told.len(), usize::from(other == "{}"));
     }
+}
+
+/// A client span goes into the `traceparent` of a call whose B3 names another span.
+#[test]
+fn b3_of_the_calls_own_is_not_overwritten() {
+    let ids = |span| Ids {
+        trace: TraceId::new(1, true).unwrap(),
+        span: SpanId::new(span).unwrap(),
+        parent: None,
+    };
+    let injection = Injection {
+        b3: B3 {
+            ids: Some(ids(0xc1)),
+            ..B3::default()
+        },
+        formats: Formats {
+            w3c: true,
+            ..Formats::default()
+        },
+        ..Injection::default()
+    };
+    let w3c = |span: u64| format!("00-{:032x}-{span:016x}-01", 1);
+    let b3 = format!("{:032x}-{:016x}-1", 1, 0xb3);
+    let overwritten = |keeps_b3, traceparent: &str| {
+        let pairs = [("b3", b3.as_str()), ("traceparent", traceparent)];
+        let pairs = pairs.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+        let expected = Expected::of(&injection, keeps_b3).unwrap();
+        expected.is_overwritten(pairs)
+    };
+    assert!(!overwritten(true, &w3c(0xc1)));
+    assert!(overwritten(true, &w3c(0xe0)));
+    // Where the call had none, it is Envoy's.
+    assert!(overwritten(false, &w3c(0xc1)));
 }

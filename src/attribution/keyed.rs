@@ -144,9 +144,10 @@ impl Attribution {
         self.keyed.is_known(host)
     }
 
-    /// A call to this host, to which others carried a key, carries none: whether the application gives
-    /// keys to such calls. If so, it belongs to no request in flight, as one with a key that is not known, such
-    /// as a request ID, belongs to a request that has gone. `kind`: [`super::signature::kind`].
+    /// A call to this host, to which others carried a key, carries none: whether the
+    /// application gives keys to such calls. If so, it belongs to no request in flight, as one
+    /// with a key that is not known, such as a request ID, belongs to a request that has gone.
+    /// `kind`: [`super::signature::kind`].
     pub fn lacks_key(&mut self, data: &impl SharedData, now_us: u64, host: u32, kind: u32) -> bool {
         let is_keyed_host = self.keyed.is_keyed_host(host);
         self.keyed.add_keyless(host);

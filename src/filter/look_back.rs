@@ -22,10 +22,10 @@ impl Filter {
             let host = request.headers.authority.value().unwrap_or_default();
             worker.attribution.leave_alone(LeftAlone {
                 call: number,
-                at_us: 0,
                 least: (1.0 - wrong) as f32,
                 host: host.to_vec(),
                 request_id: request.request_id.to_vec(),
+                ..LeftAlone::default()
             });
         }
     }

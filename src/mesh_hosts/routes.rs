@@ -168,8 +168,8 @@ fn without_query(path: &[u8]) -> Option<&[u8]> {
 /// which a quarter are digits. Others may tell routes apart: `/v1`, `/internal-v1`.
 fn kind(seed: u64, authority: &[u8], path: &[u8]) -> u64 {
     let parts = path.split(|&byte| byte == b'/').map(|part| {
-        let digits = part.iter().filter(|byte| byte.is_ascii_digit()).count();
-        let is_identifier = part.len() >= 8 && 4 * digits >= part.len();
+        let digits = || part.iter().filter(|byte| byte.is_ascii_digit()).count();
+        let is_identifier = part.len() >= 8 && 4 * digits() >= part.len();
         if is_identifier { b"*" } else { part }
     });
     let parts = std::iter::once(authority).chain(parts);

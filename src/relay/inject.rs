@@ -76,42 +76,44 @@ pub(super) fn added_decision(
     checked: &Extracted<'_>,
     sampling: Sampling,
 ) -> Vec<Edit> {
-    let mut edits = Vec::new();
     let (Some(ids), Sampling::Defer) = (checked.b3.ids, checked.b3.sampling) else {
-        return edits;
+        return Vec::new();
     };
     let of_span = |w3c: &TraceParent| w3c.trace.same(ids.trace) && w3c.span == ids.span;
     let sampling = match checked.w3c.filter(of_span) {
         Some(w3c) if !w3c.sampled => Sampling::Deny,
         _ => sampling,
     };
-    let Some(sampled) = sampling.decided() else {
-        return edits;
-    };
-    let text = |sampling| {
-        let ids = Some(Ids {
+    let mut b3 = B3 {
+        ids: Some(Ids {
             parent: None,
             ..ids
-        });
-        B3 { ids, sampling }.single().unwrap_or_default()
+        }),
+        sampling: Sampling::Defer,
     };
-    let open = text(Sampling::Defer);
+    let open = b3.single().unwrap_or_default();
     let is = |field: Field<'_>, value: Option<&[u8]>| !field.repeated() && field.value() == value;
     let mut parts = open.split(|&byte| byte == b'-');
     let mut is_part = |field| is(field, parts.next());
-    let is_multi = is_part(headers.trace_id) && is_part(headers.span_id);
-    let is_debug = is_multi && sampling == Sampling::Debug;
-    if is_multi {
-        let sampled: &[u8] = if sampled { b"1" } else { b"0" };
-        edits.push(headers.edit(headers::SAMPLED, sampled));
-    }
-    if is_debug {
-        edits.push(headers.edit(headers::FLAGS, b"1".as_slice()));
-    }
-    if is(headers.b3, Some(&open)) {
-        let sampling = if is_debug { Sampling::Accept } else { sampling };
-        edits.push(headers.edit(headers::B3, text(sampling)));
-    }
+    let formats = Formats {
+        multi: is_part(headers.trace_id) && is_part(headers.span_id),
+        single: is(headers.b3, Some(&open)),
+        w3c: false,
+    };
+    b3.sampling = sampling;
+    let injection = Injection {
+        b3,
+        formats,
+        ..Injection::default()
+    };
+    let all = Formats {
+        multi: true,
+        single: true,
+        w3c: true,
+    };
+    let mut edits = rewrite(headers, &injection, all.without(formats));
+    // The parent stays as it is.
+    edits.retain(|edit| [headers::SAMPLED, headers::FLAGS, headers::B3].contains(&edit.name()));
     edits
 }
 

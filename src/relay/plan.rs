@@ -143,18 +143,14 @@ pub fn decide(
 ) -> CallPlan {
     let own = OwnTrace::of(checked, stored, config.own_spans);
     let formats = config.emit.unwrap_or(stored.formats);
-    let is_in_w3c = match own {
-        OwnTrace::Own => true,
-        OwnTrace::OwnInB3(_) => !formats.multi && !formats.single,
-        _ => false,
-    };
-    if is_in_w3c {
-        return present(headers, checked, stored, config, new_span);
-    }
     match own {
+        OwnTrace::Own => return present(headers, checked, stored, config, new_span),
+        OwnTrace::OwnInB3(_) if !formats.multi && !formats.single => {
+            return present(headers, checked, stored, config, new_span);
+        }
         OwnTrace::Another => return CallPlan::leave(Decision::Present),
         OwnTrace::Contradiction => return CallPlan::leave(Decision::Conflict),
-        OwnTrace::Own | OwnTrace::OwnInB3(_) | OwnTrace::Irrelevant | OwnTrace::Unreported => {}
+        OwnTrace::Irrelevant | OwnTrace::OwnInB3(_) | OwnTrace::Unreported => {}
     }
     let mut b3 = stored.b3;
     let mut decision = Decision::Copied;

@@ -128,12 +128,9 @@ func (w *world) grace() time.Duration { return time.Duration(w.stage.GraceMs) * 
 func randomText(n int) string {
 	text := make([]byte, n)
 	for i := range text {
-		text[i] = ','
-		for text[i] == ',' {
-			text[i] = byte('!' + rand.IntN('~'-'!'+1))
-		}
+		text[i] = byte('!' + rand.IntN('~'-'!'+1))
 	}
-	return string(text)
+	return strings.ReplaceAll(string(text), ",", ".")
 }
 
 func plain(w *world, k kind, _ int) {

@@ -15,10 +15,8 @@ pub struct Reader {
     offset: usize,
     /// Events before that segment were not read.
     is_new: bool,
-    /// The last time that it was read began with such a segment.
-    began_anew: bool,
-    /// The first segment that was read was not the first that was written.
-    is_late: bool,
+    /// The last time that it was read began with such a segment, of this number.
+    began_anew: Option<u32>,
     /// Requests of the worker that are in flight after what was read.
     in_flight: u32,
     /// Those of them whose beginning was not read, or was forgotten.
@@ -54,8 +52,7 @@ impl Reader {
             number: 0,
             offset: HEAD,
             is_new: true,
-            began_anew: false,
-            is_late: false,
+            began_anew: None,
             in_flight: 0,
             unknown: 0,
             first: None,
@@ -76,12 +73,12 @@ impl Reader {
     /// What the last [`Reader::read`] appended is not all that was ever written: what was
     /// written before has been overwritten.
     pub fn began_late(&self) -> bool {
-        self.began_anew && self.is_late
+        self.began_anew.is_some_and(|number| number > 0)
     }
 
     /// What the last [`Reader::read`] appended needs nothing that was read before.
     pub fn began_anew(&self) -> bool {
-        self.began_anew
+        self.began_anew.is_some()
     }
 
     /// An event was read.
@@ -149,8 +146,8 @@ impl Reader {
     }
 
     /// Appends every event since the last time, with its time by the machine's clock, in
-    /// microseconds, and the number of its worker. `own`: the journal that the reading worker writes, which takes no
-    /// host call to read.
+    /// microseconds, and the number of its worker. `own`: the journal that the reading worker
+    /// writes, which takes no host call to read.
     pub fn read(
         &mut self,
         data: &impl SharedData,
@@ -158,7 +155,7 @@ impl Reader {
         events: &mut Vec<(u64, u16, Event)>,
     ) -> Read {
         let mut found = Read::All;
-        self.began_anew = false;
+        self.began_anew = None;
         let others = events.len();
         // No more than there are, even if the writer is faster.
         for _ in 0..2 * SEGMENTS {
@@ -191,8 +188,7 @@ impl Reader {
             if self.offset == HEAD {
                 self.in_flight = in_flight;
                 if std::mem::take(&mut self.is_new) {
-                    self.began_anew = true;
-                    self.is_late = number > 0;
+                    self.began_anew = Some(number);
                     events.truncate(others);
                     self.forget();
                 } else {
