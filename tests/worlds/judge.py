@@ -650,9 +650,8 @@ class Judge:
             if other.call is None:
                 alone = False
                 continue
-            same = self.facts.trace(other) == trace or set(
-                values(other.headers, "x-request-id")
-            ) & set(ids_in)
+            has_id = set(values(other.headers, "x-request-id")) & set(ids_in)
+            same = self.facts.trace(other) == trace or has_id
             gone = other.ended is not None and other.ended + 0.05 < call.at and not late
             if same and not gone:
                 alone = False
@@ -660,8 +659,12 @@ class Judge:
             # the call is that says the same.
             came = values(other.call.sent, "x-b3-traceid")
             named = [p.decode("latin-1").rjust(32, "0") for p in came]
-            if not same and not gone and trace in named and decision_of(got) == "ambiguous":
-                return
+            # The same where both have the ID that the call has, and that alone: a caller
+            # without the filter began a trace with each of its calls.
+            is_open = trace in named if not same else has_id and not traces_sent
+            if is_open and not gone and self.facts.trace(other) != trace:
+                if decision_of(got) == "ambiguous":
+                    return
         self.ask("piece")
         if self.facts.trace(got) != trace:
             owners = self.facts.owners.get(trace or "", set())
