@@ -285,6 +285,47 @@ fn the_cluster_is_asked_for_once_for_a_kind_of_call() {
     assert_eq!(asked.sidecar.host.nodes.get(), 1);
 }
 
+/// Envoy routes a call by the headers that it has in the end.
+#[test]
+fn a_kind_of_call_that_copied_headers_lead_outside_gets_none() {
+    for outside in ["leave", "strip", "relay"] {
+        let config = format!(r#"{{"copy_headers": ["x-tenant"], "outside": "{outside}"}}"#);
+        let sidecar = Sidecar::keyed(&config);
+        *sidecar.host.cluster.borrow_mut() = Some(INSIDE);
+        sidecar.inbound(&[ID, TRACE, SPAN, "x-tenant: acme"]);
+        let call = |path| sidecar.outbound(&[ID, ":authority: payments", path]);
+        let first = call(":path: /pay");
+        assert_eq!(first.decision, Some(Decision::Copied));
+        *sidecar.host.cluster.borrow_mut() = Some(OUTSIDE);
+        sidecar.sent(&first);
+        *sidecar.host.cluster.borrow_mut() = Some(INSIDE);
+        let expected = match outside {
+            "relay" => Decision::Copied,
+            _ => Decision::Outside,
+        };
+        // Longer than what is remembered of a route, with calls of another kind between.
+        for _ in 0..30 {
+            sidecar.wait(9_000);
+            sidecar.tick();
+            sidecar.inbound(&[ID, TRACE, SPAN, "x-tenant: acme"]);
+            let seen = call(":path: /pay?by=card");
+            assert_eq!(seen.decision, Some(expected), "{outside}");
+            let other = call(":path: /refund");
+            assert_eq!(other.decision, Some(Decision::Copied));
+            sidecar.sent(&other);
+        }
+        // Without such a header no route has changed.
+        sidecar.wait(10_000);
+        sidecar.inbound(&[ID, TRACE, SPAN]);
+        assert_eq!(call(":path: /pay").decision, Some(Decision::Copied));
+        // In the end one is tried again.
+        sidecar.wait(Routes::LEAVES_MS);
+        sidecar.tick();
+        sidecar.inbound(&[ID, TRACE, SPAN, "x-tenant: acme"]);
+        assert_eq!(call(":path: /pay").decision, Some(Decision::Copied));
+    }
+}
+
 #[test]
 fn a_new_configuration_of_envoys_takes_effect() {
     let asked = Asked::new();

@@ -9,8 +9,8 @@
 
 mod support;
 
-use b3relay::config::SpanFormat;
-use b3relay::host::Recording;
+use b3relay::config::{Direction, SpanFormat};
+use b3relay::host::{Host, Recording};
 use b3relay::metrics::Counter;
 use b3relay::relay::Decision;
 use b3relay::spans::{Begun, Ended, Node, Recorder, Span};
@@ -186,6 +186,60 @@ fn a_sampling_decision_of_a_client_stays_beside_w3c() {
     sidecar.inbound(&[ID, W3C]);
     let seen = sidecar.outbound(&[ID, W3C, "x-b3-sampled: 0"]);
     assert_child(&seen, &[W3C_CHILD, "x-b3-sampled: 0"]);
+}
+
+/// The filter itself makes the call sampled.
+#[test]
+fn a_call_that_lacks_just_the_decision_gets_a_span() {
+    let single = "b3: 463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312";
+    let multi: &[&str] = &[TRACE, SPAN];
+    for (own, child) in [(multi, &MULTI_CHILD[..]), (&[single], &[SINGLE_CHILD])] {
+        let sidecar = sidecar("{}", Recording::Open);
+        sidecar.inbound(&[ID, TRACE, SPAN, SAMPLED]);
+        let seen = sidecar.outbound(&[&[ID], own].concat());
+        assert_eq!(seen.decision, Some(Decision::Completed));
+        assert_child(&seen, child);
+    }
+    let sidecar = sidecar("{}", Recording::Open);
+    sidecar.inbound(&[ID, TRACE, SPAN, "x-b3-sampled: 0"]);
+    let seen = sidecar.outbound(&[ID, TRACE, SPAN]);
+    assert_eq!(seen.decision, Some(Decision::Completed));
+    assert!(seen.span.is_none());
+}
+
+/// A `traceparent` that stays says what the application's tracer gave it.
+#[test]
+fn a_traceparent_that_stays_is_neither_expected_nor_taken_for_the_newer_one() {
+    const OWN: &str = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-cccccccccccccccc-01";
+    const CALLERS: &str = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-0020000000000001-01";
+    let parent = "x-b3-parentspanid: 0020000000000001";
+    let multi: &[&str] = &[ID, TRACE, SPAN, parent, SAMPLED];
+    let emits = r#"{"emit": ["b3multi", "w3c"]}"#;
+    let documented = r#"{"emit": ["b3multi", "w3c"], "own_spans": "reported"}"#;
+    for (config, request) in [
+        (emits, multi),
+        (documented, multi),
+        ("{}", &[multi, &[CALLERS]].concat()),
+    ] {
+        for recording in [Recording::Off, Recording::Open] {
+            let caller = sidecar(config, recording);
+            caller.inbound(request);
+            let call = caller.outbound(&[ID, OWN]);
+            assert!(!call.is_taken_for_overwritten(), "{config}");
+            assert_eq!(only(&call.headers, &["traceparent"]), headers(&[OWN]));
+            // Its callee has the filter before the router.
+            let callee = sidecar("{}", Recording::Open);
+            callee.host.before_router.set(true);
+            for _ in 0..5 {
+                callee.host.random();
+            }
+            callee.request(Some(Direction::Inbound), &call.headers);
+            let (caller, callee) = (call.span, callee.outbound(&[ID]).span);
+            if let (Some(caller), Some(callee)) = (caller, callee) {
+                assert_eq!(callee.ids.parent, Some(caller.ids.span), "{config}");
+            }
+        }
+    }
 }
 
 #[test]

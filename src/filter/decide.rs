@@ -10,6 +10,7 @@ use crate::b3::B3;
 use crate::config::{Direction, Mode, Outside};
 use crate::headers;
 use crate::host::Host;
+use crate::mesh_hosts::Routes;
 use crate::metrics::Counter;
 use crate::relay::{self, CallPlan, Decision, Injection, W3cState};
 use crate::rules::{Extracted, Finding, Formats, Severity};
@@ -37,6 +38,7 @@ pub(super) struct Decided {
     writes: bool,
     restores_request_id: bool,
     doubt: Option<u32>,
+    watched: Option<u64>,
 }
 
 /// What was done with a call.
@@ -47,6 +49,8 @@ pub(super) struct Done {
     pub span: Option<B3>,
     /// What the call was given that got its request's context.
     pub expected: Option<Expected>,
+    /// The kind of call, if headers of the copy list may have changed its route.
+    pub watched: Option<u64>,
 }
 
 impl Filter {
@@ -141,11 +145,6 @@ impl Filter {
                 injection.b3.sampling = injection.b3.sampling.or(stored.b3.sampling);
             }
         }
-        if plan.repair.is_some() {
-            // It writes the decision, too.
-            let names = [headers::SAMPLED, headers::FLAGS, headers::B3];
-            call.edits.retain(|edit| !names.contains(&edit.name()));
-        }
         let owner = looked_up.owner.as_ref().ok();
         let of = owner.and_then(|owner| owner.stored.b3.ids);
         let span = Planned::of(worker, host, &self.config, request, (&call, &plan), of);
@@ -156,9 +155,17 @@ impl Filter {
             Outside::Leave => call.writes() || plan.writes() || child.is_some(),
             Outside::Strip => call.writes() || !headers.present().is_empty(),
         };
-        let to = [headers.authority, headers.path].map(|field| field.value().unwrap_or_default());
+        let [authority, path] =
+            [headers.authority, headers.path].map(|field| field.value().unwrap_or_default());
         let WorkerState { store, routes, .. } = worker;
-        if is_asked && routes.is_outside(host, store.seed(), to, &self.config.hosts) {
+        let kind = is_asked
+            .then(|| Routes::kind(store.seed(), authority, path))
+            .flatten();
+        let copies = call.writes() && owner.is_some_and(|owner| !owner.stored.copied.is_empty());
+        let mut watched = kind.filter(|_| copies);
+        let hosts = &self.config.hosts;
+        if is_asked && routes.is_outside(host, kind, authority, copies, hosts) {
+            watched = None;
             if call.writes() || outside == Outside::Strip {
                 call = CallPlan::leave(Decision::Outside);
             }
@@ -169,6 +176,11 @@ impl Filter {
             if outside == Outside::Strip {
                 plan.always = removed(headers.present().into_iter());
             }
+        }
+        if plan.repair.is_some() || child.is_some() {
+            // They write the decision, too.
+            let names = [headers::SAMPLED, headers::FLAGS, headers::B3];
+            call.edits.retain(|edit| !names.contains(&edit.name()));
         }
         if let Some(injection) = call.injection {
             plan.injection = Some(injection);
@@ -190,6 +202,7 @@ impl Filter {
             span,
             writes,
             doubt: doubt.map(|(_, doubt)| doubt),
+            watched,
         }
     }
 
@@ -299,6 +312,7 @@ impl Decided {
             decision,
             span: child.map(|child| child.injection.b3),
             expected: injection.and_then(|injection| Expected::of(&injection, keeps_b3)),
+            watched: self.watched.filter(|_| is_whole),
         }
     }
 }

@@ -57,6 +57,8 @@ pub struct Outcome<'a> {
     pub call: Option<u64>,
     /// What a call was given that got its request's context.
     pub expected: Option<Expected>,
+    /// Given back to [`Filter::sent`] when the call is over.
+    pub watched: Option<u64>,
     /// The client span of a call, if it has one: to be reported when it is over.
     pub span: Option<Begun>,
     /// The answer to send instead of forwarding the request.
@@ -143,6 +145,7 @@ impl Filter {
             let counters = written.counters(direction, Some(done.decision));
             outcome.counters.extend(counters);
             outcome.expected = done.expected;
+            outcome.watched = done.watched;
             outcome.edits = written.edits;
             outcome.span = done.span.and_then(|b3| {
                 let id = span::request_id(&outcome.edits, &request);
@@ -210,6 +213,11 @@ impl Filter {
             attribution.end(store, host, now_us, &ticket, answered);
         }
         store.end(host, self.limits, now_us / 1000, ticket)
+    }
+
+    /// A call of this kind is over, while the host still knows where it was routed to.
+    pub fn sent(&self, worker: &mut WorkerState, host: &impl Host, kind: u64) {
+        worker.routes.sent(host, kind, &self.config.hosts);
     }
 
     /// The call of this number has returned, or was broken off.

@@ -4,12 +4,12 @@
 use super::request::Request;
 use super::worker::WorkerState;
 use super::write::Plan;
-use crate::b3::{B3, Ids, SpanId};
+use crate::b3::{B3, Ids, Sampling, SpanId};
 use crate::config::{Config, SpanIds};
 use crate::headers::{self, Edit};
 use crate::host::{Host, Recording};
 use crate::metrics::Counter;
-use crate::relay::{CallPlan, Decision, Injection, Tracer};
+use crate::relay::{CallPlan, Injection, Tracer};
 use crate::rules::Formats;
 
 /// A span that may begin.
@@ -19,6 +19,15 @@ pub(super) struct Child {
     pub injection: Injection,
     /// The formats that stay as they are.
     pub unchanged: Formats,
+}
+
+impl Child {
+    /// Its decision, where it is left open.
+    fn decided(mut self, sampling: Sampling) -> Self {
+        let b3 = &mut self.injection.b3;
+        b3.sampling = b3.sampling.or(sampling);
+        self
+    }
 }
 
 /// What becomes of the span of a call.
@@ -57,7 +66,10 @@ impl Planned {
                 injection,
                 unchanged: call.unchanged,
             }),
-            None if call.decision == Decision::Present => own(worker, config, request, plan),
+            None if call.is_own() => {
+                let child = own(worker, config, request, plan);
+                child.map(|child| child.decided(call.added))
+            }
             None => None,
         };
         let Some(mut child) = child.filter(|child| is_sampled(&child.injection)) else {

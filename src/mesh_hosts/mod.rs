@@ -1,7 +1,7 @@
 //! Which hosts are outside the mesh.
 //!
 //! The order, first word first: what the user declares, the cluster that Istio routes
-//! the call to, and only where there is no cluster the look of the host's name, since
+//! the call to, and only where there is none of Istio's the look of the host's name, since
 //! anybody may own a name that looks like one of Kubernetes.
 
 mod cluster;
@@ -59,9 +59,10 @@ pub fn is_outside(
             let by_hand = !mesh.istio && host.is_short();
             !(by_hand || mesh.has_service(host))
         }
-        Some(Cluster::Own(_)) => false,
-        // The call goes nowhere, or its route is not known yet.
-        None => {
+        // Istio has services of its own to route to.
+        Some(Cluster::Own(_)) if !mesh.istio => false,
+        // The call goes nowhere, its route is not known yet, or Istio does not know it.
+        Some(Cluster::Own(_)) | None => {
             let short = named.is_empty() || named.is_short() || is_service(named);
             !(short || mesh.has_service(named))
         }

@@ -17,6 +17,9 @@ use std::rc::Rc;
 /// a share of the calls): where two answers differ, the kind is asked about each time.
 /// Filters that are configured differently share a worker: what follows from the name of
 /// the cluster is kept for the one that asked last.
+///
+/// Envoy routes a call anew if the filter adds headers to it, and does not tell where to
+/// before the call is sent: that is learned from calls that have been.
 #[derive(Debug, Default)]
 pub struct Routes {
     mesh: Option<Mesh>,
@@ -38,6 +41,8 @@ struct Route {
     /// Calls that are still answered from here.
     left: u32,
     varies: bool,
+    /// Until then, copied headers are taken to lead calls of this kind out of the mesh.
+    leaves_until_ms: u64,
 }
 
 impl Routes {
@@ -47,6 +52,8 @@ impl Routes {
     pub const TTL_MS: u64 = 10_000;
     /// For how many calls, so that an answer that varies is found out.
     pub const CALLS: u32 = 16;
+    /// For how long copied headers are taken to lead out of the mesh, once they have.
+    pub const LEAVES_MS: u64 = 600_000;
     /// A longer name, of a host or of a cluster, or a longer path, is not remembered.
     const LONGEST: usize = 512;
 
@@ -55,12 +62,33 @@ impl Routes {
         self.now_ms = now_ms;
     }
 
-    /// Whether a call leaves the mesh. `seed`: a number that nobody outside knows.
+    /// The kind of a call; `None` if it is not remembered. `seed`: a number that nobody
+    /// outside knows.
+    pub fn kind(seed: u64, authority: &[u8], path: &[u8]) -> Option<u64> {
+        without_query(path).map(|path| kind(seed, authority, path))
+    }
+
+    /// A call of this kind has been sent, with headers that were copied onto it.
+    pub fn sent(&mut self, host: &impl Host, kind: u64, declared: &Declared) {
+        let now_ms = self.now_ms;
+        let place = self.known.binary_search_by_key(&kind, |(key, _)| *key);
+        let known = place.ok().and_then(|at| self.known.get_mut(at));
+        if let (Some((_, route)), Some(mesh)) = (known, &self.mesh) {
+            let cluster = host.cluster();
+            if is_outside(&route.authority, cluster.as_deref(), declared, mesh) {
+                route.leaves_until_ms = now_ms + Self::LEAVES_MS;
+            }
+        }
+    }
+
+    /// Whether a call of this kind leaves the mesh. `copies`: headers of the copy list would
+    /// be added to it.
     pub fn is_outside(
         &mut self,
         host: &impl Host,
-        seed: u64,
-        [authority, path]: [&[u8]; 2],
+        key: Option<u64>,
+        authority: &[u8],
+        copies: bool,
         declared: &Rc<Declared>,
     ) -> bool {
         // No host has such a name (RFC 1035: 253 characters), and there may be 60 KiB of it.
@@ -72,67 +100,65 @@ impl Routes {
             *now_ms = host.now_ms();
             Mesh::of(&host.node_id().unwrap_or_default(), host.is_istio())
         });
-        let asked;
-        let fits = |name: &[u8]| name.len() <= Self::LONGEST;
-        let key = without_query(path).map(|path| kind(seed, authority, path));
         let now_ms = self.now_ms;
         let place = key.map(|key| self.known.binary_search_by_key(&key, |(key, _)| *key));
         let at = place.and_then(Result::ok);
         let known = at.and_then(|at| self.known.get_mut(at));
         let known = known.map(|(_, route)| route);
-        let cluster = match known.filter(|route| route.is_valid_for(authority, now_ms)) {
-            Some(route) => {
-                route.left -= 1;
-                let cluster = route.cluster.as_deref();
-                return match &route.judged {
-                    Some((by, is_outside)) if Rc::ptr_eq(by, declared) => *is_outside,
-                    _ => {
-                        let is_outside = is_outside(authority, cluster, declared, mesh);
-                        route.judged = Some((declared.clone(), is_outside));
-                        is_outside
-                    }
-                };
-            }
-            None => {
-                asked = host.cluster();
-                let key = key.filter(|_| asked.as_deref().is_none_or(fits));
-                if let Some(key) = key {
-                    let before = at.and_then(|at| self.known.get_mut(at));
-                    let same = |before: &Route| *before.authority == *authority;
-                    let varies = before.as_ref().is_some_and(|(_, before)| {
-                        same(before)
-                            && (before.varies
-                                || relevant_name(&before.cluster) != relevant_name(&asked))
-                    });
-                    let route = Route {
-                        authority: authority.into(),
-                        cluster: asked.clone(),
-                        judged: None,
-                        until_ms: now_ms + Self::TTL_MS,
-                        left: Self::CALLS,
-                        varies,
-                    };
-                    match (before, place) {
-                        (Some((_, before)), _) => *before = route,
-                        (None, Some(Err(at))) => {
-                            // Once, so that no memory is left in pieces.
-                            let more = Self::MOST + 1 - self.order.len();
-                            self.known.reserve_exact(more);
-                            self.known.insert(at, (key, route));
-                            self.order.push_back(key);
-                        }
-                        (None, _) => {}
-                    }
-                    if self.order.len() > Self::MOST {
-                        let oldest = self.order.pop_front().unwrap_or_default();
-                        let at = self.known.binary_search_by_key(&oldest, |(key, _)| *key);
-                        let _ = at.map(|at| self.known.remove(at));
-                    }
+        let mut known = known.filter(|route| *route.authority == *authority);
+        let leaves_until_ms = known.as_ref().map_or(0, |route| route.leaves_until_ms);
+        if copies && is_within(now_ms, leaves_until_ms, Self::LEAVES_MS) {
+            return true;
+        }
+        if let Some(route) = known.as_mut().filter(|route| route.is_valid(now_ms)) {
+            route.left -= 1;
+            let cluster = route.cluster.as_deref();
+            return match &route.judged {
+                Some((by, is_outside)) if Rc::ptr_eq(by, declared) => *is_outside,
+                _ => {
+                    let is_outside = is_outside(authority, cluster, declared, mesh);
+                    route.judged = Some((declared.clone(), is_outside));
+                    is_outside
                 }
-                asked.as_deref()
-            }
+            };
+        }
+        let cluster = host.cluster();
+        let is_outside = is_outside(authority, cluster.as_deref(), declared, mesh);
+        let varies = known.is_some_and(|before| {
+            before.varies || relevant_name(&before.cluster) != relevant_name(&cluster)
+        });
+        let fits = |name: &[u8]| name.len() <= Self::LONGEST;
+        let key = key.filter(|_| cluster.as_deref().is_none_or(fits));
+        let route = Route {
+            authority: authority.into(),
+            cluster,
+            judged: None,
+            until_ms: now_ms + Self::TTL_MS,
+            left: Self::CALLS,
+            varies,
+            leaves_until_ms,
         };
-        is_outside(authority, cluster, declared, mesh)
+        match (key, place) {
+            (Some(_), Some(Ok(at))) => {
+                let _ = self.known.get_mut(at).map(|(_, known)| *known = route);
+            }
+            (Some(key), Some(Err(at))) => self.insert(at, key, route),
+            _ => {}
+        }
+        is_outside
+    }
+
+    fn insert(&mut self, at: usize, key: u64, route: Route) {
+        // Once, so that no memory is left in pieces.
+        let more = Self::MOST + 1 - self.order.len();
+        self.known.reserve_exact(more);
+        self.known.insert(at, (key, route));
+        self.order.push_back(key);
+        if self.order.len() > Self::MOST {
+            let oldest = self.order.pop_front().unwrap_or_default();
+            let at = self.known.binary_search_by_key(&oldest, |(key, _)| *key);
+            let _ = at.map(|at| self.known.remove(at));
+        }
     }
 }
 
@@ -144,13 +170,16 @@ fn relevant_name(cluster: &Option<Vec<u8>>) -> Option<Option<&[u8]>> {
 }
 
 impl Route {
-    /// Whether it is the answer for this call.
-    fn is_valid_for(&self, authority: &[u8], now_ms: u64) -> bool {
-        let begun = self.until_ms.saturating_sub(Routes::TTL_MS);
-        // The clock of the machine may be set back.
-        let fresh = (begun..self.until_ms).contains(&now_ms);
-        !self.varies && self.left > 0 && fresh && *self.authority == *authority
+    /// Whether it is still the answer.
+    fn is_valid(&self, now_ms: u64) -> bool {
+        !self.varies && self.left > 0 && is_within(now_ms, self.until_ms, Routes::TTL_MS)
     }
+}
+
+/// Whether a time of this length, which ends at `until_ms`, has not passed. The clock of the
+/// machine may be set back.
+fn is_within(now_ms: u64, until_ms: u64, length_ms: u64) -> bool {
+    (until_ms.saturating_sub(length_ms)..until_ms).contains(&now_ms)
 }
 
 /// A path without its query; `None` if it is longer than [`Routes::LONGEST`]. No more is

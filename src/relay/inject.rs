@@ -68,16 +68,16 @@ pub fn rewrite(headers: &TraceHeaders<'_>, injection: &Injection, unchanged: For
     edits
 }
 
-/// The edits that add a sampling decision to B3 that leaves it open: to those formats that
-/// have just the identifiers that count. A `traceparent` of the same span that says something
+/// A sampling decision for B3 that leaves it open, and the edits that add it: to those formats
+/// that have just the identifiers that count. A `traceparent` of the same span that says something
 /// counts before `sampling`.
 pub(super) fn added_decision(
     headers: &TraceHeaders<'_>,
     checked: &Extracted<'_>,
     sampling: Sampling,
-) -> Vec<Edit> {
+) -> (Sampling, Vec<Edit>) {
     let (Some(ids), Sampling::Defer) = (checked.b3.ids, checked.b3.sampling) else {
-        return Vec::new();
+        return (Sampling::Defer, Vec::new());
     };
     let of_span = |w3c: &TraceParent| w3c.trace.same(ids.trace) && w3c.span == ids.span;
     let sampling = match checked.w3c.filter(of_span) {
@@ -114,7 +114,7 @@ pub(super) fn added_decision(
     let mut edits = rewrite(headers, &injection, all.without(formats));
     // The parent stays as it is.
     edits.retain(|edit| [headers::SAMPLED, headers::FLAGS, headers::B3].contains(&edit.name()));
-    edits
+    (sampling, edits)
 }
 
 #[cfg(test)]

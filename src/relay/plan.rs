@@ -57,8 +57,10 @@ pub struct CallPlan {
     pub injection: Option<Injection>,
     /// The formats that stay as the application has written them.
     pub unchanged: Formats,
-    /// The headers of the copy list that it lacks, and the request ID.
+    /// The headers of the copy list that it lacks, the request ID, and the sampling decision.
     pub edits: Vec<Edit>,
+    /// The sampling decision that `edits` add to a context of its own.
+    pub added: Sampling,
 }
 
 impl CallPlan {
@@ -69,7 +71,13 @@ impl CallPlan {
             injection: None,
             unchanged: Formats::default(),
             edits: Vec::new(),
+            added: Sampling::Defer,
         }
+    }
+
+    /// The call goes on with a context of its own.
+    pub fn is_own(&self) -> bool {
+        self.decision == Decision::Present || self.added != Sampling::Defer
     }
 
     /// Something would be written.
@@ -203,24 +211,28 @@ pub fn decide(
         return CallPlan::leave(Decision::Malformed);
     }
     let replaces_traceparent = own == OwnTrace::Unreported || is_malformed;
+    let has_context = !stored.b3.is_empty();
+    let writes_w3c = has_context && formats.w3c;
+    let mut edits = copied(headers, stored, writes_w3c, replaces_traceparent);
+    edits.extend(restored(headers, stored, config.restore_request_id));
+    // A `traceparent` that stays is not what the call is told to say.
+    formats.w3c &= headers.traceparent.value().is_none() || replaces_traceparent;
     let injection = Injection {
         b3,
         formats,
         replaces_traceparent,
         deferred,
     };
-    let injection = (!stored.b3.is_empty()).then_some(injection);
-    if injection.is_none() {
-        decision = Decision::NoContext;
-    }
-    let writes_w3c = injection.is_some_and(|injection| injection.formats.w3c);
-    let mut edits = copied(headers, stored, writes_w3c, replaces_traceparent);
-    edits.extend(restored(headers, stored, config.restore_request_id));
     CallPlan {
-        decision,
-        injection,
+        decision: if has_context {
+            decision
+        } else {
+            Decision::NoContext
+        },
+        injection: has_context.then_some(injection),
         unchanged,
         edits,
+        added: Sampling::Defer,
     }
 }
 
@@ -298,20 +310,25 @@ pub fn present(
         .extend(restored(headers, stored, config.restore_request_id));
     if let Some(b3) = b3 {
         plan.decision = Decision::Copied;
+        let replaces_traceparent = config.own_spans == OwnSpans::Unreported;
         plan.injection = Some(Injection {
             b3: B3 {
                 sampling: checked.b3.sampling.or(b3.sampling),
                 ..b3
             },
-            formats: checked.formats,
-            replaces_traceparent: config.own_spans == OwnSpans::Unreported,
+            formats: Formats {
+                w3c: checked.formats.w3c && replaces_traceparent,
+                ..checked.formats
+            },
+            replaces_traceparent,
             deferred: config.deferred_w3c.sampled(),
         });
     } else if is_of_the_trace(own) {
-        let decision = added_decision(headers, checked, stored.b3.sampling);
-        if !decision.is_empty() {
+        let (added, edits) = added_decision(headers, checked, stored.b3.sampling);
+        if !edits.is_empty() {
             plan.decision = Decision::Completed;
-            plan.edits.extend(decision);
+            plan.edits.extend(edits);
+            plan.added = added;
         }
     }
     plan

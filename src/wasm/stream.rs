@@ -27,6 +27,7 @@ pub(super) struct Stream {
     call: Option<u64>,
     /// What is compared with the headers when the stream is over.
     expected: Option<Expected>,
+    watched: Option<u64>,
     response_report: Option<String>,
     span: Option<Begun>,
 }
@@ -49,6 +50,7 @@ impl Stream {
             answered: false,
             call: None,
             expected: None,
+            watched: None,
             response_report: None,
             span: None,
         }
@@ -78,6 +80,7 @@ impl HttpContext for Stream {
         self.ticket = outcome.ticket;
         self.call = outcome.call;
         self.span = outcome.span;
+        self.watched = outcome.watched;
         let mut setup = plugin.setup.borrow_mut();
         self.expected = outcome.expected.filter(|_| setup.samples());
         if replied {
@@ -106,16 +109,21 @@ impl HttpContext for Stream {
     /// An ordinary HTTP filter gets this call at the end of a stream, while the headers
     /// of the request can still be read, as they were sent. An upstream filter does not.
     fn on_log(&mut self) {
+        let plugin = &*self.plugin;
+        if let Some(kind) = self.watched.take() {
+            let memory = &mut *plugin.memory.borrow_mut();
+            plugin.filter.sent(memory, &EnvoyOf(plugin), kind);
+        }
         let Some(expected) = self.expected.take() else {
             return;
         };
         let map = host_calls::headers(MapType::HttpRequestHeaders);
-        let Some(map) = self.plugin.ok(map) else {
+        let Some(map) = plugin.ok(map) else {
             return;
         };
         if expected.is_overwritten(Pairs::new(&map)) {
-            self.plugin.count(Counter::Overwritten);
-            if let Some(problem) = setup::overwritten(&EnvoyOf(&self.plugin)) {
+            plugin.count(Counter::Overwritten);
+            if let Some(problem) = setup::overwritten(&EnvoyOf(plugin)) {
                 log::warn!("{}", problem.text);
             }
         }

@@ -160,3 +160,41 @@ def test_nothing_leaves_with_a_call_that_leaves(group: Group) -> None:
 def test_the_table_is_large_enough() -> None:
     calls = [call for group in GROUPS for call in group.calls]
     assert len(calls) >= 60 and sum(call.leaves for call in calls) >= 40
+
+
+def test_after_the_first_call_no_copied_header_leads_out_of_the_mesh() -> None:
+    """Envoy routes a call by the headers that it has in the end, and tells where to when
+    the call is over."""
+    inside = Call("payments", "outbound|80||payments.shop.svc.cluster.local", False, "/pay")
+    outside = Call("payments", "outbound|443||api.example.com", True, "/pay")
+    node = "sidecar~10.0.0.9~web-v1.shop~shop.svc.cluster.local"
+    group = Group("routes by a copied header", "", node, True, (inside, outside))
+    with ExitStack() as stack:
+        echo = stack.enter_context(Echo())
+        processes = stack.enter_context(Processes())
+        wasm = Path(shutil.copy(wasm_path(), processes.directory / "b3relay.wasm"))
+        ports = {name: free_port() for name in ("inbound", "leave", "strip")}
+        made = bootstrap(group, wasm, ports, free_port(), echo.address)
+        for listener in made["static_resources"]["listeners"]:
+            if listener["traffic_direction"] == "OUTBOUND":
+                (filter_,) = listener["filter_chains"][0]["filters"]
+                (host,) = filter_["typed_config"]["route_config"]["virtual_hosts"]
+                by_header = {"name": "x-tenant-id", "string_match": {"exact": "7"}}
+                # What an echo shows of where it went.
+                for route, name in zip(host["routes"], ("inside", "outside"), strict=True):
+                    header = {"header": {"key": "x-tenant-route", "value": name}}
+                    route["request_headers_to_add"] = [header]
+                host["routes"].reverse()
+                host["routes"][0]["match"]["headers"] = [by_header]
+        sidecar = Envoy(processes, "outside", made, concurrency=1)
+        sidecar.start()
+        processes.wait_ready({sidecar.process: sidecar.ready}, 60)
+        known = [("x-request-id", ID)]
+        sent(ports["inbound"], "web", "/", [*known, *CONTEXT])
+        # Both listeners share a worker: what one has learned, the other knows.
+        first = sent(ports["leave"], "payments", "/pay", known)
+        assert first["x-tenant-route"] == "outside", first
+        for mode in ("leave", "strip"):
+            for path in ("/pay", "/pay?by=card"):
+                took = sent(ports[mode], "payments", path, known)
+                assert took == {"x-tenant-route": "inside"}, (mode, path)

@@ -7,6 +7,7 @@ use b3relay::headers::{Pairs, serialize};
 use b3relay::host::{Host, Recording};
 use b3relay::metrics::Counter;
 use b3relay::relay::Decision;
+use b3relay::setup::Expected;
 use b3relay::spans::Begun;
 use b3relay::store::{InMemory, NotSet, SharedData, Ticket};
 use serde::Deserialize;
@@ -188,6 +189,17 @@ pub struct Seen {
     pub counters: Vec<Counter>,
     pub reply: Option<(u32, String)>,
     pub span: Option<Begun>,
+    pub expected: Option<Expected>,
+    watched: Option<u64>,
+}
+
+impl Seen {
+    /// At the end, it is taken for overwritten by a tracer, which nothing has done.
+    pub fn is_taken_for_overwritten(&self) -> bool {
+        let pairs = self.headers.iter();
+        let pairs = pairs.map(|(name, value)| (name.as_bytes(), value.as_slice()));
+        self.expected.unwrap().is_overwritten(pairs)
+    }
 }
 
 /// A sidecar: filters on both sides of an application, on one worker or more.
@@ -264,6 +276,8 @@ impl Sidecar {
             reply: outcome.reply.map(|reply| (reply.status, reply.body)),
             counters: outcome.counters,
             span: outcome.span,
+            expected: outcome.expected,
+            watched: outcome.watched,
         }
     }
 
@@ -290,6 +304,14 @@ impl Sidecar {
         let memory = &mut self.memories[seen.worker].borrow_mut();
         let ticket = seen.ticket.unwrap();
         assert!(self.filter.end(memory, &self.host, ticket, answered));
+    }
+
+    /// The call is over, and the host knows where it went.
+    pub fn sent(&self, seen: &Seen) {
+        if let Some(kind) = seen.watched {
+            let memory = &mut self.memories[seen.worker].borrow_mut();
+            self.outbound.sent(memory, &self.host, kind);
+        }
     }
 
     /// The call has returned.
