@@ -157,6 +157,27 @@ mod tests {
     }
 
     #[test]
+    fn a_share_is_rounded_down() {
+        let call = LeftAlone {
+            call: 1,
+            at_us: 1,
+            least: 0.0,
+            host: b"h".to_vec(),
+            request_id: b"c\n".to_vec(),
+        };
+        let request = StoredContext {
+            request_id: b"r".to_vec(),
+            ..StoredContext::default()
+        };
+        let belonged = |share| look_back(&call, &request, share);
+        let said = "call to \"h\" with x-request-id=\"c\\n\" was left alone, and belonged to the \
+                    request with x-request-id=\"r\" (";
+        let rest = " % sure, known when that ended)";
+        assert_eq!(belonged(0.1239), format!("{said}12.3{rest}"));
+        assert_eq!(belonged(1.0), format!("{said}100.0{rest}"));
+    }
+
+    #[test]
     fn so_many_lines_a_minute() {
         let mut limit = RateLimit::new(2);
         let start = 1_700_000_000_000;

@@ -129,6 +129,32 @@ mod tests {
     const R: &[u8] = b"0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
 
     #[test]
+    fn envoys_own_ids_have_a_reason_for_tracing() {
+        assert!(is_envoys(b"0f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f"));
+        assert!(is_envoys(b"0f7a1c2e-1b2d-ac3e-9d4f-5a6b7c8d9e0f"));
+        for other in [
+            &b"0f7a1c2e-1b2d-7c3e-9d4f-5a6b7c8d9e0f"[..],
+            b"0F7A1C2E-1B2D-4C3E-9D4F-5A6B7C8D9E0F",
+            b"order-number-14-9",
+            b"",
+        ] {
+            assert!(!is_envoys(other));
+        }
+    }
+
+    #[test]
+    fn a_list_is_looked_for_in_a_kilobyte() {
+        let twice = |length: usize| [vec![b'a'; length], vec![b'a'; length]].join(&b","[..]);
+        let joined = twice(511);
+        assert_eq!(joined.len(), 1023);
+        assert_eq!(one(&joined), vec![b'a'; 511]);
+        let joined = [joined, b" ".to_vec()].concat();
+        assert_eq!(one(&joined), vec![b'a'; 511]);
+        let joined = twice(512);
+        assert_eq!(one(&joined), joined);
+    }
+
+    #[test]
     fn a_request_id_that_is_said_twice_is_one() {
         let joined = |parts: &[&[u8]], by: &[u8]| parts.join(by);
         for by in [&b","[..], b", ", b" , "] {

@@ -96,6 +96,20 @@ mod tests {
     const GOOD: &str = "00-463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-01";
 
     #[test]
+    fn a_padded_trace_is_one_of_64_bits_in_b3() {
+        for (trace, length) in [
+            ("0000000000000000ffffffffffffffff", 16),
+            ("00000000000000010000000000000000", 32),
+        ] {
+            let text = format!("00-{trace}-a2fb4a1d1a96d312-01");
+            let b3 = TraceParent::read(text.as_bytes()).unwrap().b3();
+            let mut written = Vec::new();
+            b3.ids.unwrap().trace.write(&mut written);
+            assert_eq!(written.len(), length, "{trace}");
+        }
+    }
+
+    #[test]
     fn good_ones() {
         let read = TraceParent::read(GOOD.as_bytes()).unwrap();
         assert_eq!(read.span.value(), 0xa2fb_4a1d_1a96_d312);

@@ -188,6 +188,11 @@ mod tests {
     }
 
     #[test]
+    fn two_digits_are_enough_for_a_span() {
+        assert_eq!(SpanId::read(b"12").unwrap().id.value(), 0x12);
+    }
+
+    #[test]
     fn what_is_no_id_is_refused() {
         assert_eq!(TraceId::read(b""), Err(IdError::Empty));
         assert_eq!(TraceId::read(&[b'1'; 33]), Err(IdError::TooLong));

@@ -119,6 +119,7 @@ impl TraceHeaders<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::headers::Wanted;
 
     #[test]
     fn set_replaces_every_value_in_place() {
@@ -138,5 +139,18 @@ mod tests {
             headers,
             [("b".into(), b"2".to_vec()), ("c".into(), b"y".to_vec())]
         );
+    }
+    /// What is replaced or removed takes no room.
+    #[test]
+    fn there_is_room_for_what_takes_the_place_of_others() {
+        let large = vec![b'x'; Size::MOST.bytes];
+        let pairs: [(&[u8], &[u8]); 2] = [(b"b3", b"0"), (b"large", &large)];
+        let headers = TraceHeaders::read(pairs, &Wanted::default());
+        assert!(headers.has_room(&[]));
+        assert!(headers.has_room(&[Edit::set("b3", "1")]));
+        assert!(headers.has_room(&[Edit::remove("b3"), Edit::Add("b".into(), b"12".to_vec())]));
+        assert!(!headers.has_room(&[Edit::Add("b3".into(), b"1".to_vec())]));
+        assert!(!headers.has_room(&[Edit::set("b3", "11")]));
+        assert!(headers.has_room(&[Edit::remove("large"), Edit::set("b3", "11")]));
     }
 }

@@ -126,6 +126,20 @@ mod tests {
     }
 
     #[test]
+    fn a_part_is_shown_as_it_is_configured() {
+        let [header, parameter] = ["a".to_string(), "b".to_string()];
+        let whole = HeaderPart {
+            header: header.clone(),
+            parameter: None,
+        };
+        let part = HeaderPart {
+            header,
+            parameter: Some(parameter),
+        };
+        assert_eq!([whole, part].map(|one| one.to_string()), ["a", "a:b"]);
+    }
+
+    #[test]
     fn the_search_for_a_part_is_bounded() {
         let last = HeaderPart {
             header: "a".to_string(),
@@ -141,6 +155,10 @@ mod tests {
             let text = format!("{};last=1234567;b=2", "x".repeat(before));
             assert_eq!(last.values(text.as_bytes()).is_some(), found, "{before}");
         }
+        // All of it.
+        let text = format!("{};last=1", "x".repeat(HeaderPart::SEARCHED - 7));
+        assert_eq!(text.len(), HeaderPart::SEARCHED);
+        assert!(last.values(text.as_bytes()).is_some());
         // Not a part of it.
         let text = format!("last={}", "x".repeat(9000));
         assert_eq!(last.values(text.as_bytes()), None);
