@@ -553,6 +553,8 @@ class Judge:
                 lost = False
             if self.facts.is_unreported(got):
                 continue
+            if self._came_in_another_form(was, call):
+                continue
             if lost and not self._changes_what_is_forwarded(was, call) and not self._ambiguous(got):
                 self.fault("edge", f"hung from: {rank}; now: {now}", got, f"{rank}-{now}")
 
@@ -577,6 +579,20 @@ class Judge:
         )
         can_renew = sender.filter and sender.position == "upstream"
         return bool(sender.sdk) or names != before or not can_renew
+
+    def _came_in_another_form(self, was: Received, call: Made) -> bool:
+        """The request that makes the call was stitched to its client's trace, and so has the
+        client's form (`b3` alone, say). The application does not carry that on; without the
+        filter the request began a trace of its own, in the form that it does carry on."""
+        by = call.by
+        assert was.call is not None
+        if by is None or by.call is None or decision_of(by) not in ("copied", "exclusive", "inferred"):
+            return False
+        sent, before = (
+            {name for name, _ in one if name in (*CONTEXT, "traceparent")}
+            for one in (call.sent, was.call.sent)
+        )
+        return not sent and bool(before)
 
     def _ambiguous(self, got: Received) -> bool:
         """A call that was found by what other requests of its trace in the pod have too."""
