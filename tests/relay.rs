@@ -982,6 +982,15 @@ fn a_repair_keeps_the_parent_that_one_form_has() {
     assert_eq!(seen.rules, ["B04"]);
     let expected = headers(&[SINGLE, TRACE, SPAN, PARENT, SAMPLED]);
     assert_eq!(only(&seen.headers, &B3), only(&expected, &B3));
+    // That of another span is not its own.
+    let cut = "b3: 48485a3953bb6124-b2fb4a1d1a96d312-1";
+    let sidecar = Sidecar::new(r#"{"mode": "repair"}"#);
+    let seen = sidecar.inbound(&[ID, cut, TRACE, SPAN, PARENT, SAMPLED]);
+    assert_eq!(seen.rules, ["B04"]);
+    let single = "b3: 463ac35c9f6413ad48485a3953bb6124-b2fb4a1d1a96d312-1";
+    let span = "x-b3-spanid: b2fb4a1d1a96d312";
+    let expected = headers(&[single, TRACE, span, SAMPLED]);
+    assert_eq!(only(&seen.headers, &B3), only(&expected, &B3));
 }
 
 /// An application that forwards the identifiers, and forgets the rest.
