@@ -313,7 +313,7 @@ def test_two_telemetries_without_a_selector(tmp_path: Path) -> None:
 def test_a_telemetry_of_a_gateway(target: str, tmp_path: Path) -> None:
     """It has no selector, but is not one for the whole namespace."""
     of = {"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "edge"}
-    spec = {target: of if target == "targetRef" else [of], "tracing": [{}]}
+    spec: dict[str, object] = {target: of if target == "targetRef" else [of], "tracing": [{}]}
     right(check(cluster().put(telemetry("edge", **spec)), tmp_path))
 
 
