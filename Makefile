@@ -1,6 +1,11 @@
 # b3relay: everything is installed into .tools, from package registries, with
 # pinned versions. Prerequisites: rustup and Python 3.11 or newer.
 
+# Make takes a path with a space for two.
+ifneq ($(words $(CURDIR)),1)
+$(error b3relay: the path of this folder has a space: move the folder to one without)
+endif
+
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help

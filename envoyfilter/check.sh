@@ -37,7 +37,7 @@ command -v kubectl >/dev/null 2>&1 || stop 'kubectl is missing'
 get() { kubectl -n "$1" get "$2" -o "jsonpath=$3" 2>"$work/error" || true; }
 ask() { kubectl -n "$namespace" exec "$1" -c istio-proxy -- pilot-agent request GET "$2" 2>"$work/error"; }
 
-kubectl get namespace "$namespace" -o name >/dev/null 2>"$work/error" ||
+mode=$(kubectl get namespace "$namespace" -o 'jsonpath={.metadata.labels.istio\.io/dataplane-mode}' 2>"$work/error") ||
   stop "no namespace $namespace, or no cluster: $(head -n 1 "$work/error")"
 
 # --- what was applied ---------------------------------------------------------------
@@ -93,8 +93,9 @@ if [ $from_file = yes ]; then
   esac
 fi
 
-# Istio heeds one Telemetry without a selector in a namespace.
-get "$namespace" telemetries.telemetry.istio.io '{range .items[*]}{.metadata.name}{"\t"}{.spec.selector.matchLabels}{"\n"}{end}' |
+# Istio heeds one Telemetry without a selector in a namespace. One for gateways or services
+# has a targetRef or targetRefs instead.
+get "$namespace" telemetries.telemetry.istio.io '{range .items[*]}{.metadata.name}{"\t"}{.spec.selector.matchLabels}{.spec.targetRef}{.spec.targetRefs}{"\n"}{end}' |
   awk -F '\t' '$1 != "" && $2 == "" {print $1}' >"$work/telemetries"
 if [ "$(wc -l <"$work/telemetries")" -gt 1 ]; then
   wrong "telemetry: $(tr '\n' ' ' <"$work/telemetries")have no selector, and Istio heeds one of them, the oldest"
@@ -103,13 +104,26 @@ fi
 
 # --- pods ---------------------------------------------------------------------------
 
-get "$namespace" pods '{range .items[*]}{.metadata.name}{"\t"}{.status.phase}{"\t"}{.metadata.deletionTimestamp}{"\t"}{.spec.containers[*].name} {.spec.initContainers[*].name}{"\t"}{.spec.volumes[*].name}{"\n"}{end}' >"$work/all"
-awk -F '\t' '$3 != ""' "$work/all" >"$work/ending"
-awk -F '\t' '$3 == "" && $2 == "Running" && (" " $4 " ") ~ / istio-proxy /' "$work/all" >"$work/pods"
-awk -F '\t' '$3 == "" && $2 == "Running" && (" " $4 " ") !~ / istio-proxy / {print $1}' "$work/all" >"$work/bare"
-[ ! -s "$work/ending" ] || note "pods: $(cut -f 1 "$work/ending" | tr '\n' ' ')still terminating: not looked at; their logs tell of the past"
+get "$namespace" pods '{range .items[*]}{.metadata.name}{"\t"}{.status.phase}{"\t"}{.metadata.deletionTimestamp}{"\t"}{.spec.containers[*].name} {.spec.initContainers[*].name}{"\t"}{.spec.volumes[*].name}{"\t"}{.metadata.labels.gateway\.networking\.k8s\.io/gateway-name}{"\t"}{.spec.containers[?(@.name=="istio-proxy")].args}{"\t"}{.metadata.labels.istio\.io/dataplane-mode}{"\t"}{.metadata.labels.sidecar\.istio\.io/inject} {.metadata.annotations.sidecar\.istio\.io/inject}{"\n"}{end}' >"$work/all"
+for kind in ending gateways pods ambient apart bare; do : >"$work/$kind"; done
+awk -F '\t' -v mode="$mode" -v to="$work/" '
+  $3 != "" { print >(to "ending"); next }
+  $2 != "Running" { next }
+  # A gateway has an istio-proxy too, and the patches for sidecars do not reach it.
+  $6 != "" || $7 ~ /^\["proxy","(router|waypoint)"/ { print >(to "gateways"); next }
+  (" " $4 " ") ~ / istio-proxy / { print >(to "pods"); next }
+  $8 == "ambient" || ($8 == "" && mode == "ambient") { print >(to "ambient"); next }
+  mode == "ambient" || $9 ~ /false/ { print >(to "apart"); next }
+  { print >(to "bare") }
+' "$work/all"
+# some KIND: says which pods there are of it, if any.
+some() { cut -f 1 "$work/$1" | tr '\n' ' '; }
+[ ! -s "$work/ending" ] || note "pods: $(some ending)still terminating: not looked at; their logs tell of the past"
+[ ! -s "$work/gateways" ] || note "pods: $(some gateways)of gateways or waypoints, not sidecars: not looked at (client spans of a gateway: gateway-spans.yaml)"
+[ ! -s "$work/ambient" ] || note "pods: $(some ambient)in ambient mode, which b3relay does not support: their calls are joined by nobody"
+[ ! -s "$work/apart" ] || note "pods: $(some apart)without a sidecar on purpose (a label or an annotation says so): their calls are joined by nobody"
 if [ -s "$work/bare" ]; then
-  wrong "pods: $(tr '\n' ' ' <"$work/bare")without a sidecar: their calls are joined by nobody"
+  wrong "pods: $(some bare)without a sidecar: their calls are joined by nobody"
   do_ "kubectl label namespace $namespace istio-injection=enabled (or istio.io/rev), and restart them"
 fi
 if [ ! -s "$work/pods" ]; then

@@ -1,6 +1,6 @@
 //! What is wrong with how b3relay was set up in a pod, as far as it can notice: the two
 //! filters of a pod that are configured differently, one that is missing, client spans
-//! that overwrite what it writes. Each is said once in a pod, with the remedy.
+//! that overwrite what it writes, client spans that are asked for in vain. Each is said once in a pod, with the remedy.
 
 use crate::b3::SpanId;
 use crate::bytes::read_u64;
@@ -132,6 +132,13 @@ impl Setup {
             let text = "calls go out of this pod, but no request has come through an inbound filter: if \
                         this pod serves requests, its sidecar lacks the inbound half (an upstream \
                         HTTP filter; see envoyfilter/README.md)";
+            problems.push(Problem {
+                key: None,
+                text: text.to_string(),
+            });
+        }
+        if direction == Direction::Outbound && !config.relay && config.spans.is_some() {
+            let text = "`spans` is set, but no client span is reported: `relay` is false; right: `relay` true";
             problems.push(Problem {
                 key: None,
                 text: text.to_string(),

@@ -61,6 +61,12 @@ impl Pod {
 
     /// Seconds pass, with a tick of each filter. Returns the keys that are told to differ.
     fn pass(&mut self, seconds: u32, filters: &mut [&mut Filter]) -> Vec<&'static str> {
+        let told = self.told(seconds, filters);
+        told.iter().filter_map(|problem| problem.key).collect()
+    }
+
+    /// The same, with all that is told.
+    fn told(&mut self, seconds: u32, filters: &mut [&mut Filter]) -> Vec<Problem> {
         let mut told: Vec<Problem> = Vec::new();
         for _ in 0..seconds {
             self.now_ms += 1000;
@@ -70,7 +76,7 @@ impl Pod {
                 }
             }
         }
-        told.iter().filter_map(|problem| problem.key).collect()
+        told
     }
 }
 
@@ -84,6 +90,32 @@ fn a_difference_is_told_soon_and_once() {
     let both = &mut [&mut inbound, &mut outbound];
     assert_eq!(pod.pass(11, both), ["attribution"]);
     assert_eq!(pod.pass(600, both), [""; 0]);
+}
+
+#[test]
+fn client_spans_without_the_relay_are_told_of_once() {
+    const SPANS: &str = r#""spans": {"cluster": "zipkin", "format": "zipkin"}"#;
+    for (outbound, is_told) in [
+        (format!(r#"{{"relay": false, {SPANS}}}"#), true),
+        (format!("{{{SPANS}}}"), false),
+        (r#"{"relay": false}"#.to_string(), false),
+    ] {
+        for (direction, is_told) in [
+            (Direction::Outbound, is_told),
+            // The inbound filter has no use for the key.
+            (Direction::Inbound, false),
+        ] {
+            let mut filter = Filter::of(direction, &outbound);
+            let told = Pod::new().told(600, &mut [&mut filter]);
+            let told: Vec<&str> = told.iter().map(|problem| problem.text.as_str()).collect();
+            let expected = "`spans` is set, but no client span is reported: `relay` is false";
+            assert_eq!(told.len(), usize::from(is_told), "{outbound}: {told:?}");
+            assert!(
+                told.iter().all(|text| text.starts_with(expected)),
+                "{told:?}"
+            );
+        }
+    }
 }
 
 /// Those of before drain for a while; in either order, and with no request for a time.

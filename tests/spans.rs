@@ -101,6 +101,18 @@ fn a_context_of_the_applications_own_gets_one_too() {
     assert_child(&seen, &MULTI_CHILD);
 }
 
+/// `spans` says so, and the log (`tests/setup.rs`).
+#[test]
+fn without_the_relay_none_begins() {
+    for call in [&[ID][..], &[ID, TRACE, SPAN, SAMPLED]] {
+        let sidecar = sidecar(r#"{"relay": false}"#, Recording::Open);
+        sidecar.inbound(&[ID, TRACE, SPAN, PARENT, SAMPLED]);
+        let seen = sidecar.outbound(call);
+        assert_eq!(seen.decision, Some(Decision::Off), "{call:?}");
+        assert_eq!(seen.span, None, "{call:?}");
+    }
+}
+
 #[test]
 fn where_none_begins_the_call_says_what_it_says_without_spans() {
     let cases: [(&[&str], &[&str]); 6] = [

@@ -128,11 +128,12 @@ schema!(Keys, {
     schema
 });
 
-/// A name or the end of some, an address of IPv6 or a range, a range of IPv4.
+/// A name or the end of some (or an address of IPv4), an address of IPv6 or a range, one of
+/// IPv4 in brackets, a range of IPv4. It takes all that b3relay takes, and some strings more.
 const HOST: &str = concat!(
     r"(?:(?:\*\.)?[-0-9A-Za-z_]+(?:\.[-0-9A-Za-z_]+)*\.?",
-    r"|\[?[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*\]?(?:/[0-9]{1,3})?",
-    r"|[0-9.]+/[0-9]{1,2})",
+    r"|\[?[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*\]?(?:/0*[0-9]{1,3})?",
+    r"|\[[0-9.]+\]|[0-9.]+/0*[0-9]{1,2})",
 );
 
 schema!(Hosts, list(&Self::LIST, HOST, None));
@@ -254,6 +255,7 @@ pub(super) fn schema() -> Value {
     former["description"] = json!("Former name of `incoming_context`.");
     former["deprecated"] = json!(true);
     schema["properties"]["incoming_b3"] = former;
+    schema["not"] = json!({ "required": ["incoming_b3", "incoming_context"] });
     schema
 }
 

@@ -59,11 +59,16 @@ def pod(
     native: bool = True,
     mounted: bool = True,
     ending: bool = False,
+    proxy_type: str = "sidecar",
+    labels: dict[str, str] | None = None,
+    annotations: dict[str, str] | None = None,
 ) -> Object:
     """A running pod; `native` as Kubernetes 1.29 and newer have sidecars, among the
     init containers."""
-    proxy = [{"name": "istio-proxy"}] if sidecar else []
+    arguments = ["proxy", proxy_type, "--domain", f"{NAMESPACE}.svc.cluster.local"]
+    proxy = [{"name": "istio-proxy", "args": arguments}] if sidecar else []
     metadata: Object = {"name": name, "namespace": NAMESPACE}
+    metadata |= {"labels": {"app": name, **(labels or {})}, "annotations": annotations or {}}
     if ending:
         metadata["deletionTimestamp"] = "2026-11-26T12:00:00Z"
     return {
@@ -78,10 +83,21 @@ def pod(
     }
 
 
+def gateway(name: str, proxy_type: str = "router", labels: dict[str, str] | None = None) -> Object:
+    """A running pod of a gateway: Envoy is all that is in it."""
+    one = pod(name, native=False, mounted=False, proxy_type=proxy_type, labels=labels)
+    del one["spec"]["containers"][0]
+    return one
+
+
+def namespace(**labels: str) -> Object:
+    return {"kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}}
+
+
 def whole() -> list[Object]:
     """Everything applied as envoyfilter/README.md says, with the form `sidecars`."""
     return [
-        {"kind": "Namespace", "metadata": {"name": NAMESPACE}},
+        namespace(),
         shipped("sidecars/envoyfilter.yaml"),
         shipped("no-client-spans/telemetry.yaml"),
         config_map("plugin.wasm"),

@@ -28,14 +28,21 @@ class Refused(Exception):
     """What kubectl says on its standard error."""
 
 
+# A name, whose dots have a backslash before them; then `[*]`, or `[?(@.name=="value")]`.
+_STEP = re.compile(r'\.((?:\\.|[\w/-])+)(\[\*\]|\[\?\(@\.(\w+)=="([^"]*)"\)\])?')
+
+
 def values(path: str, of: Any) -> list[Any]:
     """`.a.b[*].c`: what is missing is left out."""
     found = [of]
-    for name, every in re.findall(r"\.(\w+)(\[\*\])?", path):
+    for name, every, key, value in _STEP.findall(path):
+        name = name.replace("\\", "")
         found = [one[name] for one in found if isinstance(one, dict) and name in one]
         if every:
             found = [element for one in found for element in one]
-    if re.sub(r"\.\w+(\[\*\])?", "", path):
+        if key:
+            found = [one for one in found if one.get(key) == value]
+    if _STEP.sub("", path):
         raise Refused(f"error: JSONPath {path}")
     return found
 
@@ -77,8 +84,8 @@ def get(folder: Path, namespace: str, kind: str, name: str | None, output: str) 
             break
     else:
         raise Refused(f'Error from server (NotFound): {kind}s "{name}" not found')
-    if output == "name":
-        return f"{kind}/{name}\n"
+    if output.startswith("jsonpath="):
+        return jsonpath(output.removeprefix("jsonpath="), one)
     if output != _KEYS:
         raise Refused(f"error: template {output}")
     return "".join(f"{key} {len(value)} " for key, value in one.get("binaryData", {}).items())

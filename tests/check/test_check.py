@@ -4,7 +4,6 @@ kubectl answers beside them is made of objects as a cluster has them."""
 import re
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,6 @@ import pytest
 from check.cluster import (
     ROOT_NAMESPACE,
     SCRIPT,
-    Cluster,
-    Said,
     check,
     config_map,
     from_image,
@@ -21,57 +18,11 @@ from check.cluster import (
     shipped,
     telemetry,
 )
-from check.sidecar import MODULE, UPDATE, Recorded, Setup, record
+from check.setups import cluster, right, sidecar, wrong
+from check.sidecar import UPDATE, Recorded
 from mesh.mesh import ROOT
 
 IMAGE = "oci://registry.example.com/b3relay:0.1.0"
-
-SETUPS = {
-    "right": Setup(),
-    "before": Setup(filter=False),
-    "no clicks": Setup(clicks=0),
-    "no file": Setup(module=Path(MODULE)),
-    "refused outbound": Setup(outbound={"modus": "repair"}),
-    "client spans": Setup(client_spans=True),
-    "not traced": Setup(tracer="none"),
-    "one per cent": Setup(sampling=1),
-    "none sampled": Setup(sampling=0),
-    "opentelemetry": Setup(tracer="opentelemetry"),
-    "both forms": Setup(tracer="zipkin+w3c"),
-    "no labels": Setup(tags=()),
-    "nothing forwarded": Setup(
-        forwards=(), outbound={"attribution": "off"}, inbound={"attribution": "off"}
-    ),
-    "refused later": Setup(afterwards={"modus": "repair"}),
-    "corrected later": Setup(outbound={"modus": "repair"}, afterwards={"mode": "observe"}),
-    "changed later": Setup(afterwards={"mode": "repair"}),
-    "two configurations": Setup(outbound={"copy_headers": ["x-tenant"]}),
-}
-
-
-@cache
-def sidecar(name: str) -> Recorded:
-    return record(SETUPS[name])
-
-
-def cluster(name: str = "right") -> Cluster:
-    return Cluster(sidecars={"front-1": sidecar(name)})
-
-
-def wrong(said: Said, *parts: str) -> None:
-    """It says so in as many lines, each with its remedy, and in its exit status."""
-    found = said.lines("WRONG")
-    assert len(found) == len(parts), said.text + said.errors
-    for part in parts:
-        assert any(part in line for line in found), f"{part}: {said.text}"
-    assert said.exit_code == 1
-    assert said.text.endswith(f"\nWrong: {len(parts)}.\n")
-
-
-def right(said: Said) -> None:
-    assert said.lines("WRONG") == [], said.text
-    assert (said.exit_code, said.errors) == (0, ""), said.text
-    assert said.text.endswith("\nAll right.\n")
 
 
 def test_all_is_right(tmp_path: Path) -> None:
@@ -358,6 +309,14 @@ def test_two_telemetries_without_a_selector(tmp_path: Path) -> None:
     assert "for-one" not in said.text
 
 
+@pytest.mark.parametrize("target", ["targetRef", "targetRefs"])
+def test_a_telemetry_of_a_gateway(target: str, tmp_path: Path) -> None:
+    """It has no selector, but is not one for the whole namespace."""
+    of = {"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "edge"}
+    spec: dict[str, object] = {target: of if target == "targetRef" else [of], "tracing": [{}]}
+    right(check(cluster().put(telemetry("edge", **spec)), tmp_path))
+
+
 def test_a_plugin_that_fails_closed(tmp_path: Path) -> None:
     plugin = shipped("wasmplugin/wasmplugin.yaml")
     del plugin["spec"]["failStrategy"]
@@ -367,34 +326,11 @@ def test_a_plugin_that_fails_closed(tmp_path: Path) -> None:
     assert f"form: WasmPlugin shop/b3relay, image {IMAGE}" in said.text
 
 
-def test_pods_without_a_sidecar(tmp_path: Path) -> None:
-    state = cluster().without("Pod").put(pod("front-1", sidecar=False))
-    said = check(state, tmp_path)
-    wrong(said, "pods: front-1 without a sidecar", "pods: none in shop is running with a sidecar")
-
-
-def test_old_pods_are_left_out(tmp_path: Path) -> None:
-    """Their logs say what is no longer so."""
-    said = check(cluster().put(pod("front-0", mounted=False, ending=True)), tmp_path)
-    right(said)
-    assert "note   pods: front-0 still terminating" in said.text
-
-
 def test_no_clicks_yet(tmp_path: Path) -> None:
     said = check(cluster("no clicks"), tmp_path)
     right(said)
     assert "inbound, no requests seen so far: make a click" in said.text
     assert "outbound, no calls seen so far: make a click" in said.text
-
-
-def test_a_sidecar_that_does_not_answer(tmp_path: Path) -> None:
-    said = check(cluster().put(pod("silent-1")), tmp_path)
-    wrong(said, "silent-1: its sidecar does not answer: error: unable to upgrade connection")
-
-
-def test_pods_that_are_named(tmp_path: Path) -> None:
-    said = check(cluster().put(pod("silent-1")), tmp_path, "shop", "front-1")
-    right(said)
 
 
 def test_what_istioctl_finds_is_said(tmp_path: Path) -> None:

@@ -1,17 +1,21 @@
 """Calls that leave the mesh, through real Envoys: what they take with them."""
 
 import json
+import queue
 import shutil
 import socket
 import tomllib
 from collections.abc import Iterator
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from check.listening import listening
 from mesh import envoy
 from mesh.envoy import Config, Envoy, Wasm
 from mesh.mesh import ROOT, wasm_path
@@ -155,6 +159,57 @@ def test_nothing_leaves_with_a_call_that_leaves(group: Group) -> None:
     assert "configuration key" not in log, log
     assert not leaks, f"{len(leaks)} leaks: {leaks}"
     assert not lost, f"{len(lost)} lost: {lost}"
+
+
+def test_a_mirrored_call_takes_its_context_along() -> None:
+    """docs/formats.md says so, and that a route has no header operations for a mirror alone."""
+    mirrored: queue.Queue[dict[str, str]] = queue.Queue()
+
+    class Mirror(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            took = {name.lower(): value for name, value in self.headers.items()}
+            mirrored.put({name: took[name] for name in took if name.startswith(RELAYED)})
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    name = "outbound|80||mirror.example.com"
+    node = "sidecar~10.0.0.9~web-v1.shop~shop.svc.cluster.local"
+    inside, removing = (Call("db", "db", leaves=False, path=path) for path in ("/db", "/removing"))
+    group = Group("mirror", "", node, istio=False, calls=(inside, removing))
+    with ExitStack() as stack:
+        echo = stack.enter_context(Echo())
+        port = stack.enter_context(listening(Mirror))
+        processes = stack.enter_context(Processes())
+        wasm = Path(shutil.copy(wasm_path(), processes.directory / "b3relay.wasm"))
+        ports = {name: free_port() for name in ("inbound", "leave", "strip")}
+        made = bootstrap(group, wasm, ports, free_port(), echo.address)
+        outside = deepcopy(made["static_resources"]["clusters"][0])
+        outside["name"] = outside["load_assignment"]["cluster_name"] = name
+        ((endpoint,),) = (one["lb_endpoints"] for one in outside["load_assignment"]["endpoints"])
+        endpoint["endpoint"]["address"]["socket_address"]["port_value"] = port
+        made["static_resources"]["clusters"].append(outside)
+        for listener in made["static_resources"]["listeners"]:
+            (filter_,) = listener["filter_chains"][0]["filters"]
+            (host,) = filter_["typed_config"]["route_config"]["virtual_hosts"]
+            for route in host["routes"] if listener["traffic_direction"] == "OUTBOUND" else []:
+                route["route"]["request_mirror_policies"] = [{"cluster": name}]
+                if route["match"]["path"] == removing.path:
+                    route["request_headers_to_remove"] = [name for name, _ in [*CONTEXT, *OWN]]
+        sidecar = Envoy(processes, "mirror", made, concurrency=1)
+        sidecar.start()
+        processes.wait_ready({sidecar.process: sidecar.ready}, 60)
+        known = [("x-request-id", ID)]
+        sent(ports["inbound"], "web", "/", [*known, *CONTEXT])
+        for mode in ("leave", "strip"):
+            took = sent(ports[mode], inside.authority, inside.path, known)
+            assert took["x-b3-traceid"] == TRACE and took["x-tenant-id"] == "7"
+            assert mirrored.get(timeout=10) == took, mode
+            assert sent(ports[mode], removing.authority, removing.path, known) == {}
+            assert mirrored.get(timeout=10) == {}, mode
 
 
 def test_the_table_is_large_enough() -> None:

@@ -125,7 +125,7 @@ ODD: list[Any] = [
     *(["x" * 255], ["x" * 256], [f"x{n}" for n in range(5)], [f"x{n}" for n in range(16)]),
     *([f"x{n}" for n in range(length)] for length in (17, 32, 33, 64, 65)),
     *([host] for host in ("DB.Example.com.", "*.x.y", "*x.y", "10.0.0.7", "fd00::7", "a:80")),
-    *([host] for host in ("[fd00::7]", "fd00::/8", "::ffff:10.0.0.0/104", "_dns.a", "a..b")),
+    *([host] for host in ("[10.0.0.1]", "10.0.0.0/008", "fd00::/0064", "[fd00::7]", "fd00::/8", "::ffff:10.0.0.0/104", "_dns.a", "a..b")),
     *({"L04": "off"}, {"L04": "of"}, {"L99": "off"}, {"L04": None}, {"l04": "off"}),
 ]
 
@@ -144,7 +144,28 @@ def test_the_schema_takes_what_the_module_takes(key: str) -> None:
     assert is_taken(json.dumps({key: KEYS[key]["default"]}))
 
 
-@pytest.mark.parametrize("text", ['{"mod": "repair"}', "[]", "null", "7", '"mode"', "true"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *('{"mod": "repair"}', "[]", "null", "7", '"mode"', "true"),
+        '{"incoming_context": "trust", "incoming_b3": "trust"}',
+    ],
+)
 def test_what_both_refuse(text: str) -> None:
     assert not is_valid(json.loads(text))
     assert not is_taken(text)
+
+
+@pytest.mark.parametrize("host", ["127.1", "1.2.3", "0x7f", "*.5", "10.0.0.0/33", "[::1", ":::"])
+def test_what_b3relay_alone_refuses_is_documented(host: str) -> None:
+    assert f"`{host}`" in (ROOT / "docs/configuration.md").read_text()
+    for key in HOSTS:
+        assert is_valid({key: [host]})
+        assert not is_taken(json.dumps({key: [host]}))
+
+
+def test_what_the_schema_alone_refuses_is_documented() -> None:
+    assert "takes 0.8999995, which" in (ROOT / "docs/configuration.md").read_text()
+    assert not is_valid({"confidence": 0.8999995})
+    assert is_taken('{"confidence": 0.8999995}')
+    assert not is_taken('{"confidence": 0.8999994}')

@@ -63,6 +63,17 @@ def test_tools_of_one_version() -> None:
     assert f"cargo-deny@{ours}" in (WORKFLOWS / "ci.yml").read_text()
 
 
+@pytest.mark.parametrize("folder", ["plain", "with a space"])
+def test_a_path_with_a_space(folder: str, tmp_path: Path) -> None:
+    """Make takes it for two: it says so, and does nothing."""
+    clone = tmp_path / folder
+    clone.mkdir()
+    (clone / "Makefile").write_text((ROOT / "Makefile").read_text())
+    done = subprocess.run(["make", "-C", clone, "help"], capture_output=True, text=True)
+    assert (done.returncode == 0) == (folder == "plain")
+    assert ("has a space" in done.stderr) == (folder != "plain")
+
+
 def test_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for path in WORKFLOWS.iterdir():

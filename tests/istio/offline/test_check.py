@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from check.api import serving
-from check.cluster import Cluster, check, config_map, pod, shipped, telemetry
+from check.cluster import Cluster, check, config_map, gateway, namespace, pod, shipped, telemetry
 from check.sidecar import PAGES, Recorded
 from istio.tools import istio
 
@@ -22,10 +22,21 @@ def states() -> dict[str, Cluster]:
         pod("front-0", mounted=False, ending=True),
         pod("front-2", native=False),
         pod("bare-1", sidecar=False),
+        telemetry("edge", targetRef={"kind": "Gateway", "name": "edge"}),
+        telemetry("edges", targetRefs=[{"kind": "Gateway", "name": "edge"}]),
+        gateway("edge-1"),
+        gateway("edge-2", "waypoint"),
+        pod("edge-3", sidecar=False, labels={"gateway.networking.k8s.io/gateway-name": "edge"}),
+        pod("ambient-1", sidecar=False, labels={"istio.io/dataplane-mode": "ambient"}),
+        pod("apart-1", sidecar=False, labels={"sidecar.istio.io/inject": "false"}),
+        pod("apart-2", sidecar=False, annotations={"sidecar.istio.io/inject": "false"}),
         shipped("sidecars/envoyfilter.yaml", "istio-system"),
     )
+    ambient = Cluster(unknown_kinds=()).without("Namespace")
+    ambient.put(namespace(**{"istio.io/dataplane-mode": "ambient"}), pod("ambient-1", sidecar=False))
     return {
         "every": every,
+        "ambient": ambient,
         "nothing": Cluster([{"kind": "Namespace", "metadata": {"name": "shop"}}], unknown_kinds=()),
         "no namespace": Cluster([], unknown_kinds=()),
         "no map": Cluster(unknown_kinds=()).without("ConfigMap"),

@@ -1,5 +1,7 @@
 """What `envoyfilter/` ships, through Istio's own tools and Envoy."""
 
+from dataclasses import replace
+
 import pytest
 
 from istio import checks, cluster
@@ -51,3 +53,37 @@ def test_the_entry_for_a_telemetry_that_is_there() -> None:
         assert all(not chain.tracing for chain in proxies[ONE.name].outbound())
         assert all(chain.tracing for chain in proxies[ONE.name].inbound())
         assert [chain.tracing for chain in proxies[GATEWAY.name].chains()] == [gateway_traces]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    "label",
+    [
+        ("istio", "ingress"),
+        # Gateway API: Istio heeds selectors there too, but for those of waypoints.
+        ("gateway.networking.k8s.io/gateway-name", "edge"),
+    ],
+    ids=str,
+)
+def test_the_label_of_another_gateway(label: tuple[str, str], version: str) -> None:
+    """docs/trust.md: with the shipped one nothing is selected, and nothing said; with that of
+    its pods, the gateway is."""
+    # So that it has listeners, whatever the label is.
+    base = cluster.objects()
+    (routing,) = (one for one in base if one["kind"] == "Gateway")
+    routing["spec"]["selector"] = {"app": "gateway"}
+    pod = replace(GATEWAY, labels=(("app", "gateway"), label))
+    (off,) = in_namespace(ROOT_NAMESPACE, load("no-client-spans"))
+    (mesh_wide,) = (one for one in base if one["kind"] == "Telemetry")
+    mesh_wide["spec"]["tracing"] += off["spec"]["tracing"]
+    for is_changed in (False, True):
+        made: list[Document] = []
+        for form in ("boundary", "check", "spans"):
+            made += in_namespace(ROOT_NAMESPACE, load(f"gateway-{form}.yaml"))
+        for one in made if is_changed else []:
+            selector = one["spec"].get("workloadSelector") or one["spec"]["selector"]
+            (labels,) = selector
+            selector[labels] = dict([label])
+        (chain,) = generate(made, [pod], base, istio(version))[pod.name].chains()
+        selected = (chain.removed_early != (), "b3relay.gateway" in chain.filters, chain.tracing)
+        assert selected == (is_changed,) * 3

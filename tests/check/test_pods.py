@@ -1,0 +1,93 @@
+"""Which pods envoyfilter/check.sh looks at, and what it says of the others."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from check.cluster import check, gateway, namespace, pod
+from check.setups import cluster, right, wrong
+
+
+def test_pods_without_a_sidecar(tmp_path: Path) -> None:
+    state = cluster().without("Pod").put(pod("front-1", sidecar=False))
+    said = check(state, tmp_path)
+    wrong(said, "pods: front-1 without a sidecar", "pods: none in shop is running with a sidecar")
+
+
+GATEWAY_NAME = {"gateway.networking.k8s.io/gateway-name": "edge"}
+
+
+@pytest.mark.parametrize(
+    "of_a_gateway",
+    [
+        # Of a Helm chart or an IstioOperator; of Gateway API; of one without Envoy.
+        gateway("edge-1"),
+        gateway("edge-1", "waypoint"),
+        gateway("edge-1", labels={**GATEWAY_NAME, "sidecar.istio.io/inject": "false"}),
+        pod("edge-1", sidecar=False, mounted=False, labels=GATEWAY_NAME),
+    ],
+    ids=["router", "waypoint", "named", "without an istio-proxy"],
+)
+def test_a_gateway_beside_the_applications(of_a_gateway: dict[str, Any], tmp_path: Path) -> None:
+    """No form reaches it, and none has to."""
+    said = check(cluster().put(of_a_gateway), tmp_path)
+    right(said)
+    (note,) = said.lines("note")
+    assert note.startswith("note   pods: edge-1 of gateways or waypoints, not sidecars")
+
+
+@pytest.mark.parametrize("by", ["namespace", "pod"])
+def test_pods_in_ambient_mode(by: str, tmp_path: Path) -> None:
+    """With a sidecar they would not be in ambient mode any more: that is no remedy."""
+    mode = {"istio.io/dataplane-mode": "ambient"}
+    state = cluster().put(pod("ambient-1", sidecar=False, labels=mode if by == "pod" else {}))
+    if by == "namespace":
+        state.without("Namespace").put(namespace(**mode))
+    said = check(state, tmp_path)
+    right(said)
+    (note,) = said.lines("note")
+    assert note.startswith("note   pods: ambient-1 in ambient mode, which b3relay does not support")
+
+
+def test_a_namespace_in_ambient_mode(tmp_path: Path) -> None:
+    state = cluster().without("Pod").put(pod("ambient-1", sidecar=False)).without("Namespace")
+    said = check(state.put(namespace(**{"istio.io/dataplane-mode": "ambient"})), tmp_path)
+    wrong(said, "pods: none in shop is running with a sidecar")
+    assert "ambient-1 in ambient mode, which b3relay does not support" in said.text
+    assert "istio-injection" not in said.text
+
+
+@pytest.mark.parametrize("of", ["labels", "annotations", "mode"])
+def test_pods_that_are_to_have_no_sidecar(of: str, tmp_path: Path) -> None:
+    state = cluster()
+    match of:
+        case "labels":
+            state.put(pod("job-1", sidecar=False, labels={"sidecar.istio.io/inject": "false"}))
+        case "annotations":
+            state.put(pod("job-1", sidecar=False, annotations={"sidecar.istio.io/inject": "false"}))
+        case _:
+            # In a namespace in ambient mode, neither that nor a sidecar.
+            state.put(pod("job-1", sidecar=False, labels={"istio.io/dataplane-mode": "none"}))
+            state.without("Namespace").put(namespace(**{"istio.io/dataplane-mode": "ambient"}))
+    said = check(state, tmp_path)
+    right(said)
+    (note,) = said.lines("note")
+    assert note.startswith("note   pods: job-1 without a sidecar on purpose")
+
+
+def test_old_pods_are_left_out(tmp_path: Path) -> None:
+    """Their logs say what is no longer so."""
+    said = check(cluster().put(pod("front-0", mounted=False, ending=True)), tmp_path)
+    right(said)
+    assert "note   pods: front-0 still terminating" in said.text
+
+
+def test_a_sidecar_that_does_not_answer(tmp_path: Path) -> None:
+    said = check(cluster().put(pod("silent-1")), tmp_path)
+    wrong(said, "silent-1: its sidecar does not answer: error: unable to upgrade connection")
+
+
+def test_pods_that_are_named(tmp_path: Path) -> None:
+    said = check(cluster().put(pod("silent-1")), tmp_path, "shop", "front-1")
+    right(said)
