@@ -60,6 +60,7 @@ pub struct Recorder {
     in_flight: Vec<InFlight>,
     /// When the collector failed last; `None`: it is well.
     failed_ms: Option<u64>,
+    /// A report was asked for before the tick ([`Added::Full`]).
     is_asked: bool,
 }
 
@@ -105,11 +106,6 @@ impl Recorder {
             }
             false => Added::Waiting,
         }
-    }
-
-    /// A report was asked for before the tick ([`Added::Full`]).
-    pub fn is_asked(&self) -> bool {
-        self.is_asked
     }
 
     /// As many spans wait as are worth a report.

@@ -13,7 +13,7 @@ use crate::metrics::Counter;
 use crate::spans::{Added, Begun, Ended, Node, PROPERTIES, Recorder, Span, TIMEOUT_MS};
 use proxy_wasm::hostcalls::dispatch_http_call;
 use proxy_wasm::types::MapType;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -40,6 +40,9 @@ pub(super) struct Reporter {
     recorder: Shared,
     /// The number of [`PROPERTIES`], as Envoy has it ready.
     expression: Option<Vec<u8>>,
+    /// An earlier tick was asked for. Kept here, not in the recorder: Envoy ticks at the last
+    /// period until it gets another one, whoever has sent the batch meanwhile.
+    is_early: Cell<bool>,
 }
 
 impl Reporter {
@@ -63,6 +66,7 @@ impl Reporter {
             reports,
             recorder,
             expression: host_calls::foreign("expr_create", PROPERTIES.as_bytes()).ok(),
+            is_early: Cell::default(),
         }
     }
 
@@ -154,6 +158,7 @@ impl Plugin {
         match added {
             Added::Waiting => {}
             Added::Full => {
+                reporter.is_early.set(true);
                 self.ok(host_calls::set_tick_period(1));
             }
             Added::Dropped => self.count(Counter::SpansDropped(1)),
@@ -166,11 +171,8 @@ impl Plugin {
             return;
         };
         let now_ms = Envoy.now_ms();
-        let (forgotten, is_early) = {
-            let mut recorder = reporter.recorder.borrow_mut();
-            (recorder.forgotten(now_ms), recorder.is_asked())
-        };
-        if is_early {
+        let forgotten = reporter.recorder.borrow_mut().forgotten(now_ms);
+        if reporter.is_early.take() {
             self.ok(host_calls::set_tick_period(TICK_MS));
         }
         self.count_spans(Counter::SpansLost(forgotten));

@@ -158,6 +158,24 @@ def test_a_full_batch_does_not_wait_for_the_tick() -> None:
     assert len(sidecar.reported()) == 100
 
 
+@pytest.mark.parametrize("gone_with", ["an answer", "the tick of another plugin"])
+def test_a_full_batch_that_has_gone_before_the_early_tick(gone_with: str) -> None:
+    sidecar = Sidecar()
+    other = sidecar.configured({**SPANS, "mode": "repair"})
+    sidecar.call()
+    sidecar.tick()
+    for _ in range(100):
+        sidecar.call()
+    assert sidecar.outbound.tick_period_ms == 1
+    if gone_with == "an answer":
+        sidecar.answer(b"202")
+    else:
+        other.tick()
+    assert len(json.loads(sidecar.worker.http_calls[-1].body)) == 100
+    sidecar.tick(1)
+    assert sidecar.outbound.tick_period_ms == 1000
+
+
 def test_two_reports_are_in_flight_at_most() -> None:
     sidecar = Sidecar()
     for _ in range(4):
