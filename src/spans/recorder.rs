@@ -60,6 +60,8 @@ pub struct Recorder {
     in_flight: Vec<InFlight>,
     /// When the collector failed last; `None`: it is well.
     failed_ms: Option<u64>,
+    /// The answer to the last report that had spans.
+    status: u16,
     /// A report was asked for before the tick ([`Added::Full`]).
     is_asked: bool,
 }
@@ -82,6 +84,7 @@ impl Recorder {
             spans: 0,
             in_flight: Vec::new(),
             failed_ms: None,
+            status: 0,
             is_asked: false,
         }
     }
@@ -152,11 +155,16 @@ impl Recorder {
     pub fn answered(&mut self, token: u32, status: u16, now_ms: u64) -> Option<(u32, bool)> {
         let at = self.in_flight.iter().position(|one| one.token == token)?;
         let report = self.in_flight.swap_remove(at);
-        // One without a span is a question, and any answer of the collector's will do.
-        let is_taken = match report.spans {
-            0 => (200..500).contains(&status),
-            _ => (200..300).contains(&status),
+        let is_taken = match (report.spans, status) {
+            (_, 200..300) => true,
+            // Some collectors take no empty report: they are well again, unless that is what
+            // they said to the spans.
+            (0, 400) => self.status != 400,
+            _ => false,
         };
+        if report.spans > 0 {
+            self.status = status;
+        }
         match is_taken {
             true => self.failed_ms = None,
             false => self.failed_ms = Some(now_ms),

@@ -453,6 +453,26 @@ fn no_span_begins_where_there_is_no_room() {
 }
 
 #[test]
+fn a_collector_that_always_says_no_gets_no_span() {
+    for status in [400, 401, 403, 404, 413, 415, 429, 500] {
+        let mut recorder = Recorder::new(SpanFormat::Zipkin, node());
+        let mut began = 0;
+        for second in 0..60u32 {
+            let now_ms = 1000 * u64::from(second);
+            if recorder.is_open() {
+                fill(&mut recorder, 10);
+                began += 10;
+            }
+            if let Some(report) = recorder.take(now_ms) {
+                recorder.sent(second, report.spans, now_ms);
+                recorder.answered(second, status, now_ms);
+            }
+        }
+        assert_eq!(began, 10, "{status}");
+    }
+}
+
+#[test]
 fn a_collector_that_has_failed_is_asked_again() {
     for status in [0, 301, 404, 503] {
         let mut recorder = Recorder::new(SpanFormat::Zipkin, node());
