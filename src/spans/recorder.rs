@@ -177,9 +177,10 @@ impl Recorder {
         self.in_flight.iter().map(|one| one.token).collect()
     }
 
-    #[cfg(test)]
-    pub(super) fn waiting(&self) -> u32 {
-        self.spans
+    /// How many spans wait to be reported, or are in reports without an answer.
+    pub fn unanswered(&self) -> u32 {
+        let in_flight = self.in_flight.iter().map(|report| report.spans);
+        self.spans + in_flight.sum::<u32>()
     }
 
     /// How many spans were in reports that will get no answer any more.

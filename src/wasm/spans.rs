@@ -14,7 +14,7 @@ use crate::spans::{Added, Begun, Ended, Node, PROPERTIES, Recorder, Span, TIMEOU
 use proxy_wasm::hostcalls::dispatch_http_call;
 use proxy_wasm::types::MapType;
 use std::cell::{Cell, RefCell};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 /// Of a trace that is not sampled: a proxy before the collector is not to trace reports.
@@ -31,7 +31,8 @@ type Shared = Rc<RefCell<Recorder>>;
 thread_local! {
     /// The recorder of the plugin that was configured last: one with another configuration
     /// that reports to the same place goes on with it, and no span is lost.
-    static LAST: RefCell<Option<(SpanReports, Shared)>> = const { RefCell::new(None) };
+    static LAST: RefCell<Option<(SpanReports, Weak<RefCell<Recorder>>)>> =
+        const { RefCell::new(None) };
 }
 
 /// Where the client spans of one plugin on one worker go.
@@ -51,15 +52,16 @@ impl Reporter {
         let recorder = LAST.with_borrow_mut(|last| {
             if let Some((to, recorder)) = last
                 && *to == reports
+                && let Some(recorder) = recorder.upgrade()
             {
-                return recorder.clone();
+                return recorder;
             }
             let node = Node::ask(&|path| {
                 host_calls::property(&[b"xds\0node\0", path].concat()).unwrap_or_default()
             });
             let recorder = Recorder::new(reports.format, node);
             let recorder = Rc::new(RefCell::new(recorder));
-            *last = Some((reports.clone(), recorder.clone()));
+            *last = Some((reports.clone(), Rc::downgrade(&recorder)));
             recorder
         });
         Self {
@@ -201,6 +203,17 @@ impl Plugin {
         if reporter.recorder.borrow().is_due() {
             let lost = reporter.send();
             lost.into_iter().for_each(|lost| self.count_spans(lost));
+        }
+    }
+
+    /// The plugin goes. What nobody else reports is lost.
+    pub(super) fn end_spans(&self) {
+        let Some(reporter) = &self.reporter else {
+            return;
+        };
+        if Rc::strong_count(&reporter.recorder) == 1 {
+            let lost = reporter.recorder.borrow().unanswered();
+            self.count_spans(Counter::SpansLost(lost));
         }
     }
 

@@ -261,6 +261,26 @@ def test_another_configuration_goes_on_with_the_spans_that_wait() -> None:
     assert len(sidecar.reported()) == 2
 
 
+def test_what_nobody_reports_any_more_is_lost() -> None:
+    sidecar = Sidecar()
+    sidecar.call()
+    sidecar.tick()
+    sidecar.call()
+    stream = sidecar.begin()
+    gone = sidecar.outbound
+    elsewhere = {"spans": {"cluster": "elsewhere", "format": "zipkin"}}
+    sidecar.outbound = sidecar.configured(elsewhere)
+    sidecar.worker.enter(gone, "proxy_on_delete")
+    assert sidecar.counted() == (0, 0, 0), "a stream of it goes on"
+    stream.end()
+    assert sidecar.counted() == (0, 0, 3)
+    # The next one with the first configuration begins anew.
+    sidecar.outbound = sidecar.configured(SPANS)
+    sidecar.tick()
+    assert len(sidecar.worker.http_calls) == 1
+    assert sidecar.counted() == (0, 0, 3)
+
+
 def test_an_answer_to_a_plugin_that_has_gone_is_none() -> None:
     sidecar = Sidecar()
     sidecar.call()
