@@ -19,7 +19,7 @@ const WAITING: usize = 256 * 1024;
 const WAITING_MOST: usize = 2 * WAITING;
 /// How long the collector may take to answer, in milliseconds.
 pub const TIMEOUT_MS: u32 = 5000;
-/// A report without an answer for so long never gets one: its plugin is gone.
+/// A report without an answer for so long never gets one.
 const FORGOTTEN_MS: u64 = 3 * TIMEOUT_MS as u64;
 /// How often a collector that has failed is asked whether it is well again.
 const RETRY_MS: u64 = 5000;
@@ -48,6 +48,7 @@ pub struct Report {
 
 struct InFlight {
     token: u32,
+    sender: u32,
     spans: u32,
     since_ms: u64,
 }
@@ -58,6 +59,7 @@ pub struct Recorder {
     batch: Vec<u8>,
     spans: u32,
     in_flight: Vec<InFlight>,
+    senders: u32,
     /// When the collector failed last; `None`: it is well.
     failed_ms: Option<u64>,
     /// The answer to the last report that had spans.
@@ -83,6 +85,7 @@ impl Recorder {
             batch: Vec::new(),
             spans: 0,
             in_flight: Vec::new(),
+            senders: 0,
             failed_ms: None,
             status: 0,
             is_asked: false,
@@ -136,10 +139,17 @@ impl Recorder {
         })
     }
 
+    /// The number of a plugin that is to send reports.
+    pub fn sender(&mut self) -> u32 {
+        self.senders = self.senders.wrapping_add(1);
+        self.senders
+    }
+
     /// A report is on its way.
-    pub fn sent(&mut self, token: u32, spans: u32, now_ms: u64) {
+    pub fn sent(&mut self, (token, sender): (u32, u32), spans: u32, now_ms: u64) {
         self.in_flight.push(InFlight {
             token,
+            sender,
             spans,
             since_ms: now_ms,
         });
@@ -177,21 +187,29 @@ impl Recorder {
         self.in_flight.iter().map(|one| one.token).collect()
     }
 
-    /// How many spans wait to be reported, or are in reports without an answer.
-    pub fn unanswered(&self) -> u32 {
-        let in_flight = self.in_flight.iter().map(|report| report.spans);
-        self.spans + in_flight.sum::<u32>()
+    /// How many spans wait to be reported.
+    pub fn waiting(&self) -> u32 {
+        self.spans
     }
 
     /// How many spans were in reports that will get no answer any more.
     pub fn forgotten(&mut self, now_ms: u64) -> u32 {
+        self.forget(&|report| now_ms.abs_diff(report.since_ms) >= FORGOTTEN_MS)
+    }
+
+    /// The same, since Envoy cancels those of a plugin that is gone.
+    pub fn gone(&mut self, sender: u32) -> u32 {
+        self.forget(&|report| report.sender == sender)
+    }
+
+    fn forget(&mut self, is_over: &dyn Fn(&InFlight) -> bool) -> u32 {
         let mut spans = 0;
         self.in_flight.retain(|report| {
-            let is_waited_for = now_ms.abs_diff(report.since_ms) < FORGOTTEN_MS;
-            if !is_waited_for {
+            let is_over = is_over(report);
+            if is_over {
                 spans += report.spans;
             }
-            is_waited_for
+            !is_over
         });
         spans
     }

@@ -418,7 +418,7 @@ fn a_full_batch_is_asked_for_once() {
     assert_eq!(added[99], Added::Full);
     for token in 0..2 {
         let report = recorder.take(0).unwrap();
-        recorder.sent(token, report.spans, 0);
+        recorder.sent((token, 1), report.spans, 0);
         fill(&mut recorder, 200);
     }
     // Two are in flight.
@@ -464,7 +464,7 @@ fn a_collector_that_always_says_no_gets_no_span() {
                 began += 10;
             }
             if let Some(report) = recorder.take(now_ms) {
-                recorder.sent(second, report.spans, now_ms);
+                recorder.sent((second, 1), report.spans, now_ms);
                 recorder.answered(second, status, now_ms);
             }
         }
@@ -478,7 +478,7 @@ fn a_collector_that_has_failed_is_asked_again() {
         let mut recorder = Recorder::new(SpanFormat::Zipkin, node());
         fill(&mut recorder, 3);
         let report = recorder.take(1000).unwrap();
-        recorder.sent(1, report.spans, 1000);
+        recorder.sent((1, 1), report.spans, 1000);
         assert_eq!(recorder.answered(1, status, 2000), Some((3, false)));
         assert!(!recorder.is_open());
         // One that had begun before.
@@ -490,7 +490,7 @@ fn a_collector_that_has_failed_is_asked_again() {
         // Nothing waits: it is asked all the same, by one report at a time.
         let report = recorder.take(12_000).unwrap();
         assert_eq!((report.spans, &*report.body), (0, &b"[]"[..]));
-        recorder.sent(2, 0, 12_000);
+        recorder.sent((2, 1), 0, 12_000);
         assert_eq!(recorder.take(20_000), None);
         assert!(!recorder.is_open());
         // It does not like an empty report, but it is there.
@@ -504,16 +504,33 @@ fn a_report_that_gets_no_answer_is_forgotten() {
     let mut recorder = Recorder::new(SpanFormat::Otlp, node());
     fill(&mut recorder, 3);
     let report = recorder.take(0).unwrap();
-    recorder.sent(1, report.spans, 0);
+    recorder.sent((1, 1), report.spans, 0);
     assert_eq!(recorder.forgotten(14_999), 0);
     assert_eq!(recorder.forgotten(15_000), 3);
     assert_eq!(recorder.answered(1, 202, 15_000), None);
 }
 
+#[test]
+fn the_reports_of_a_plugin_that_is_gone_make_room() {
+    let mut recorder = Recorder::new(SpanFormat::Otlp, node());
+    let (old, new) = (recorder.sender(), recorder.sender());
+    for (token, sender, spans) in [(1, old, 3), (2, new, 5)] {
+        fill(&mut recorder, spans);
+        assert_eq!(recorder.take(0).unwrap().spans, spans);
+        recorder.sent((token, sender), spans, 0);
+    }
+    fill(&mut recorder, 1);
+    assert_eq!(recorder.take(0), None);
+    assert_eq!(recorder.gone(old), 3);
+    assert_eq!(recorder.in_flight(), [2]);
+    assert_eq!(recorder.take(0).unwrap().spans, 1);
+    assert_eq!(recorder.answered(1, 202, 0), None);
+}
+
 proptest! {
     /// Whatever the collector does, memory is bounded and every span accounted for.
     #[test]
-    fn every_span_is_accounted_for(steps in proptest::collection::vec((0u8..5, 0u16..600), 1..200)) {
+    fn every_span_is_accounted_for(steps in proptest::collection::vec((0u8..6, 0u16..600), 1..200)) {
         let mut recorder = Recorder::new(SpanFormat::Otlp, node());
         let (mut now, mut token) = (0, 0);
         let mut open: Vec<u32> = Vec::new();
@@ -533,7 +550,7 @@ proptest! {
                         token += 1;
                         open.push(token);
                         in_flight.insert(token, report.spans);
-                        recorder.sent(token, report.spans, now);
+                        recorder.sent((token, u32::from(number % 3)), report.spans, now);
                     }
                 },
                 3 => if let Some(token) = open.pop() {
@@ -542,9 +559,12 @@ proptest! {
                         gone += spans;
                     }
                 },
-                _ => {
+                step => {
                     now += u64::from(number) * 10;
-                    let forgotten = recorder.forgotten(now);
+                    let forgotten = match step {
+                        4 => recorder.forgotten(now),
+                        _ => recorder.gone(u32::from(number % 3)),
+                    };
                     gone += forgotten;
                     if forgotten > 0 {
                         let kept = recorder.in_flight();
@@ -554,8 +574,7 @@ proptest! {
             }
             prop_assert!(recorder.in_flight().len() <= 2);
             let flying: u32 = in_flight.values().sum();
-            prop_assert!(flying <= recorder.unanswered());
-            prop_assert_eq!(added, gone + recorder.unanswered());
+            prop_assert_eq!(added, gone + flying + recorder.waiting());
         }
     }
 }

@@ -39,6 +39,7 @@ thread_local! {
 pub(super) struct Reporter {
     reports: SpanReports,
     recorder: Shared,
+    sender: u32,
     /// The number of [`PROPERTIES`], as Envoy has it ready.
     expression: Option<Vec<u8>>,
     /// An earlier tick was asked for. Kept here, not in the recorder: Envoy ticks at the last
@@ -64,9 +65,11 @@ impl Reporter {
             *last = Some((reports.clone(), Rc::downgrade(&recorder)));
             recorder
         });
+        let sender = recorder.borrow_mut().sender();
         Self {
             reports,
             recorder,
+            sender,
             expression: host_calls::foreign("expr_create", PROPERTIES.as_bytes()).ok(),
             is_early: Cell::default(),
         }
@@ -97,7 +100,7 @@ impl Reporter {
         let mut recorder = self.recorder.borrow_mut();
         match sent {
             Some(Ok(token)) => {
-                recorder.sent(token, report.spans, now_ms);
+                recorder.sent((token, self.sender), report.spans, now_ms);
                 None
             }
             // There is no such cluster, or it has no endpoints.
@@ -206,15 +209,20 @@ impl Plugin {
         }
     }
 
-    /// The plugin goes. What nobody else reports is lost.
+    /// The plugin goes, and Envoy cancels its reports. What nobody else reports is lost, too.
     pub(super) fn end_spans(&self) {
         let Some(reporter) = &self.reporter else {
             return;
         };
-        if Rc::strong_count(&reporter.recorder) == 1 {
-            let lost = reporter.recorder.borrow().unanswered();
-            self.count_spans(Counter::SpansLost(lost));
-        }
+        let lost = {
+            let mut recorder = reporter.recorder.borrow_mut();
+            let in_flight = recorder.gone(reporter.sender);
+            match Rc::strong_count(&reporter.recorder) {
+                1 => in_flight + recorder.waiting(),
+                _ => in_flight,
+            }
+        };
+        self.count_spans(Counter::SpansLost(lost));
     }
 
     /// Envoy refuses to count nothing.

@@ -287,10 +287,17 @@ def test_an_answer_to_a_plugin_that_has_gone_is_none() -> None:
     sidecar.tick()
     (call,) = sidecar.worker.http_calls
     gone = sidecar.outbound
-    sidecar.configured(SPANS)
+    sidecar.outbound = sidecar.configured(SPANS)
     sidecar.worker.enter(gone, "proxy_on_delete")
+    assert sidecar.counted() == (0, 0, 1)
     gone.answer(call, b"202")
     assert sidecar.worker.lines("critical") == []
+    assert sidecar.counted() == (0, 0, 1)
+    # It does not stand in the way of those that follow.
+    for waiting in range(2):
+        sidecar.call()
+        sidecar.tick()
+        assert len(sidecar.worker.http_calls) == 1 + waiting
 
 
 @pytest.mark.parametrize("status", STATUSES)
