@@ -26,6 +26,9 @@ const UNSAMPLED: [(&str, &str); 2] = [
     ),
 ];
 
+/// So many calls in a row of whose end Envoy does not tell: no further span begins.
+const UNTOLD: u8 = 10;
+
 type Shared = Rc<RefCell<Recorder>>;
 
 thread_local! {
@@ -42,6 +45,8 @@ pub(super) struct Reporter {
     sender: u32,
     /// The number of [`PROPERTIES`], as Envoy has it ready.
     expression: Option<Vec<u8>>,
+    /// How many calls in a row Envoy has not told the end of.
+    untold: Cell<u8>,
     /// An earlier tick was asked for. Kept here, not in the recorder: Envoy ticks at the last
     /// period until it gets another one, whoever has sent the batch meanwhile.
     is_early: Cell<bool>,
@@ -71,8 +76,15 @@ impl Reporter {
             recorder,
             sender,
             expression: host_calls::foreign("expr_create", PROPERTIES.as_bytes()).ok(),
+            untold: Cell::default(),
             is_early: Cell::default(),
         }
+    }
+
+    /// A span that begins is likely to be reported.
+    fn is_open(&self) -> bool {
+        let is_told = self.expression.is_some() && self.untold.get() < UNTOLD;
+        is_told && self.recorder.borrow().is_open()
     }
 
     /// Sends a report, if there is one to be sent. Returns the spans that are lost by that.
@@ -134,10 +146,8 @@ impl Plugin {
     pub(super) fn recording(&self) -> Recording {
         match &self.reporter {
             None => Recording::Off,
-            Some(reporter) => match reporter.recorder.borrow().is_open() {
-                true => Recording::Open,
-                false => Recording::Closed,
-            },
+            Some(reporter) if reporter.is_open() => Recording::Open,
+            Some(_) => Recording::Closed,
         }
     }
 
@@ -152,9 +162,12 @@ impl Plugin {
         let values = values.unwrap_or_default();
         let values = Pairs::new(&values).map(|(value, _)| value);
         let Some(ended) = Ended::read(values) else {
+            let untold = &reporter.untold;
+            untold.set(untold.get().saturating_add(1));
             self.count(Counter::SpansDropped(1));
             return;
         };
+        reporter.untold.set(0);
         let span = Span {
             begun,
             ended: &ended,

@@ -13,6 +13,7 @@ import pytest
 
 from module.proxy_wasm_host import (
     INBOUND,
+    INTERNAL_FAILURE,
     OUTBOUND,
     STATUSES,
     Headers,
@@ -328,6 +329,37 @@ def test_without_an_end_from_envoy_there_is_no_span() -> None:
     sidecar.tick()
     assert not sidecar.worker.http_calls
     assert sidecar.counted() == (0, 1, 0)
+
+
+def test_no_span_begins_where_envoy_cannot_tell_the_end() -> None:
+    sidecar = Sidecar()
+    sidecar.worker.fault = lambda name: (
+        INTERNAL_FAILURE if name == "proxy_call_foreign_function" else None
+    )
+    sidecar.outbound = sidecar.configured(SPANS)
+    sidecar.worker.fault = None
+    stream = sidecar.begin()
+    assert dict(stream.headers)["x-b3-spanid"] == b"a2fb4a1d1a96d312"
+    stream.end()
+    assert sidecar.counted() == (0, 1, 0)
+
+
+def test_no_span_begins_where_envoy_never_tells_the_end() -> None:
+    def has_span(stream: Stream) -> bool:
+        return dict(stream.headers)["x-b3-spanid"] != b"a2fb4a1d1a96d312"
+
+    sidecar = Sidecar()
+    last = sidecar.begin()
+    flags = sidecar.outbound.properties.pop("response.flags")
+    for _ in range(10):
+        stream = sidecar.begin()
+        assert has_span(stream)
+        stream.end()
+    assert not has_span(sidecar.begin())
+    # One that had begun before ends well.
+    sidecar.outbound.properties["response.flags"] = flags
+    last.end()
+    assert has_span(sidecar.begin())
 
 
 def test_one_that_is_not_sampled_costs_little() -> None:
