@@ -11,6 +11,10 @@ use crate::config::SpanFormat;
 
 /// Spans that are worth a report before the tick.
 const SPANS: u32 = 100;
+/// Fewer are reported every second: so far apart are such reports at least, as a tick may be
+/// a little early. There are more ticks where several plugins share the recorder, and while
+/// one learns.
+const APART_MS: u64 = 900;
 /// Reports that may be in flight.
 const IN_FLIGHT: usize = 2;
 /// Bytes that wait to be reported, from which on no span begins.
@@ -60,6 +64,8 @@ pub struct Recorder {
     spans: u32,
     in_flight: Vec<InFlight>,
     senders: u32,
+    /// When a report was taken last.
+    taken_ms: Option<u64>,
     /// When the collector failed last; `None`: it is well.
     failed_ms: Option<u64>,
     /// The answer to the last report that had spans.
@@ -86,6 +92,7 @@ impl Recorder {
             spans: 0,
             in_flight: Vec::new(),
             senders: 0,
+            taken_ms: None,
             failed_ms: None,
             status: 0,
             is_asked: false,
@@ -119,17 +126,24 @@ impl Recorder {
         self.spans >= SPANS
     }
 
+    fn is_worth_it(&self, now_ms: u64) -> bool {
+        let taken_ms = self.taken_ms;
+        let is_late = taken_ms.is_none_or(|taken_ms| now_ms.abs_diff(taken_ms) >= APART_MS);
+        self.is_due() || self.spans > 0 && is_late
+    }
+
     /// What is to be sent now, if anything. A collector that has failed gets one report at a
     /// time, and every `RETRY_MS` only.
     pub fn take(&mut self, now_ms: u64) -> Option<Report> {
         self.is_asked = false;
         let may_send = match self.failed_ms {
-            None => self.spans > 0 && self.in_flight.len() < IN_FLIGHT,
+            None => self.in_flight.len() < IN_FLIGHT && self.is_worth_it(now_ms),
             Some(at) => now_ms.abs_diff(at) >= RETRY_MS && self.in_flight.is_empty(),
         };
         if !may_send {
             return None;
         }
+        self.taken_ms = Some(now_ms);
         let body = self.encoder.body(&self.batch);
         self.batch.clear();
         Some(Report {

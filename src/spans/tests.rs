@@ -430,6 +430,27 @@ fn a_full_batch_is_asked_for_once() {
 }
 
 #[test]
+fn reports_of_few_spans_are_a_second_apart() {
+    let mut recorder = Recorder::new(SpanFormat::Zipkin, node());
+    let mut taken = Vec::new();
+    // The ticks of a plugin that learns; one of 1000 ms may be a little early.
+    for now_ms in [0, 100, 200, 900, 1000, 1799, 1899, 2799].map(|ms| 1_000_000 + ms) {
+        fill(&mut recorder, 1);
+        if let Some(report) = recorder.take(now_ms) {
+            recorder.sent((1, 1), report.spans, now_ms);
+            recorder.answered(1, 202, now_ms);
+            taken.push((now_ms - 1_000_000, report.spans));
+        }
+    }
+    assert_eq!(taken, [(0, 1), (900, 3), (1899, 3), (2799, 1)]);
+    fill(&mut recorder, 100);
+    assert_eq!(recorder.take(1_002_800).unwrap().spans, 100);
+    // The clock is set back.
+    fill(&mut recorder, 1);
+    assert_eq!(recorder.take(1000).unwrap().spans, 1);
+}
+
+#[test]
 fn no_span_begins_where_there_is_no_room() {
     let mut recorder = Recorder::new(SpanFormat::Zipkin, node());
     let mut closed = None;
@@ -514,17 +535,17 @@ fn a_report_that_gets_no_answer_is_forgotten() {
 fn the_reports_of_a_plugin_that_is_gone_make_room() {
     let mut recorder = Recorder::new(SpanFormat::Otlp, node());
     let (old, new) = (recorder.sender(), recorder.sender());
-    for (token, sender, spans) in [(1, old, 3), (2, new, 5)] {
+    for (token, sender, spans, now_ms) in [(1, old, 3, 0), (2, new, 5, 1000)] {
         fill(&mut recorder, spans);
-        assert_eq!(recorder.take(0).unwrap().spans, spans);
-        recorder.sent((token, sender), spans, 0);
+        assert_eq!(recorder.take(now_ms).unwrap().spans, spans);
+        recorder.sent((token, sender), spans, now_ms);
     }
     fill(&mut recorder, 1);
-    assert_eq!(recorder.take(0), None);
+    assert_eq!(recorder.take(2000), None);
     assert_eq!(recorder.gone(old), 3);
     assert_eq!(recorder.in_flight(), [2]);
-    assert_eq!(recorder.take(0).unwrap().spans, 1);
-    assert_eq!(recorder.answered(1, 202, 0), None);
+    assert_eq!(recorder.take(2000).unwrap().spans, 1);
+    assert_eq!(recorder.answered(1, 202, 2000), None);
 }
 
 proptest! {

@@ -177,6 +177,21 @@ def test_a_full_batch_that_has_gone_before_the_early_tick(gone_with: str) -> Non
     assert sidecar.outbound.tick_period_ms == 1000
 
 
+def test_two_plugins_that_share_their_reports_send_one_a_second() -> None:
+    sidecar = Sidecar()
+    other = sidecar.configured({**SPANS, "mode": "repair"})
+    for _ in range(4):
+        sidecar.call()
+        sidecar.tick(500)
+        sidecar.process.wait(500)
+        sidecar.call()
+        other.tick()
+        while sidecar.worker.http_calls:
+            sidecar.answer(b"202")
+    assert sidecar.worker.calls["proxy_http_call"] == 2 * 4, "each report is two calls"
+    assert sidecar.counted() == (7, 0, 0)
+
+
 def test_two_reports_are_in_flight_at_most() -> None:
     sidecar = Sidecar()
     for _ in range(4):
