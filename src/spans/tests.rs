@@ -400,6 +400,33 @@ fn a_node_outside_of_istio_has_no_tags_of_istio() {
     assert_eq!(node.address(), None);
 }
 
+#[test]
+fn the_address_of_a_pod_may_be_one_of_ipv6() {
+    for (id, field) in [
+        (
+            "sidecar~10.0.0.7~web-1.shop~shop",
+            Some(("ipv4", "10.0.0.7")),
+        ),
+        ("sidecar~fd00::7~web-1.shop~shop", Some(("ipv6", "fd00::7"))),
+        ("sidecar~1.2~web-1.shop~shop", None),
+        ("sidecar~~web-1.shop~shop", None),
+        ("sidecar", None),
+    ] {
+        let node = Node::ask(&|path| match path {
+            b"id" => id.as_bytes().to_vec(),
+            _ => Vec::new(),
+        });
+        let mut recorder = Recorder::new(SpanFormat::Zipkin, node);
+        fill(&mut recorder, 1);
+        let spans: Value = serde_json::from_slice(&recorder.take(0).unwrap().body).unwrap();
+        let mut endpoint = json!({"serviceName": ""});
+        if let Some((name, address)) = field {
+            endpoint[name] = json!(address);
+        }
+        assert_eq!(spans[0]["localEndpoint"], endpoint, "{id}");
+    }
+}
+
 fn fill(recorder: &mut Recorder, spans: u32) -> Vec<Added> {
     let (begun, ended) = (begun(&CALL, Sampling::Accept), ended());
     let span = Span {
