@@ -70,9 +70,9 @@ families! {
     SPANS_SENT, "spans_sent_total", [],
         "Client spans of calls that the collector has taken (`spans`).";
     SPANS_DROPPED, "spans_dropped_total", [],
-        "Client spans that were not recorded, since too many waited to be reported or the collector did not answer. Nearly all of them never began: their calls got the span of the application, and the trace is whole without them.";
+        "Client spans that were not recorded, since too many waited to be reported or the collector did not answer, or Envoy does not tell how calls end. Nearly all of them never began: their calls got the span of the application, and the trace is whole without them.";
     SPANS_LOST, "spans_lost_total", [],
-        "Client spans that were reported and not taken: the collector's cluster is missing or down, or it answered with an error, or not at all. The spans of the callees name them as their parents.";
+        "Client spans that were reported and not taken: the collector's cluster is missing or down, or it answered with an error, or not at all; or that still waited when `spans` was changed. The spans of the callees name them as their parents.";
     HOST_ERRORS, "host_errors_total", [],
         "Calls of the filter to Envoy that failed, where the filter could not read or change headers; the request went on without that. Failures of shared data are counted as `store`.";
 }

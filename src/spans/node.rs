@@ -1,5 +1,7 @@
 //! What is the same in all spans of a proxy.
 
+use std::net::IpAddr;
+
 /// What is the same in all spans of a proxy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
@@ -56,10 +58,10 @@ impl Node {
         }
         let id = property(b"id");
         let address = id.split(|byte| *byte == b'~').nth(1).unwrap_or_default();
-        let is_of_it = |byte: &u8| matches!(byte, b'0'..=b'9' | b'.');
+        let is_address = str::from_utf8(address).is_ok_and(|text| text.parse::<IpAddr>().is_ok());
         Self {
             service: property(b"cluster"),
-            address: address.iter().all(is_of_it).then(|| address.to_vec()),
+            address: is_address.then(|| address.to_vec()),
             is_istio,
             tags,
         }
@@ -70,11 +72,9 @@ impl Node {
         &self.service
     }
 
-    /// The pod's IPv4 address, if the node's ID says it, as Istio's do.
+    /// The pod's address, if the node's ID says it, as Istio's do.
     pub(super) fn address(&self) -> Option<&[u8]> {
-        self.address
-            .as_deref()
-            .filter(|address| !address.is_empty())
+        self.address.as_deref()
     }
 
     /// What Istio puts behind the name of a cluster for its statistics (`alt_stat_name`).

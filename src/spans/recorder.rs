@@ -11,6 +11,10 @@ use crate::config::SpanFormat;
 
 /// Spans that are worth a report before the tick.
 const SPANS: u32 = 100;
+/// Fewer are reported every second: so far apart are such reports at least, as a tick may be
+/// a little early. There are more ticks where several plugins share the recorder, and while
+/// one learns.
+const APART_MS: u64 = 900;
 /// Reports that may be in flight.
 const IN_FLIGHT: usize = 2;
 /// Bytes that wait to be reported, from which on no span begins.
@@ -19,7 +23,7 @@ const WAITING: usize = 256 * 1024;
 const WAITING_MOST: usize = 2 * WAITING;
 /// How long the collector may take to answer, in milliseconds.
 pub const TIMEOUT_MS: u32 = 5000;
-/// A report without an answer for so long never gets one: its plugin is gone.
+/// A report without an answer for so long never gets one.
 const FORGOTTEN_MS: u64 = 3 * TIMEOUT_MS as u64;
 /// How often a collector that has failed is asked whether it is well again.
 const RETRY_MS: u64 = 5000;
@@ -48,6 +52,7 @@ pub struct Report {
 
 struct InFlight {
     token: u32,
+    sender: u32,
     spans: u32,
     since_ms: u64,
 }
@@ -58,8 +63,14 @@ pub struct Recorder {
     batch: Vec<u8>,
     spans: u32,
     in_flight: Vec<InFlight>,
+    senders: u32,
+    /// When a report was taken last.
+    taken_ms: Option<u64>,
     /// When the collector failed last; `None`: it is well.
     failed_ms: Option<u64>,
+    /// The answer to the last report that had spans.
+    status: u16,
+    /// A report was asked for before the tick ([`Added::Full`]).
     is_asked: bool,
 }
 
@@ -80,7 +91,10 @@ impl Recorder {
             batch: Vec::new(),
             spans: 0,
             in_flight: Vec::new(),
+            senders: 0,
+            taken_ms: None,
             failed_ms: None,
+            status: 0,
             is_asked: false,
         }
     }
@@ -107,14 +121,15 @@ impl Recorder {
         }
     }
 
-    /// A report was asked for before the tick ([`Added::Full`]).
-    pub fn is_asked(&self) -> bool {
-        self.is_asked
-    }
-
     /// As many spans wait as are worth a report.
     pub fn is_due(&self) -> bool {
         self.spans >= SPANS
+    }
+
+    fn is_worth_it(&self, now_ms: u64) -> bool {
+        let taken_ms = self.taken_ms;
+        let is_late = taken_ms.is_none_or(|taken_ms| now_ms.abs_diff(taken_ms) >= APART_MS);
+        self.is_due() || self.spans > 0 && is_late
     }
 
     /// What is to be sent now, if anything. A collector that has failed gets one report at a
@@ -122,12 +137,13 @@ impl Recorder {
     pub fn take(&mut self, now_ms: u64) -> Option<Report> {
         self.is_asked = false;
         let may_send = match self.failed_ms {
-            None => self.spans > 0 && self.in_flight.len() < IN_FLIGHT,
+            None => self.in_flight.len() < IN_FLIGHT && self.is_worth_it(now_ms),
             Some(at) => now_ms.abs_diff(at) >= RETRY_MS && self.in_flight.is_empty(),
         };
         if !may_send {
             return None;
         }
+        self.taken_ms = Some(now_ms);
         let body = self.encoder.body(&self.batch);
         self.batch.clear();
         Some(Report {
@@ -137,10 +153,17 @@ impl Recorder {
         })
     }
 
+    /// The number of a plugin that is to send reports.
+    pub fn sender(&mut self) -> u32 {
+        self.senders = self.senders.wrapping_add(1);
+        self.senders
+    }
+
     /// A report is on its way.
-    pub fn sent(&mut self, token: u32, spans: u32, now_ms: u64) {
+    pub fn sent(&mut self, (token, sender): (u32, u32), spans: u32, now_ms: u64) {
         self.in_flight.push(InFlight {
             token,
+            sender,
             spans,
             since_ms: now_ms,
         });
@@ -156,11 +179,16 @@ impl Recorder {
     pub fn answered(&mut self, token: u32, status: u16, now_ms: u64) -> Option<(u32, bool)> {
         let at = self.in_flight.iter().position(|one| one.token == token)?;
         let report = self.in_flight.swap_remove(at);
-        // One without a span is a question, and any answer of the collector's will do.
-        let is_taken = match report.spans {
-            0 => (200..500).contains(&status),
-            _ => (200..300).contains(&status),
+        let is_taken = match (report.spans, status) {
+            (_, 200..300) => true,
+            // Some collectors take no empty report: they are well again, unless that is what
+            // they said to the spans.
+            (0, 400) => self.status != 400,
+            _ => false,
         };
+        if report.spans > 0 {
+            self.status = status;
+        }
         match is_taken {
             true => self.failed_ms = None,
             false => self.failed_ms = Some(now_ms),
@@ -173,20 +201,29 @@ impl Recorder {
         self.in_flight.iter().map(|one| one.token).collect()
     }
 
-    #[cfg(test)]
-    pub(super) fn waiting(&self) -> u32 {
+    /// How many spans wait to be reported.
+    pub fn waiting(&self) -> u32 {
         self.spans
     }
 
     /// How many spans were in reports that will get no answer any more.
     pub fn forgotten(&mut self, now_ms: u64) -> u32 {
+        self.forget(&|report| now_ms.abs_diff(report.since_ms) >= FORGOTTEN_MS)
+    }
+
+    /// The same, since Envoy cancels those of a plugin that is gone.
+    pub fn gone(&mut self, sender: u32) -> u32 {
+        self.forget(&|report| report.sender == sender)
+    }
+
+    fn forget(&mut self, is_over: &dyn Fn(&InFlight) -> bool) -> u32 {
         let mut spans = 0;
         self.in_flight.retain(|report| {
-            let is_waited_for = now_ms.abs_diff(report.since_ms) < FORGOTTEN_MS;
-            if !is_waited_for {
+            let is_over = is_over(report);
+            if is_over {
                 spans += report.spans;
             }
-            is_waited_for
+            !is_over
         });
         spans
     }

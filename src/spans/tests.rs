@@ -1,4 +1,6 @@
-//! Spans as they are encoded, and reports as they are sent.
+//! Spans as they are encoded.
+
+mod reports;
 
 use super::flags::letters;
 use super::*;
@@ -400,6 +402,33 @@ fn a_node_outside_of_istio_has_no_tags_of_istio() {
     assert_eq!(node.address(), None);
 }
 
+#[test]
+fn the_address_of_a_pod_may_be_one_of_ipv6() {
+    for (id, field) in [
+        (
+            "sidecar~10.0.0.7~web-1.shop~shop",
+            Some(("ipv4", "10.0.0.7")),
+        ),
+        ("sidecar~fd00::7~web-1.shop~shop", Some(("ipv6", "fd00::7"))),
+        ("sidecar~1.2~web-1.shop~shop", None),
+        ("sidecar~~web-1.shop~shop", None),
+        ("sidecar", None),
+    ] {
+        let node = Node::ask(&|path| match path {
+            b"id" => id.as_bytes().to_vec(),
+            _ => Vec::new(),
+        });
+        let mut recorder = Recorder::new(SpanFormat::Zipkin, node);
+        fill(&mut recorder, 1);
+        let spans: Value = serde_json::from_slice(&recorder.take(0).unwrap().body).unwrap();
+        let mut endpoint = json!({"serviceName": ""});
+        if let Some((name, address)) = field {
+            endpoint[name] = json!(address);
+        }
+        assert_eq!(spans[0]["localEndpoint"], endpoint, "{id}");
+    }
+}
+
 fn fill(recorder: &mut Recorder, spans: u32) -> Vec<Added> {
     let (begun, ended) = (begun(&CALL, Sampling::Accept), ended());
     let span = Span {
@@ -407,134 +436,4 @@ fn fill(recorder: &mut Recorder, spans: u32) -> Vec<Added> {
         ended: &ended,
     };
     (0..spans).map(|_| recorder.add(&span)).collect()
-}
-
-#[test]
-fn a_full_batch_is_asked_for_once() {
-    let mut recorder = Recorder::new(SpanFormat::Zipkin, node());
-    assert_eq!(recorder.take(0), None);
-    let added = fill(&mut recorder, 150);
-    assert_eq!(added.iter().filter(|one| **one == Added::Full).count(), 1);
-    assert_eq!(added[99], Added::Full);
-    for token in 0..2 {
-        let report = recorder.take(0).unwrap();
-        recorder.sent(token, report.spans, 0);
-        fill(&mut recorder, 200);
-    }
-    // Two are in flight.
-    assert_eq!(recorder.take(0), None);
-    assert_eq!(recorder.answered(7, 202, 0), None);
-    assert_eq!(recorder.answered(0, 202, 0), Some((150, true)));
-    assert!(recorder.is_due());
-    assert_eq!(recorder.take(0).unwrap().spans, 200);
-}
-
-#[test]
-fn no_span_begins_where_there_is_no_room() {
-    let mut recorder = Recorder::new(SpanFormat::Zipkin, node());
-    let mut closed = None;
-    for n in 0..2000 {
-        closed = closed.or((!recorder.is_open()).then_some(n));
-        let added = fill(&mut recorder, 1);
-        if added == [Added::Dropped] {
-            let body = recorder.take(0).unwrap().body;
-            assert!(
-                (512 * 1024..514 * 1024).contains(&body.len()),
-                "{}",
-                body.len()
-            );
-            let closed = closed.unwrap();
-            assert!(n - 20 < 2 * closed && 2 * closed < n + 20, "{closed} {n}");
-            assert!(recorder.is_open());
-            return;
-        }
-    }
-    panic!("no bound");
-}
-
-#[test]
-fn a_collector_that_has_failed_is_asked_again() {
-    for status in [0, 301, 404, 503] {
-        let mut recorder = Recorder::new(SpanFormat::Zipkin, node());
-        fill(&mut recorder, 3);
-        let report = recorder.take(1000).unwrap();
-        recorder.sent(1, report.spans, 1000);
-        assert_eq!(recorder.answered(1, status, 2000), Some((3, false)));
-        assert!(!recorder.is_open());
-        // One that had begun before.
-        assert_eq!(fill(&mut recorder, 1), [Added::Waiting]);
-        assert_eq!(recorder.take(6999), None);
-        let report = recorder.take(7000).unwrap();
-        assert_eq!(report.spans, 1);
-        recorder.failed(7000);
-        // Nothing waits: it is asked all the same, by one report at a time.
-        let report = recorder.take(12_000).unwrap();
-        assert_eq!((report.spans, &*report.body), (0, &b"[]"[..]));
-        recorder.sent(2, 0, 12_000);
-        assert_eq!(recorder.take(20_000), None);
-        assert!(!recorder.is_open());
-        // It does not like an empty report, but it is there.
-        assert_eq!(recorder.answered(2, 400, 20_000), Some((0, true)));
-        assert!(recorder.is_open());
-    }
-}
-
-#[test]
-fn a_report_that_gets_no_answer_is_forgotten() {
-    let mut recorder = Recorder::new(SpanFormat::Otlp, node());
-    fill(&mut recorder, 3);
-    let report = recorder.take(0).unwrap();
-    recorder.sent(1, report.spans, 0);
-    assert_eq!(recorder.forgotten(14_999), 0);
-    assert_eq!(recorder.forgotten(15_000), 3);
-    assert_eq!(recorder.answered(1, 202, 15_000), None);
-}
-
-proptest! {
-    /// Whatever the collector does, memory is bounded and every span accounted for.
-    #[test]
-    fn every_span_is_accounted_for(steps in proptest::collection::vec((0u8..5, 0u16..600), 1..200)) {
-        let mut recorder = Recorder::new(SpanFormat::Otlp, node());
-        let (mut now, mut token) = (0, 0);
-        let mut open: Vec<u32> = Vec::new();
-        let (mut added, mut gone, mut in_flight) = (0u32, 0u32, BTreeMap::new());
-        for (step, number) in steps {
-            match step {
-                0 => {
-                    let some = fill(&mut recorder, u32::from(number) / 8);
-                    added += some.iter().filter(|one| **one != Added::Dropped).count() as u32;
-                }
-                1 | 2 => if let Some(report) = recorder.take(now) {
-                    prop_assert!(report.body.len() < 514 * 1024);
-                    if number % 4 == 0 {
-                        recorder.failed(now);
-                        gone += report.spans;
-                    } else {
-                        token += 1;
-                        open.push(token);
-                        in_flight.insert(token, report.spans);
-                        recorder.sent(token, report.spans, now);
-                    }
-                },
-                3 => if let Some(token) = open.pop() {
-                    if let Some((spans, _)) = recorder.answered(token, number, now) {
-                        prop_assert_eq!(in_flight.remove(&token), Some(spans));
-                        gone += spans;
-                    }
-                },
-                _ => {
-                    now += u64::from(number) * 10;
-                    let forgotten = recorder.forgotten(now);
-                    gone += forgotten;
-                    if forgotten > 0 {
-                        let kept = recorder.in_flight();
-                        in_flight.retain(|token, _| kept.contains(token));
-                    }
-                }
-            }
-            prop_assert!(recorder.in_flight().len() <= 2);
-            let flying: u32 = in_flight.values().sum();
-            prop_assert_eq!(added, gone + flying + recorder.waiting());
-        }
-    }
 }

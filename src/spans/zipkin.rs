@@ -35,7 +35,13 @@ impl Encoder for Zipkin {
         put(batch, b",\"localEndpoint\":{\"serviceName\":");
         string(self.0.service(), batch);
         if let Some(address) = self.0.address() {
-            put(batch, b",\"ipv4\":");
+            put(
+                batch,
+                match address.contains(&b':') {
+                    true => b",\"ipv6\":",
+                    false => b",\"ipv4\":",
+                },
+            );
             string(address, batch);
         }
         put(batch, b"},\"tags\":");

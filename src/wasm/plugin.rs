@@ -376,6 +376,7 @@ fn warn(line: &str, suppressed: u64) {
 /// A configuration that is replaced goes with its last stream.
 impl Drop for Plugin {
     fn drop(&mut self) {
+        self.end_spans();
         self.raise_counters();
     }
 }

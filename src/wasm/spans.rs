@@ -13,8 +13,8 @@ use crate::metrics::Counter;
 use crate::spans::{Added, Begun, Ended, Node, PROPERTIES, Recorder, Span, TIMEOUT_MS};
 use proxy_wasm::hostcalls::dispatch_http_call;
 use proxy_wasm::types::MapType;
-use std::cell::RefCell;
-use std::rc::Rc;
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 /// Of a trace that is not sampled: a proxy before the collector is not to trace reports.
@@ -26,20 +26,30 @@ const UNSAMPLED: [(&str, &str); 2] = [
     ),
 ];
 
+/// So many calls in a row of whose end Envoy does not tell: no further span begins.
+const UNTOLD: u8 = 10;
+
 type Shared = Rc<RefCell<Recorder>>;
 
 thread_local! {
     /// The recorder of the plugin that was configured last: one with another configuration
     /// that reports to the same place goes on with it, and no span is lost.
-    static LAST: RefCell<Option<(SpanReports, Shared)>> = const { RefCell::new(None) };
+    static LAST: RefCell<Option<(SpanReports, Weak<RefCell<Recorder>>)>> =
+        const { RefCell::new(None) };
 }
 
 /// Where the client spans of one plugin on one worker go.
 pub(super) struct Reporter {
     reports: SpanReports,
     recorder: Shared,
+    sender: u32,
     /// The number of [`PROPERTIES`], as Envoy has it ready.
     expression: Option<Vec<u8>>,
+    /// How many calls in a row Envoy has not told the end of.
+    untold: Cell<u8>,
+    /// An earlier tick was asked for. Kept here, not in the recorder: Envoy ticks at the last
+    /// period until it gets another one, whoever has sent the batch meanwhile.
+    is_early: Cell<bool>,
 }
 
 impl Reporter {
@@ -48,22 +58,33 @@ impl Reporter {
         let recorder = LAST.with_borrow_mut(|last| {
             if let Some((to, recorder)) = last
                 && *to == reports
+                && let Some(recorder) = recorder.upgrade()
             {
-                return recorder.clone();
+                return recorder;
             }
             let node = Node::ask(&|path| {
                 host_calls::property(&[b"xds\0node\0", path].concat()).unwrap_or_default()
             });
             let recorder = Recorder::new(reports.format, node);
             let recorder = Rc::new(RefCell::new(recorder));
-            *last = Some((reports.clone(), recorder.clone()));
+            *last = Some((reports.clone(), Rc::downgrade(&recorder)));
             recorder
         });
+        let sender = recorder.borrow_mut().sender();
         Self {
             reports,
             recorder,
+            sender,
             expression: host_calls::foreign("expr_create", PROPERTIES.as_bytes()).ok(),
+            untold: Cell::default(),
+            is_early: Cell::default(),
         }
+    }
+
+    /// A span that begins is likely to be reported.
+    fn is_open(&self) -> bool {
+        let is_told = self.expression.is_some() && self.untold.get() < UNTOLD;
+        is_told && self.recorder.borrow().is_open()
     }
 
     /// Sends a report, if there is one to be sent. Returns the spans that are lost by that.
@@ -91,7 +112,7 @@ impl Reporter {
         let mut recorder = self.recorder.borrow_mut();
         match sent {
             Some(Ok(token)) => {
-                recorder.sent(token, report.spans, now_ms);
+                recorder.sent((token, self.sender), report.spans, now_ms);
                 None
             }
             // There is no such cluster, or it has no endpoints.
@@ -125,10 +146,8 @@ impl Plugin {
     pub(super) fn recording(&self) -> Recording {
         match &self.reporter {
             None => Recording::Off,
-            Some(reporter) => match reporter.recorder.borrow().is_open() {
-                true => Recording::Open,
-                false => Recording::Closed,
-            },
+            Some(reporter) if reporter.is_open() => Recording::Open,
+            Some(_) => Recording::Closed,
         }
     }
 
@@ -143,9 +162,12 @@ impl Plugin {
         let values = values.unwrap_or_default();
         let values = Pairs::new(&values).map(|(value, _)| value);
         let Some(ended) = Ended::read(values) else {
+            let untold = &reporter.untold;
+            untold.set(untold.get().saturating_add(1));
             self.count(Counter::SpansDropped(1));
             return;
         };
+        reporter.untold.set(0);
         let span = Span {
             begun,
             ended: &ended,
@@ -154,6 +176,7 @@ impl Plugin {
         match added {
             Added::Waiting => {}
             Added::Full => {
+                reporter.is_early.set(true);
                 self.ok(host_calls::set_tick_period(1));
             }
             Added::Dropped => self.count(Counter::SpansDropped(1)),
@@ -166,11 +189,8 @@ impl Plugin {
             return;
         };
         let now_ms = Envoy.now_ms();
-        let (forgotten, is_early) = {
-            let mut recorder = reporter.recorder.borrow_mut();
-            (recorder.forgotten(now_ms), recorder.is_asked())
-        };
-        if is_early {
+        let forgotten = reporter.recorder.borrow_mut().forgotten(now_ms);
+        if reporter.is_early.take() {
             self.ok(host_calls::set_tick_period(TICK_MS));
         }
         self.count_spans(Counter::SpansLost(forgotten));
@@ -200,6 +220,22 @@ impl Plugin {
             let lost = reporter.send();
             lost.into_iter().for_each(|lost| self.count_spans(lost));
         }
+    }
+
+    /// The plugin goes, and Envoy cancels its reports. What nobody else reports is lost, too.
+    pub(super) fn end_spans(&self) {
+        let Some(reporter) = &self.reporter else {
+            return;
+        };
+        let lost = {
+            let mut recorder = reporter.recorder.borrow_mut();
+            let in_flight = recorder.gone(reporter.sender);
+            match Rc::strong_count(&reporter.recorder) {
+                1 => in_flight + recorder.waiting(),
+                _ => in_flight,
+            }
+        };
+        self.count_spans(Counter::SpansLost(lost));
     }
 
     /// Envoy refuses to count nothing.

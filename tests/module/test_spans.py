@@ -13,6 +13,7 @@ import pytest
 
 from module.proxy_wasm_host import (
     INBOUND,
+    INTERNAL_FAILURE,
     OUTBOUND,
     STATUSES,
     Headers,
@@ -158,6 +159,39 @@ def test_a_full_batch_does_not_wait_for_the_tick() -> None:
     assert len(sidecar.reported()) == 100
 
 
+@pytest.mark.parametrize("gone_with", ["an answer", "the tick of another plugin"])
+def test_a_full_batch_that_has_gone_before_the_early_tick(gone_with: str) -> None:
+    sidecar = Sidecar()
+    other = sidecar.configured({**SPANS, "mode": "repair"})
+    sidecar.call()
+    sidecar.tick()
+    for _ in range(100):
+        sidecar.call()
+    assert sidecar.outbound.tick_period_ms == 1
+    if gone_with == "an answer":
+        sidecar.answer(b"202")
+    else:
+        other.tick()
+    assert len(json.loads(sidecar.worker.http_calls[-1].body)) == 100
+    sidecar.tick(1)
+    assert sidecar.outbound.tick_period_ms == 1000
+
+
+def test_two_plugins_that_share_their_reports_send_one_a_second() -> None:
+    sidecar = Sidecar()
+    other = sidecar.configured({**SPANS, "mode": "repair"})
+    for _ in range(4):
+        sidecar.call()
+        sidecar.tick(500)
+        sidecar.process.wait(500)
+        sidecar.call()
+        other.tick()
+        while sidecar.worker.http_calls:
+            sidecar.answer(b"202")
+    assert sidecar.worker.calls["proxy_http_call"] == 2 * 4, "each report is two calls"
+    assert sidecar.counted() == (7, 0, 0)
+
+
 def test_two_reports_are_in_flight_at_most() -> None:
     sidecar = Sidecar()
     for _ in range(4):
@@ -243,16 +277,43 @@ def test_another_configuration_goes_on_with_the_spans_that_wait() -> None:
     assert len(sidecar.reported()) == 2
 
 
+def test_what_nobody_reports_any_more_is_lost() -> None:
+    sidecar = Sidecar()
+    sidecar.call()
+    sidecar.tick()
+    sidecar.call()
+    stream = sidecar.begin()
+    gone = sidecar.outbound
+    elsewhere = {"spans": {"cluster": "elsewhere", "format": "zipkin"}}
+    sidecar.outbound = sidecar.configured(elsewhere)
+    sidecar.worker.enter(gone, "proxy_on_delete")
+    assert sidecar.counted() == (0, 0, 0), "a stream of it goes on"
+    stream.end()
+    assert sidecar.counted() == (0, 0, 3)
+    # The next one with the first configuration begins anew.
+    sidecar.outbound = sidecar.configured(SPANS)
+    sidecar.tick()
+    assert len(sidecar.worker.http_calls) == 1
+    assert sidecar.counted() == (0, 0, 3)
+
+
 def test_an_answer_to_a_plugin_that_has_gone_is_none() -> None:
     sidecar = Sidecar()
     sidecar.call()
     sidecar.tick()
     (call,) = sidecar.worker.http_calls
     gone = sidecar.outbound
-    sidecar.configured(SPANS)
+    sidecar.outbound = sidecar.configured(SPANS)
     sidecar.worker.enter(gone, "proxy_on_delete")
+    assert sidecar.counted() == (0, 0, 1)
     gone.answer(call, b"202")
     assert sidecar.worker.lines("critical") == []
+    assert sidecar.counted() == (0, 0, 1)
+    # It does not stand in the way of those that follow.
+    for waiting in range(2):
+        sidecar.call()
+        sidecar.tick()
+        assert len(sidecar.worker.http_calls) == 1 + waiting
 
 
 @pytest.mark.parametrize("status", STATUSES)
@@ -283,6 +344,37 @@ def test_without_an_end_from_envoy_there_is_no_span() -> None:
     sidecar.tick()
     assert not sidecar.worker.http_calls
     assert sidecar.counted() == (0, 1, 0)
+
+
+def test_no_span_begins_where_envoy_cannot_tell_the_end() -> None:
+    sidecar = Sidecar()
+    sidecar.worker.fault = lambda name: (
+        INTERNAL_FAILURE if name == "proxy_call_foreign_function" else None
+    )
+    sidecar.outbound = sidecar.configured(SPANS)
+    sidecar.worker.fault = None
+    stream = sidecar.begin()
+    assert dict(stream.headers)["x-b3-spanid"] == b"a2fb4a1d1a96d312"
+    stream.end()
+    assert sidecar.counted() == (0, 1, 0)
+
+
+def test_no_span_begins_where_envoy_never_tells_the_end() -> None:
+    def has_span(stream: Stream) -> bool:
+        return dict(stream.headers)["x-b3-spanid"] != b"a2fb4a1d1a96d312"
+
+    sidecar = Sidecar()
+    last = sidecar.begin()
+    flags = sidecar.outbound.properties.pop("response.flags")
+    for _ in range(10):
+        stream = sidecar.begin()
+        assert has_span(stream)
+        stream.end()
+    assert not has_span(sidecar.begin())
+    # One that had begun before ends well.
+    sidecar.outbound.properties["response.flags"] = flags
+    last.end()
+    assert has_span(sidecar.begin())
 
 
 def test_one_that_is_not_sampled_costs_little() -> None:
