@@ -568,7 +568,7 @@ $(BUILT): $(SOURCES) | cargo
 	printf -v flags '%s\x1f' "--remap-path-prefix=$(CURDIR)=." \
 	  "--remap-path-prefix=$${CARGO_HOME:-$$HOME/.cargo}=cargo" \
 	  "--remap-path-prefix=$$sysroot/lib/rustlib/src/rust=/rustc/$$hash" \
-	  -Cllvm-args=-inline-threshold=30 -Cllvm-args=-inlinehint-threshold=90 -Cllvm-args=-unroll-threshold=30 \
+	  -Cllvm-args=-inline-threshold=30 -Cllvm-args=-inlinehint-threshold=70 -Cllvm-args=-unroll-threshold=10 \
 	  -Cllvm-args=-unswitch-threshold=1 -Cllvm-args=-jump-threading-threshold=2; \
 	export CARGO_ENCODED_RUSTFLAGS="$${flags%?}"; set -x; \
 	cargo build --release --target $(TARGET) --target-dir target --locked

@@ -104,13 +104,13 @@ fi
 
 # --- pods ---------------------------------------------------------------------------
 
-get "$namespace" pods '{range .items[*]}{.metadata.name}{"\t"}{.status.phase}{"\t"}{.metadata.deletionTimestamp}{"\t"}{.spec.containers[*].name} {.spec.initContainers[*].name}{"\t"}{.spec.volumes[*].name}{"\t"}{.metadata.labels.gateway\.networking\.k8s\.io/gateway-name}{"\t"}{.spec.containers[?(@.name=="istio-proxy")].args}{"\t"}{.metadata.labels.istio\.io/dataplane-mode}{"\t"}{.metadata.labels.sidecar\.istio\.io/inject} {.metadata.annotations.sidecar\.istio\.io/inject}{"\n"}{end}' >"$work/all"
+get "$namespace" pods '{range .items[*]}{.metadata.name}{"\t"}{.status.phase}{"\t"}{.metadata.deletionTimestamp}{"\t"}{.spec.containers[*].name} {.spec.initContainers[*].name}{"\t"}{.spec.volumes[*].name}{"\t"}{.metadata.labels.gateway\.networking\.k8s\.io/gateway-name}{"\t"}{.spec.containers[?(@.name=="istio-proxy")].args}{.spec.initContainers[?(@.name=="istio-proxy")].args}{"\t"}{.metadata.labels.istio\.io/dataplane-mode}{"\t"}{.metadata.labels.sidecar\.istio\.io/inject} {.metadata.annotations.sidecar\.istio\.io/inject}{"\n"}{end}' >"$work/all"
 for kind in ending gateways pods ambient apart bare; do : >"$work/$kind"; done
 awk -F '\t' -v mode="$mode" -v to="$work/" '
   $3 != "" { print >(to "ending"); next }
   $2 != "Running" { next }
   # A gateway has an istio-proxy too, and the patches for sidecars do not reach it.
-  $6 != "" || $7 ~ /^\["proxy","(router|waypoint)"/ { print >(to "gateways"); next }
+  $7 ~ /^\["proxy","(router|waypoint)"/ || ($6 != "" && $7 !~ /^\["proxy","sidecar"/) { print >(to "gateways"); next }
   (" " $4 " ") ~ / istio-proxy / { print >(to "pods"); next }
   $8 == "ambient" || ($8 == "" && mode == "ambient") { print >(to "ambient"); next }
   mode == "ambient" || $9 ~ /false/ { print >(to "apart"); next }

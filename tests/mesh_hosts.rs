@@ -285,20 +285,39 @@ fn the_cluster_is_asked_for_once_for_a_kind_of_call() {
     assert_eq!(asked.sidecar.host.nodes.get(), 1);
 }
 
+/// A sidecar that copies `x-tenant`, which says where Envoy routes calls.
+fn routed_by_tenant(rest: &str) -> Sidecar {
+    let sidecar = Sidecar::keyed(&format!(r#"{{"copy_headers": ["x-tenant"]{rest}}}"#));
+    goes(&sidecar, Some(INSIDE));
+    sidecar.inbound(&[ID, TRACE, SPAN, ACME]);
+    sidecar
+}
+
+const ACME: &str = "x-tenant: acme";
+
+fn goes(sidecar: &Sidecar, cluster: Option<&'static str>) {
+    *sidecar.host.cluster.borrow_mut() = cluster;
+}
+
+fn pays(sidecar: &Sidecar, lines: &[&str]) -> Seen {
+    sidecar.outbound(&[&[ID, ":authority: payments", ":path: /pay"], lines].concat())
+}
+
+/// A call goes there in the end.
+fn ends(sidecar: &Sidecar, seen: &Seen, cluster: Option<&'static str>) {
+    goes(sidecar, cluster);
+    sidecar.sent(seen);
+    goes(sidecar, Some(INSIDE));
+}
+
 /// Envoy routes a call by the headers that it has in the end.
 #[test]
 fn a_kind_of_call_that_copied_headers_lead_outside_gets_none() {
     for outside in ["leave", "strip", "relay"] {
-        let config = format!(r#"{{"copy_headers": ["x-tenant"], "outside": "{outside}"}}"#);
-        let sidecar = Sidecar::keyed(&config);
-        *sidecar.host.cluster.borrow_mut() = Some(INSIDE);
-        sidecar.inbound(&[ID, TRACE, SPAN, "x-tenant: acme"]);
-        let call = |path| sidecar.outbound(&[ID, ":authority: payments", path]);
-        let first = call(":path: /pay");
+        let sidecar = routed_by_tenant(&format!(r#", "outside": "{outside}""#));
+        let first = pays(&sidecar, &[]);
         assert_eq!(first.decision, Some(Decision::Copied));
-        *sidecar.host.cluster.borrow_mut() = Some(OUTSIDE);
-        sidecar.sent(&first);
-        *sidecar.host.cluster.borrow_mut() = Some(INSIDE);
+        ends(&sidecar, &first, Some(OUTSIDE));
         let expected = match outside {
             "relay" => Decision::Copied,
             _ => Decision::Outside,
@@ -307,23 +326,62 @@ fn a_kind_of_call_that_copied_headers_lead_outside_gets_none() {
         for _ in 0..30 {
             sidecar.wait(9_000);
             sidecar.tick();
-            sidecar.inbound(&[ID, TRACE, SPAN, "x-tenant: acme"]);
-            let seen = call(":path: /pay?by=card");
-            assert_eq!(seen.decision, Some(expected), "{outside}");
-            let other = call(":path: /refund");
+            sidecar.inbound(&[ID, TRACE, SPAN, ACME]);
+            assert_eq!(pays(&sidecar, &[]).decision, Some(expected), "{outside}");
+            let other = sidecar.outbound(&[ID, ":authority: payments", ":path: /refund"]);
             assert_eq!(other.decision, Some(Decision::Copied));
             sidecar.sent(&other);
         }
         // Without such a header no route has changed.
+        let has_own = pays(&sidecar, &["x-tenant: other"]);
+        assert_eq!(has_own.decision, Some(Decision::Copied), "{outside}");
+        // It goes inside: nothing of its own is lost.
+        let own: &[&str] = &["b3: 463ac35c9f6413ad48485a3953bb6124-1111111111111111-1"];
+        let seen = pays(&sidecar, own);
+        assert_eq!(
+            only(&seen.headers, &["b3"]),
+            support::headers(own),
+            "{outside}"
+        );
         sidecar.wait(10_000);
         sidecar.inbound(&[ID, TRACE, SPAN]);
-        assert_eq!(call(":path: /pay").decision, Some(Decision::Copied));
+        assert_eq!(pays(&sidecar, &[]).decision, Some(Decision::Copied));
         // In the end one is tried again.
         sidecar.wait(Routes::LEAVES_MS);
         sidecar.tick();
-        sidecar.inbound(&[ID, TRACE, SPAN, "x-tenant: acme"]);
-        assert_eq!(call(":path: /pay").decision, Some(Decision::Copied));
+        sidecar.inbound(&[ID, TRACE, SPAN, ACME]);
+        assert_eq!(pays(&sidecar, &[]).decision, Some(Decision::Copied));
     }
+}
+
+/// By the method, say: what Envoy said of the call before it was wrong for this one.
+#[test]
+fn a_route_that_varies_is_not_taken_for_one_by_copied_headers() {
+    let sidecar = routed_by_tenant("");
+    let get = pays(&sidecar, &[]);
+    ends(&sidecar, &get, Some(INSIDE));
+    let post = pays(&sidecar, &[]);
+    assert_eq!(post.decision, Some(Decision::Copied));
+    ends(&sidecar, &post, Some(OUTSIDE));
+    for _ in 0..20 {
+        let get = pays(&sidecar, &[]);
+        assert_eq!(get.decision, Some(Decision::Copied));
+        ends(&sidecar, &get, Some(INSIDE));
+        goes(&sidecar, Some(OUTSIDE));
+        assert_eq!(pays(&sidecar, &[]).decision, Some(Decision::Outside));
+        goes(&sidecar, Some(INSIDE));
+    }
+}
+
+#[test]
+fn a_call_that_went_nowhere_says_nothing_of_its_route() {
+    let sidecar = routed_by_tenant("");
+    let call =
+        |lines: &[&str]| sidecar.outbound(&[&[ID, ":authority: api.example.com"], lines].concat());
+    let seen = call(&[]);
+    assert_eq!(seen.decision, Some(Decision::Copied));
+    ends(&sidecar, &seen, None);
+    assert_eq!(call(&[]).decision, Some(Decision::Copied));
 }
 
 #[test]

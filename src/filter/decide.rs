@@ -8,9 +8,9 @@ use super::worker::WorkerState;
 use super::write::Plan;
 use crate::b3::B3;
 use crate::config::{Direction, Mode, Outside};
-use crate::headers;
+use crate::headers::{self, TraceHeaders};
 use crate::host::Host;
-use crate::mesh_hosts::Routes;
+use crate::mesh_hosts::{Destination, Routes};
 use crate::metrics::Counter;
 use crate::relay::{self, CallPlan, Decision, Injection, W3cState};
 use crate::rules::{Extracted, Finding, Formats, Severity};
@@ -38,7 +38,15 @@ pub(super) struct Decided {
     writes: bool,
     restores_request_id: bool,
     doubt: Option<u32>,
-    watched: Option<u64>,
+    watched: Option<Watched>,
+}
+
+/// A call whose route may be changed by headers of the copy list that it is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watched {
+    kind: u64,
+    /// Envoy was asked where it goes without them.
+    asked: bool,
 }
 
 /// What was done with a call.
@@ -49,8 +57,7 @@ pub(super) struct Done {
     pub span: Option<B3>,
     /// What the call was given that got its request's context.
     pub expected: Option<Expected>,
-    /// The kind of call, if headers of the copy list may have changed its route.
-    pub watched: Option<u64>,
+    pub watched: Option<Watched>,
 }
 
 impl Filter {
@@ -155,17 +162,14 @@ impl Filter {
             Outside::Leave => call.writes() || plan.writes() || child.is_some(),
             Outside::Strip => call.writes() || !headers.present().is_empty(),
         };
-        let [authority, path] =
-            [headers.authority, headers.path].map(|field| field.value().unwrap_or_default());
-        let WorkerState { store, routes, .. } = worker;
-        let kind = is_asked
-            .then(|| Routes::kind(store.seed(), authority, path))
-            .flatten();
-        let copies = call.writes() && owner.is_some_and(|owner| !owner.stored.copied.is_empty());
-        let mut watched = kind.filter(|_| copies);
-        let hosts = &self.config.hosts;
-        if is_asked && routes.is_outside(host, kind, authority, copies, hosts) {
-            watched = None;
+        let destination = is_asked.then(|| self.destination(worker, host, headers, &call, owner));
+        let watched = destination.and_then(|(_, watched)| watched);
+        let destination = destination.map(|(destination, _)| destination);
+        if destination == Some(Destination::OutsideByCopies) {
+            call = CallPlan::leave(Decision::Outside);
+            child = None;
+        }
+        if destination == Some(Destination::Outside) {
             if call.writes() || outside == Outside::Strip {
                 call = CallPlan::leave(Decision::Outside);
             }
@@ -177,11 +181,17 @@ impl Filter {
                 plan.always = removed(headers.present().into_iter());
             }
         }
-        if plan.repair.is_some() || child.is_some() {
-            // They write the decision, too.
-            let names = [headers::SAMPLED, headers::FLAGS, headers::B3];
-            call.edits.retain(|edit| !names.contains(&edit.name()));
-        }
+        // The repair and the span write the decision, too.
+        let unchanged = match (plan.repair, child) {
+            (Some(_), _) => Formats::default(),
+            (None, Some(child)) => child.unchanged,
+            (None, None) => Formats::ALL,
+        };
+        call.edits.retain(|edit| match edit.name() {
+            headers::B3 => unchanged.single,
+            headers::SAMPLED | headers::FLAGS => unchanged.multi,
+            _ => true,
+        });
         if let Some(injection) = call.injection {
             plan.injection = Some(injection);
             plan.unchanged = call.unchanged;
@@ -204,6 +214,36 @@ impl Filter {
             doubt: doubt.map(|(_, doubt)| doubt),
             watched,
         }
+    }
+
+    /// Where a call goes, and whether that is to be looked at again when it is over.
+    fn destination(
+        &self,
+        worker: &mut WorkerState,
+        host: &impl Host,
+        headers: &TraceHeaders<'_>,
+        call: &CallPlan,
+        owner: Option<&Owner>,
+    ) -> (Destination, Option<Watched>) {
+        let [authority, path] =
+            [headers.authority, headers.path].map(|field| field.value().unwrap_or_default());
+        let copied = owner.map_or(&[][..], |owner| owner.stored.copied.as_slice());
+        let mut edits = call.edits.iter();
+        let copies = edits.any(|edit| copied.iter().any(|(name, _)| edit.name() == name));
+        let WorkerState { store, routes, .. } = worker;
+        let kind = Routes::kind(store.seed(), authority, path);
+        let destination = routes.destination(host, kind, authority, copies, &self.config.hosts);
+        let watched = match destination {
+            Destination::Inside { asked } if copies => kind.map(|kind| Watched { kind, asked }),
+            _ => None,
+        };
+        (destination, watched)
+    }
+
+    /// A call is over, while the host still knows where it was routed to.
+    pub fn sent(&self, worker: &mut WorkerState, host: &impl Host, watched: Watched) {
+        let Watched { kind, asked } = watched;
+        worker.routes.sent(host, kind, asked, &self.config.hosts);
     }
 
     /// What is copied onto a call of its request's context, wherever it goes.

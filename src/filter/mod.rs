@@ -26,7 +26,7 @@ mod store;
 mod worker;
 mod write;
 
-pub use decide::Reply;
+pub use decide::{Reply, Watched};
 pub use report::REPORT;
 pub use worker::WorkerState;
 
@@ -58,7 +58,7 @@ pub struct Outcome<'a> {
     /// What a call was given that got its request's context.
     pub expected: Option<Expected>,
     /// Given back to [`Filter::sent`] when the call is over.
-    pub watched: Option<u64>,
+    pub watched: Option<Watched>,
     /// The client span of a call, if it has one: to be reported when it is over.
     pub span: Option<Begun>,
     /// The answer to send instead of forwarding the request.
@@ -213,11 +213,6 @@ impl Filter {
             attribution.end(store, host, now_us, &ticket, answered);
         }
         store.end(host, self.limits, now_us / 1000, ticket)
-    }
-
-    /// A call of this kind is over, while the host still knows where it was routed to.
-    pub fn sent(&self, worker: &mut WorkerState, host: &impl Host, kind: u64) {
-        worker.routes.sent(host, kind, &self.config.hosts);
     }
 
     /// The call of this number has returned, or was broken off.

@@ -12,7 +12,7 @@ mod routes;
 
 pub use mesh::Mesh;
 pub use pattern::HostPattern;
-pub use routes::Routes;
+pub use routes::{Destination, Routes};
 
 use cluster::Cluster;
 use mesh::is_service;

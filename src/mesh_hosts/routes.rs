@@ -41,8 +41,23 @@ struct Route {
     /// Calls that are still answered from here.
     left: u32,
     varies: bool,
-    /// Until then, copied headers are taken to lead calls of this kind out of the mesh.
-    leaves_until_ms: u64,
+    /// What the user said of hosts when copied headers led a call of this kind out of the
+    /// mesh, and until when they are taken to do that.
+    leaves: Option<(Rc<Declared>, u64)>,
+}
+
+/// Where a call goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// Not out of the mesh.
+    Inside {
+        /// Envoy was asked for this call, and not for one before it.
+        asked: bool,
+    },
+    /// Out of the mesh.
+    Outside,
+    /// Out of the mesh if it gets the headers that would be copied, and else not.
+    OutsideByCopies,
 }
 
 impl Routes {
@@ -65,35 +80,69 @@ impl Routes {
     /// The kind of a call; `None` if it is not remembered. `seed`: a number that nobody
     /// outside knows.
     pub fn kind(seed: u64, authority: &[u8], path: &[u8]) -> Option<u64> {
-        without_query(path).map(|path| kind(seed, authority, path))
+        let path = without_query(path).filter(|_| authority.len() <= Self::LONGEST);
+        path.map(|path| kind(seed, authority, path))
     }
 
-    /// A call of this kind has been sent, with headers that were copied onto it.
-    pub fn sent(&mut self, host: &impl Host, kind: u64, declared: &Declared) {
-        let now_ms = self.now_ms;
+    /// A call of this kind is over, onto which headers were copied. `asked`: as
+    /// [`Destination::Inside`] had it.
+    pub fn sent(&mut self, host: &impl Host, kind: u64, asked: bool, declared: &Rc<Declared>) {
         let place = self.known.binary_search_by_key(&kind, |(key, _)| *key);
         let known = place.ok().and_then(|at| self.known.get_mut(at));
-        if let (Some((_, route)), Some(mesh)) = (known, &self.mesh) {
-            let cluster = host.cluster();
-            if is_outside(&route.authority, cluster.as_deref(), declared, mesh) {
-                route.leaves_until_ms = now_ms + Self::LEAVES_MS;
+        let (Some((_, route)), Some(mesh)) = (known, &self.mesh) else {
+            return;
+        };
+        // Without a cluster it went nowhere.
+        let cluster = host.cluster();
+        if cluster.is_some() && is_outside(&route.authority, cluster.as_deref(), declared, mesh) {
+            match asked {
+                true => route.leaves = Some((declared.clone(), self.now_ms + Self::LEAVES_MS)),
+                // The answer of before may have been wrong for this one.
+                false => route.varies = true,
             }
         }
     }
 
-    /// Whether a call of this kind leaves the mesh. `copies`: headers of the copy list would
-    /// be added to it.
-    pub fn is_outside(
+    /// Where a call of this kind goes. `copies`: headers of the copy list would be added to it.
+    pub fn destination(
         &mut self,
         host: &impl Host,
         key: Option<u64>,
         authority: &[u8],
         copies: bool,
         declared: &Rc<Declared>,
-    ) -> bool {
+    ) -> Destination {
+        match self.judge(host, key, authority, declared) {
+            (true, _) => Destination::Outside,
+            (false, _) if copies && self.copies_lead_out(key, authority, declared) => {
+                Destination::OutsideByCopies
+            }
+            (false, asked) => Destination::Inside { asked },
+        }
+    }
+
+    /// Whether copied headers have led a call of this kind out of the mesh.
+    fn copies_lead_out(&self, key: Option<u64>, authority: &[u8], declared: &Rc<Declared>) -> bool {
+        let place = key.map(|key| self.known.binary_search_by_key(&key, |(key, _)| *key));
+        let known = place.and_then(Result::ok).and_then(|at| self.known.get(at));
+        let known = known.filter(|(_, route)| *route.authority == *authority);
+        let leaves = known.and_then(|(_, route)| route.leaves.as_ref());
+        leaves.is_some_and(|(by, until_ms)| {
+            Rc::ptr_eq(by, declared) && is_within(self.now_ms, *until_ms, Self::LEAVES_MS)
+        })
+    }
+
+    /// Whether a call is routed out of the mesh, and whether Envoy was asked.
+    fn judge(
+        &mut self,
+        host: &impl Host,
+        key: Option<u64>,
+        authority: &[u8],
+        declared: &Rc<Declared>,
+    ) -> (bool, bool) {
         // No host has such a name (RFC 1035: 253 characters), and there may be 60 KiB of it.
         if authority.len() > Self::LONGEST {
-            return true;
+            return (true, false);
         }
         let now_ms = &mut self.now_ms;
         let mesh = self.mesh.get_or_insert_with(|| {
@@ -106,14 +155,10 @@ impl Routes {
         let known = at.and_then(|at| self.known.get_mut(at));
         let known = known.map(|(_, route)| route);
         let mut known = known.filter(|route| *route.authority == *authority);
-        let leaves_until_ms = known.as_ref().map_or(0, |route| route.leaves_until_ms);
-        if copies && is_within(now_ms, leaves_until_ms, Self::LEAVES_MS) {
-            return true;
-        }
         if let Some(route) = known.as_mut().filter(|route| route.is_valid(now_ms)) {
             route.left -= 1;
             let cluster = route.cluster.as_deref();
-            return match &route.judged {
+            let is_outside = match &route.judged {
                 Some((by, is_outside)) if Rc::ptr_eq(by, declared) => *is_outside,
                 _ => {
                     let is_outside = is_outside(authority, cluster, declared, mesh);
@@ -121,11 +166,13 @@ impl Routes {
                     is_outside
                 }
             };
+            return (is_outside, false);
         }
         let cluster = host.cluster();
         let is_outside = is_outside(authority, cluster.as_deref(), declared, mesh);
-        let varies = known.is_some_and(|before| {
-            before.varies || relevant_name(&before.cluster) != relevant_name(&cluster)
+        let (varies, leaves) = known.map_or((false, None), |before| {
+            let differs = relevant_name(&before.cluster) != relevant_name(&cluster);
+            (before.varies || differs, before.leaves.take())
         });
         let fits = |name: &[u8]| name.len() <= Self::LONGEST;
         let key = key.filter(|_| cluster.as_deref().is_none_or(fits));
@@ -136,7 +183,7 @@ impl Routes {
             until_ms: now_ms + Self::TTL_MS,
             left: Self::CALLS,
             varies,
-            leaves_until_ms,
+            leaves,
         };
         match (key, place) {
             (Some(_), Some(Ok(at))) => {
@@ -145,7 +192,7 @@ impl Routes {
             (Some(key), Some(Err(at))) => self.insert(at, key, route),
             _ => {}
         }
-        is_outside
+        (is_outside, true)
     }
 
     fn insert(&mut self, at: usize, key: u64, route: Route) {

@@ -106,12 +106,7 @@ pub(super) fn added_decision(
         formats,
         ..Injection::default()
     };
-    let all = Formats {
-        multi: true,
-        single: true,
-        w3c: true,
-    };
-    let mut edits = rewrite(headers, &injection, all.without(formats));
+    let mut edits = rewrite(headers, &injection, Formats::ALL.without(formats));
     // The parent stays as it is.
     edits.retain(|edit| [headers::SAMPLED, headers::FLAGS, headers::B3].contains(&edit.name()));
     (sampling, edits)

@@ -55,6 +55,13 @@ pub struct Formats {
 }
 
 impl Formats {
+    /// All three.
+    pub const ALL: Self = Self {
+        multi: true,
+        single: true,
+        w3c: true,
+    };
+
     /// The formats of both.
     pub fn and(self, other: Self) -> Self {
         Self {

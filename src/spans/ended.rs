@@ -5,7 +5,9 @@
 pub const PROPERTIES: &str = "[request.time, \
     has(request.duration) ? request.duration : duration('0s'), \
     has(response.code) ? response.code : 0, \
-    response.flags, request.size, response.size, \
+    response.flags, \
+    has(request.size) ? request.size : 0, \
+    response.size, \
     has(request.protocol) ? request.protocol : '-', \
     has(source.address) ? source.address : '', \
     has(xds.cluster_name) ? xds.cluster_name : '', \

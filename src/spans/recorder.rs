@@ -23,6 +23,8 @@ const WAITING: usize = 256 * 1024;
 const WAITING_MOST: usize = 2 * WAITING;
 /// How long the collector may take to answer, in milliseconds.
 pub const TIMEOUT_MS: u32 = 5000;
+/// So many empty reports, one every `RETRY_MS`, are refused before spans are tried.
+const PATIENCE: std::ops::Range<u32> = 12..720;
 /// A report without an answer for so long never gets one.
 const FORGOTTEN_MS: u64 = 3 * TIMEOUT_MS as u64;
 /// How often a collector that has failed is asked whether it is well again.
@@ -70,6 +72,10 @@ pub struct Recorder {
     failed_ms: Option<u64>,
     /// The answer to the last report that had spans.
     status: u16,
+    /// So many empty reports were refused since spans were last tried in vain.
+    refused: u32,
+    /// So many are to be before spans are tried again.
+    patience: u32,
     /// A report was asked for before the tick ([`Added::Full`]).
     is_asked: bool,
 }
@@ -95,6 +101,8 @@ impl Recorder {
             taken_ms: None,
             failed_ms: None,
             status: 0,
+            refused: 0,
+            patience: PATIENCE.start,
             is_asked: false,
         }
     }
@@ -182,18 +190,34 @@ impl Recorder {
         let is_taken = match (report.spans, status) {
             (_, 200..300) => true,
             // Some collectors take no empty report: they are well again, unless that is what
-            // they said to the spans.
-            (0, 400) => self.status != 400,
+            // they said to the spans. Then spans are tried now and then.
+            (0, 400) if self.status != 400 => true,
+            (0, 400..500) => self.tries(),
             _ => false,
         };
         if report.spans > 0 {
             self.status = status;
+        }
+        if is_taken && report.spans > 0 {
+            self.patience = PATIENCE.start;
         }
         match is_taken {
             true => self.failed_ms = None,
             false => self.failed_ms = Some(now_ms),
         }
         Some((report.spans, is_taken))
+    }
+
+    /// An empty report was refused. Whether spans are to be tried all the same: after a minute,
+    /// two, four, up to an hour.
+    fn tries(&mut self) -> bool {
+        self.refused += 1;
+        let tries = self.refused >= self.patience;
+        if tries {
+            self.refused = 0;
+            self.patience = (2 * self.patience).min(PATIENCE.end);
+        }
+        tries
     }
 
     #[cfg(test)]

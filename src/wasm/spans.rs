@@ -28,6 +28,8 @@ const UNSAMPLED: [(&str, &str); 2] = [
 
 /// So many calls in a row of whose end Envoy does not tell: no further span begins.
 const UNTOLD: u8 = 10;
+/// For so many ticks; then one is tried.
+const CLOSED: u8 = 60;
 
 type Shared = Rc<RefCell<Recorder>>;
 
@@ -163,7 +165,10 @@ impl Plugin {
         let values = Pairs::new(&values).map(|(value, _)| value);
         let Some(ended) = Ended::read(values) else {
             let untold = &reporter.untold;
-            untold.set(untold.get().saturating_add(1));
+            untold.set(match untold.get() + 1 {
+                UNTOLD.. => UNTOLD + CLOSED,
+                fewer => fewer,
+            });
             self.count(Counter::SpansDropped(1));
             return;
         };
@@ -188,6 +193,10 @@ impl Plugin {
         let Some(reporter) = &self.reporter else {
             return;
         };
+        let untold = &reporter.untold;
+        if untold.get() >= UNTOLD {
+            untold.set(untold.get() - 1);
+        }
         let now_ms = Envoy.now_ms();
         let forgotten = reporter.recorder.borrow_mut().forgotten(now_ms);
         if reporter.is_early.take() {

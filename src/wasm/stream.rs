@@ -3,7 +3,7 @@
 use super::envoy::EnvoyOf;
 use super::host_calls;
 use super::plugin::Plugin;
-use crate::filter::REPORT;
+use crate::filter::{REPORT, Watched};
 use crate::headers::Pairs;
 use crate::metrics::Counter;
 use crate::setup::{self, Expected};
@@ -27,7 +27,8 @@ pub(super) struct Stream {
     call: Option<u64>,
     /// What is compared with the headers when the stream is over.
     expected: Option<Expected>,
-    watched: Option<u64>,
+    /// Where the call went is read when it is over.
+    watched: Option<Watched>,
     response_report: Option<String>,
     span: Option<Begun>,
 }
@@ -110,9 +111,9 @@ impl HttpContext for Stream {
     /// of the request can still be read, as they were sent. An upstream filter does not.
     fn on_log(&mut self) {
         let plugin = &*self.plugin;
-        if let Some(kind) = self.watched.take() {
+        if let Some(watched) = self.watched.take() {
             let memory = &mut *plugin.memory.borrow_mut();
-            plugin.filter.sent(memory, &EnvoyOf(plugin), kind);
+            plugin.filter.sent(memory, &EnvoyOf(plugin), watched);
         }
         let Some(expected) = self.expected.take() else {
             return;

@@ -37,6 +37,14 @@ def test_a_gateway_beside_the_applications(of_a_gateway: dict[str, Any], tmp_pat
     assert note.startswith("note   pods: edge-1 of gateways or waypoints, not sidecars")
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_a_gateway_of_another_vendor_has_a_sidecar(native: bool, tmp_path: Path) -> None:
+    """The forms reach it, as they reach every sidecar."""
+    edge = pod("edge-1", native=native, mounted=False, labels=GATEWAY_NAME)
+    said = check(cluster().put(edge), tmp_path)
+    wrong(said, "edge-1: its sidecar does not answer")
+
+
 @pytest.mark.parametrize("by", ["namespace", "pod"])
 def test_pods_in_ambient_mode(by: str, tmp_path: Path) -> None:
     """With a sidecar they would not be in ambient mode any more: that is no remedy."""

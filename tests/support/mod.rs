@@ -2,7 +2,7 @@
 #![allow(dead_code)] // each test file uses its part
 
 use b3relay::config::{Config, Direction};
-use b3relay::filter::{Filter, Outcome, WorkerState};
+use b3relay::filter::{Filter, Outcome, Watched, WorkerState};
 use b3relay::headers::{Pairs, serialize};
 use b3relay::host::{Host, Recording};
 use b3relay::metrics::Counter;
@@ -190,7 +190,7 @@ pub struct Seen {
     pub reply: Option<(u32, String)>,
     pub span: Option<Begun>,
     pub expected: Option<Expected>,
-    watched: Option<u64>,
+    watched: Option<Watched>,
 }
 
 impl Seen {
@@ -308,9 +308,9 @@ impl Sidecar {
 
     /// The call is over, and the host knows where it went.
     pub fn sent(&self, seen: &Seen) {
-        if let Some(kind) = seen.watched {
+        if let Some(watched) = seen.watched {
             let memory = &mut self.memories[seen.worker].borrow_mut();
-            self.outbound.sent(memory, &self.host, kind);
+            self.outbound.sent(memory, &self.host, watched);
         }
     }
 

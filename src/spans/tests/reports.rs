@@ -86,6 +86,33 @@ fn a_collector_that_always_says_no_gets_no_span() {
     }
 }
 
+/// It says no to empty reports whether it is well or not.
+#[test]
+fn spans_are_tried_after_a_minute_and_ever_more_seldom() {
+    for (refuses, tried_at) in [(3, vec![0, 61, 182, 423]), (10, vec![0, 61, 182, 423, 904])] {
+        let mut recorder = Recorder::new(SpanFormat::Zipkin, node());
+        let mut tried = Vec::new();
+        for second in 0..1000u32 {
+            let now_ms = 1000 * u64::from(second);
+            if recorder.is_open() {
+                fill(&mut recorder, 1);
+            }
+            if let Some(report) = recorder.take(now_ms) {
+                recorder.sent((second, 1), report.spans, now_ms);
+                if report.spans > 0 {
+                    tried.push(second);
+                }
+                let is_well = report.spans > 0 && tried.len() > refuses;
+                let status = if is_well { 202 } else { 400 };
+                recorder.answered(second, status, now_ms);
+            }
+        }
+        let seldom = &tried[..tried_at.len().min(tried.len())];
+        assert_eq!(seldom, tried_at);
+        assert_eq!(tried.len() > 500, refuses == 3, "{}", tried.len());
+    }
+}
+
 #[test]
 fn a_collector_that_has_failed_is_asked_again() {
     for status in [0, 301, 404, 503] {
