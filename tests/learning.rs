@@ -52,6 +52,8 @@ struct App {
     has_identifiers: bool,
     /// One of so many calls carries a key of its request.
     keyed: Option<u64>,
+    /// Of a thousand requests, so many end without a call.
+    early: u64,
 }
 
 impl Default for App {
@@ -65,6 +67,7 @@ impl Default for App {
             later_threads: None,
             has_identifiers: false,
             keyed: None,
+            early: 0,
         }
     }
 }
@@ -150,7 +153,9 @@ fn run_and_record(
                 begun += 1;
                 numbers += 1;
                 let route = random.below(app.routes.len() as u64) as usize;
-                at.insert(numbers, (route, 0));
+                let is_early = app.early > 0 && random.below(1000) < app.early;
+                let step = if is_early { usize::MAX } else { 0 };
+                at.insert(numbers, (route, step));
                 let tokens = tokens(numbers);
                 tracker.begin(now, numbers, 0, route as u32 + 100, tokens);
                 seen.push((now, Event::Begun(numbers, route as u32 + 100)));
@@ -364,6 +369,25 @@ fn assert_learns(app: &App, least: f64) {
 #[test]
 fn an_application_with_threads_of_their_own() {
     assert_learns(&App::default(), 0.85);
+}
+
+/// A request that is invalid, or whose answer is known: such ends are rare, and no sign of a
+/// mistake.
+#[test]
+fn a_few_requests_that_end_early_cost_no_trust() {
+    for early in [20, 40] {
+        let app = App {
+            early,
+            routes: vec![vec![1, 2], vec![2, 3], vec![1]],
+            ..App::default()
+        };
+        for seed in 1..4 {
+            let (tally, ..) = run(&app, 5_000, seed);
+            let (right, wrong) = shares(&tally[3..]);
+            let says = format!("{early} of 1,000 end early, seed {seed}: {tally:?}");
+            assert!(right > 0.8 && wrong <= WRONG, "{says}");
+        }
+    }
 }
 
 #[test]

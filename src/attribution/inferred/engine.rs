@@ -222,7 +222,8 @@ impl Engine {
             let counts = self.lesson.as_mut().map(|lesson| &mut lesson.counts);
             let expected = cluster.ended(&self.model, now_us, member, counts);
             if self.is_known_route(notes.route) {
-                self.surprises.add(expected, notes.is_alone);
+                let usual = cluster.usual_surprises(&mut self.model, member);
+                self.surprises.add(expected, usual, notes.is_alone);
                 self.look_back(request, &cluster, member);
             }
             self.acceptance.end();

@@ -2,10 +2,14 @@
 //!
 //! A request that ends where requests of its route do not end was taken for another one.
 //! Where that happens often, as in a pod without CPU time to spare, the belief is worth
-//! nothing.
+//! nothing. Where a few requests of a route do end, it happens as often as that without a
+//! mistake: each request has a few usual surprises, which are subtracted.
 
 /// An end that is less likely than this is a surprise.
-const SURPRISE: f64 = 0.05;
+pub(super) const SURPRISE: f64 = 0.05;
+/// Surprises are usual up to so many times as often as the model has them: its shares are
+/// estimates.
+const USUAL: f64 = 1.3;
 /// Surprises beyond this part of all ends: the belief is wrong too often.
 const MISLED: f64 = 0.06;
 /// Surprises below this part of all ends: a request of which every step was likely is
@@ -18,7 +22,7 @@ const DOUBT: (f64, f64) = (0.02, 3.0);
 /// that were taken for each other, the one that ends last often surprises nobody.
 const MISPLACED: f64 = 1.5;
 
-/// How often ends were surprises: moving averages.
+/// How much more often ends were surprises than usual: moving averages.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Surprises {
     /// Of all requests.
@@ -31,9 +35,10 @@ pub(super) struct Surprises {
 }
 
 impl Surprises {
-    /// A request has ended, which had this probability.
-    pub(super) fn add(&mut self, expected: f64, is_alone: bool) {
-        let surprise = f64::from(u8::from(expected < SURPRISE));
+    /// A request has ended, which had this probability. `usual`: how many surprises are usual
+    /// on the way that it went.
+    pub(super) fn add(&mut self, expected: f64, usual: f64, is_alone: bool) {
+        let surprise = f64::from(u8::from(expected < SURPRISE)) - USUAL * usual;
         self.all += (surprise - self.all) / 128.0;
         self.recent += (surprise - self.recent) / 32.0;
         if is_alone {

@@ -1,6 +1,7 @@
 //! How far a request is in one hypothesis, and on which way it came there.
 
 use crate::attribution::inferred::model::{Connection, Model, NodeId, Position, Progress, Step};
+use crate::attribution::inferred::surprises::SURPRISE;
 use crate::attribution::names::Name;
 use std::rc::Rc;
 
@@ -154,6 +155,22 @@ impl State {
             path = step.previous.as_deref();
         }
         share
+    }
+
+    /// How many ends that would be surprises were to be expected on its way.
+    pub(super) fn usual_surprises(&self, model: &mut Model) -> f64 {
+        let mut of = |progress| {
+            let node = model.nodes.of(progress);
+            let share = f64::from(model.nodes.certain_end_share(node));
+            if share < SURPRISE { share } else { 0.0 }
+        };
+        let mut sum = of(self.progress);
+        let mut path = self.path.as_deref();
+        while let Some(step) = path {
+            sum += of(step.progress) * f64::from(step.share);
+            path = step.previous.as_deref();
+        }
+        sum
     }
 
     /// The request makes a step; `call`: its number and its connection, if the step is a
