@@ -70,6 +70,12 @@ impl Tracker {
         }
     }
 
+    /// How much of all journals is read at once, in segments, where nothing was read before: a
+    /// few milliseconds' work.
+    pub(super) fn segments_at_once(&self) -> u32 {
+        if self.wrong > 0.0 { 4 } else { 64 }
+    }
+
     /// Requests in flight.
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()

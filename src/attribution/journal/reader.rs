@@ -15,6 +15,8 @@ pub struct Reader {
     offset: usize,
     /// Events before that segment were not read.
     is_new: bool,
+    /// Events from before then are passed over the next time that it is read.
+    from_us: u64,
     /// The last time that it was read began with such a segment, of this number.
     began_anew: Option<u32>,
     /// Requests of the worker that are in flight after what was read.
@@ -52,11 +54,32 @@ impl Reader {
             number: 0,
             offset: HEAD,
             is_new: true,
+            from_us: 0,
             began_anew: None,
             in_flight: 0,
             unknown: 0,
             first: None,
         }
+    }
+
+    /// Begins with the last ones of so many segments, and not with the oldest. Returns the time
+    /// of the first event of those, by the machine's clock; 0 if no event was ever written
+    /// before.
+    pub fn skip(&mut self, data: &impl SharedData, own: Option<&Writer>, most: u32) -> u64 {
+        self.rewind(data, own, most);
+        match self.segment(data, own, self.number) {
+            Segment::Whole(number, _, bytes) if number > 0 => {
+                let mut rest = bytes.get(HEAD..).unwrap_or_default();
+                read_u64(&mut rest).unwrap_or(0)
+            }
+            _ => 0,
+        }
+    }
+
+    /// The next time that it is read, events from before then, by the machine's clock, are
+    /// passed over: the requests that are in flight are not known then.
+    pub fn pass_over(&mut self, from_us: u64) {
+        self.from_us = from_us;
     }
 
     /// Of no request in flight the beginning was not read, or was forgotten.
@@ -155,6 +178,7 @@ impl Reader {
         events: &mut Vec<(u64, u16, Event)>,
     ) -> Read {
         let mut found = Read::All;
+        let from_us = std::mem::take(&mut self.from_us);
         self.began_anew = None;
         let others = events.len();
         // No more than there are, even if the writer is faster.
@@ -182,7 +206,7 @@ impl Reader {
                 if !self.is_new {
                     found = Read::Lost;
                 }
-                self.rewind(data, own);
+                self.rewind(data, own, SEGMENTS);
                 continue;
             }
             if self.offset == HEAD {
@@ -206,6 +230,10 @@ impl Reader {
                     break;
                 };
                 self.count(&event);
+                if at_us < from_us {
+                    self.forget();
+                    continue;
+                }
                 events.push((at_us, self.worker.0, event));
             }
             self.offset = bytes.len();
@@ -218,13 +246,19 @@ impl Reader {
         found
     }
 
-    /// Goes to the oldest segment.
-    fn rewind(&mut self, data: &impl SharedData, own: Option<&Writer>) {
-        let numbers = (0..SEGMENTS).filter_map(|number| match self.segment(data, own, number) {
-            Segment::Whole(number, ..) => Some(number),
-            _ => None,
-        });
-        self.number = numbers.min().unwrap_or(0);
+    /// Goes to the oldest of the last so many segments.
+    fn rewind(&mut self, data: &impl SharedData, own: Option<&Writer>, most: u32) {
+        let (mut oldest, mut end) = (u32::MAX, 0);
+        for slot in 0..SEGMENTS {
+            if let Segment::Whole(number, ..) = self.segment(data, own, slot) {
+                oldest = oldest.min(number);
+                end = end.max(number.saturating_add(1));
+            }
+        }
+        self.number = oldest.max(end.saturating_sub(most));
+        if end == 0 {
+            self.number = 0;
+        }
         self.offset = HEAD;
         self.is_new = true;
     }
