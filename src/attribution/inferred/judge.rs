@@ -61,6 +61,12 @@ impl Engine {
             false => 0.0,
         };
         let the_call = (call.number, kind, connection);
+        // One of those that do not count may have made it, unless an identifier tells.
+        let kept = candidates.iter().map(Candidate::weight).sum::<f64>() + background;
+        let certainty = match candidates.first() {
+            Some(best) if best.tokens > TOKEN => certainty,
+            _ => certainty * (kept / total),
+        };
         let shares = self.branch(now_us, the_call, &candidates, background);
         let background = shares.last().copied().unwrap_or(1.0);
         let shares = shares.into_iter().map(|share| share * certainty);
@@ -210,5 +216,52 @@ impl Engine {
         );
         self.add_cluster(cluster);
         shares
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attribution::in_flight::Request;
+    use crate::attribution::inferred::model::Progress;
+
+    /// So many requests of a route that is known have just begun.
+    fn begun(requests: u64) -> (Engine, InFlight) {
+        let (mut engine, mut in_flight) = (Engine::default(), InFlight::default());
+        let start = engine.model.nodes.of(Progress::start(1));
+        engine.model.nodes.learn_certain(start, false, 30.0);
+        for _ in 0..5 {
+            engine.model.background.learn_call(1, 0.0, 5);
+        }
+        for number in 1..=requests {
+            let request = Request {
+                number,
+                bucket: 0,
+                route: 1,
+                began_us: 1_000_000,
+                heard_us: 1_000_000,
+            };
+            engine.begin(1_000_000, Some(&request), false, vec![]);
+            in_flight.add(request);
+        }
+        (engine, in_flight)
+    }
+
+    fn judge(engine: &mut Engine, in_flight: &mut InFlight, number: u64) {
+        let call = NewCall {
+            number,
+            kind: 1,
+            tokens: &[],
+            port: 0,
+        };
+        engine.judge(1_001_000, call, in_flight, None, 0.005);
+    }
+
+    #[test]
+    fn candidates_that_are_left_out_are_a_doubt() {
+        let (mut engine, mut in_flight) = begun(40);
+        judge(&mut engine, &mut in_flight, 1);
+        let share = engine.judged.first().map(|judged| judged.share);
+        assert!(share.is_some_and(|share| share < 1.1 / 40.0), "{share:?}");
     }
 }
