@@ -21,6 +21,8 @@ const DOUBT: (f64, f64) = (0.02, 3.0);
 /// Requests that are not where they are believed to be, for each surprise: of two
 /// that were taken for each other, the one that ends last often surprises nobody.
 const MISPLACED: f64 = 1.5;
+/// Ends after which a third is left of what requests showed that were alone.
+const FORGOTTEN: f64 = 512.0;
 
 /// How much more often ends were surprises than usual: moving averages.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,13 +43,20 @@ impl Surprises {
         let surprise = f64::from(u8::from(expected < SURPRISE)) - USUAL * usual;
         self.all += (surprise - self.all) / 128.0;
         self.recent += (surprise - self.recent) / 32.0;
+        // Under load, what those showed that were alone is forgotten.
+        self.alone -= self.alone / FORGOTTEN;
         if is_alone {
             self.alone += (surprise - self.alone) / 128.0;
         }
     }
 
     fn excess(self) -> f64 {
-        (self.all - 2.0 * self.alone).max(0.0)
+        (self.all - self.excused()).max(0.0)
+    }
+
+    /// What needs no mistake of the belief.
+    fn excused(self) -> f64 {
+        2.0 * self.alone.max(0.0)
     }
 
     /// The belief is wrong too often for anything.
@@ -75,6 +84,36 @@ impl Surprises {
     /// nothing speaks against it: two that have been taken for each other go on
     /// doing what is expected, until they end.
     pub(super) fn misplaced(self) -> f64 {
-        (MISPLACED * (self.recent - 2.0 * self.alone)).clamp(0.0, 1.0)
+        (MISPLACED * (self.recent - self.excused())).clamp(0.0, 1.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_requests_alone_showed_excuses_no_mistakes_under_load_for_ever() {
+        let mut surprises = Surprises::default();
+        for n in 0..140 {
+            surprises.add(if n < 40 { 0.0 } else { 1.0 }, 0.0, true);
+        }
+        for n in 0..5000 {
+            surprises.add(if n % 8 == 0 { 0.0 } else { 1.0 }, 0.0, false);
+        }
+        assert!(surprises.are_many(), "{surprises:?}");
+    }
+
+    #[test]
+    fn ends_as_rare_as_they_are_known_to_be_are_no_mistakes() {
+        let mut surprises = Surprises::default();
+        for n in 0..5000 {
+            surprises.add(if n % 25 == 0 { 0.04 } else { 0.96 }, 0.04, n % 7 == 0);
+        }
+        assert!(surprises.are_few(), "{surprises:?}");
+        for n in 0..200 {
+            surprises.add(if n % 8 == 0 { 0.04 } else { 0.96 }, 0.04, false);
+        }
+        assert!(surprises.are_many(), "{surprises:?}");
     }
 }
