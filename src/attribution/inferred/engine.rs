@@ -4,6 +4,7 @@ use super::NewCall;
 use super::acceptance::Acceptance;
 use super::belief::{Cluster, Ready};
 use super::candidates::Candidate;
+use super::learning::Named;
 use super::model::{Counts, Model, Progress};
 use super::surprises::Surprises;
 use crate::attribution::in_flight::{InFlight, Request};
@@ -289,14 +290,12 @@ impl Engine {
         self.left.clear();
     }
 
-    /// The name is of another route from now on.
-    pub(super) fn forget_route(&mut self, route: Name) {
-        self.model.forget_route(route);
-    }
-
-    /// The name is of another kind from now on.
-    pub(super) fn forget_kind(&mut self, kind: Name) {
-        self.model.forget_kind(kind);
+    /// The name is of another route, or kind, from now on.
+    pub(super) fn forget_name(&mut self, forgotten: Named) {
+        match forgotten {
+            Named::Route(route) => self.model.forget_route(route),
+            Named::Kind(kind) => self.model.forget_kind(kind),
+        }
     }
 
     pub(super) fn request(&self, number: u64) -> Option<&Notes> {

@@ -46,7 +46,7 @@ use super::names::Name;
 use super::signature::Token;
 use super::tracker::{Basis, Verdict};
 use engine::Engine;
-use learning::{Learner, What};
+use learning::{Learner, Named, What};
 use model::Connection;
 use std::collections::VecDeque;
 
@@ -224,14 +224,17 @@ impl Inferred {
 
     /// The name is of another route from now on.
     pub(super) fn forget_route(&mut self, route: Name) {
-        self.learner.forget();
-        self.engine.forget_route(route);
+        self.forget_name(Named::Route(route));
     }
 
     /// The name is of another kind from now on.
     pub(super) fn forget_kind(&mut self, kind: Name) {
-        self.learner.forget();
-        self.engine.forget_kind(kind);
+        self.forget_name(Named::Kind(kind));
+    }
+
+    fn forget_name(&mut self, forgotten: Named) {
+        self.learner.forget_name(forgotten);
+        self.engine.forget_name(forgotten);
     }
 
     /// Learns for a few milliseconds at most. Returns whether there is more to do at once.

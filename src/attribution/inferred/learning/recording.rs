@@ -23,6 +23,13 @@ pub(in crate::attribution::inferred) enum What {
     Returned,
 }
 
+/// What a name is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::attribution::inferred) enum Named {
+    Route(Name),
+    Kind(Name),
+}
+
 /// An event.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Recorded {
@@ -57,6 +64,22 @@ impl Recording {
     /// There is no room for more.
     pub(super) fn is_full(&self) -> bool {
         self.events.len() >= EVENTS_MOST
+    }
+
+    /// A name is of another route, or kind, from now on: here it becomes that of all of them
+    /// together.
+    pub(super) fn forget_name(&mut self, forgotten: Named) {
+        for event in &mut self.events {
+            match (&mut event.what, forgotten) {
+                (What::Begun(name), Named::Route(gone))
+                | (What::Called { kind: name, .. }, Named::Kind(gone))
+                    if *name == gone =>
+                {
+                    *name = 0;
+                }
+                _ => {}
+            }
+        }
     }
 
     pub(super) fn events(&self) -> &[Recorded] {
