@@ -111,8 +111,8 @@ mod tests {
             surprises.add(if n % 25 == 0 { 0.04 } else { 0.96 }, 0.04, n % 7 == 0);
         }
         assert!(surprises.are_few(), "{surprises:?}");
-        for n in 0..200 {
-            surprises.add(if n % 8 == 0 { 0.04 } else { 0.96 }, 0.04, false);
+        for n in 0..400 {
+            surprises.add(if n % 5 == 0 { 0.04 } else { 0.96 }, 0.04, false);
         }
         assert!(surprises.are_many(), "{surprises:?}");
     }

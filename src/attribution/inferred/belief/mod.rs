@@ -107,6 +107,12 @@ impl Cluster {
         usual.sum()
     }
 
+    /// Some of the steps of a member may not be remembered.
+    pub(super) fn is_full(&self, member: usize) -> bool {
+        let mut states = self.hypotheses.iter().filter_map(|h| h.states.get(member));
+        states.any(State::is_full)
+    }
+
     /// This one and the other as one: each hypothesis of one with each of the other.
     pub(super) fn merge(self, other: Cluster) -> Cluster {
         let offset = self.members.len();

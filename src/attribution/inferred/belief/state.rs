@@ -144,6 +144,11 @@ impl State {
         self.node = model.nodes.of(self.progress);
     }
 
+    /// Some of its steps may not be remembered.
+    pub(super) fn is_full(&self) -> bool {
+        self.path.as_ref().is_some_and(|path| path.length >= STEPS)
+    }
+
     /// The probability that the request has made this call, if the hypothesis is right.
     pub(super) fn made(&self, call: u64) -> f32 {
         let mut share = 0.0;
