@@ -164,8 +164,8 @@ impl Engine {
         }
         self.acceptance.add(share, background);
         if self.judged.len() >= JUDGED_MOST {
-            // Of a request that does not end, such as a stream.
-            self.judged.swap_remove(0);
+            // The oldest, of a request that does not end, such as a stream.
+            self.judged.remove(0);
         }
         self.judged.push(Judged {
             call,
@@ -263,5 +263,22 @@ mod tests {
         judge(&mut engine, &mut in_flight, 1);
         let share = engine.judged.first().map(|judged| judged.share);
         assert!(share.is_some_and(|share| share < 1.1 / 40.0), "{share:?}");
+    }
+
+    #[test]
+    fn the_oldest_verdict_goes_first() {
+        let (mut engine, mut in_flight) = begun(2);
+        for call in 1..=JUDGED_MOST as u64 {
+            engine.judged.push(Judged {
+                call,
+                request: 99,
+                share: 0.9,
+            });
+        }
+        for call in 1001..=1010 {
+            judge(&mut engine, &mut in_flight, call);
+        }
+        let new = engine.judged.iter().filter(|judged| judged.call > 1000);
+        assert_eq!(new.count(), 10);
     }
 }
