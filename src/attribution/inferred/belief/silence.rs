@@ -17,7 +17,9 @@ pub(in crate::attribution::inferred) struct Ready {
 impl Cluster {
     /// Weighs the hypotheses by what has not happened since the last time.
     pub(in crate::attribution::inferred) fn advance(&mut self, model: &Model, now_us: u64) {
-        let from_us = std::mem::replace(&mut self.at_us, now_us);
+        let from_us = self.at_us;
+        let now_us = now_us.max(from_us);
+        self.at_us = now_us;
         if self.hypotheses.len() < 2 || now_us <= from_us {
             return;
         }
@@ -75,7 +77,9 @@ impl Cluster {
         line: &[Ready],
         mut counts: Option<&mut Counts>,
     ) {
-        let from_us = std::mem::replace(&mut self.at_us, now_us);
+        let from_us = self.at_us;
+        let now_us = now_us.max(from_us);
+        self.at_us = now_us;
         let others = line.iter().filter(|r| !self.members.contains(&r.request));
         let others: Vec<u64> = others.map(|ready| ready.since_us).collect();
         let mut own: Vec<u64> = Vec::new();
@@ -116,5 +120,58 @@ impl Cluster {
             *weight *= factor;
         }
         self.normalize();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attribution::inferred::belief::NO_OWNER;
+    use crate::attribution::inferred::model::{Connection, Progress, Step};
+
+    /// A request that has made a call, or has not.
+    fn cluster(model: &mut Model) -> Cluster {
+        let progress = Progress::start(1);
+        let node = model.nodes.of(progress);
+        let mut cluster = Cluster::new(1, progress, node, 0);
+        let hypotheses = &mut cluster.hypotheses;
+        let mut other = hypotheses.first().cloned().unwrap();
+        for state in &mut other.states {
+            state.step(model, 0, Step::Called(1), (7, Connection::NONE));
+        }
+        other.owners.push(0);
+        hypotheses.push(other);
+        for hypothesis in hypotheses.iter_mut() {
+            hypothesis.weight = 0.5;
+        }
+        hypotheses.first_mut().unwrap().owners.push(NO_OWNER);
+        cluster.calls.push(7);
+        cluster
+    }
+
+    fn odds(cluster: &Cluster) -> f64 {
+        let mut weights = cluster
+            .hypotheses
+            .iter()
+            .map(|hypothesis| hypothesis.weight);
+        weights.next().unwrap() / weights.next().unwrap_or(f64::INFINITY)
+    }
+
+    type Advance = fn(&mut Cluster, &Model, u64);
+    const WAYS: [Advance; 2] = [Cluster::advance, |cluster, model, now_us| {
+        cluster.advance_in_line(model, now_us, &[], None);
+    }];
+
+    #[test]
+    fn an_event_out_of_order_does_not_count_the_silence_twice() {
+        let model = &mut Model::default();
+        for advance in WAYS {
+            let (mut one, mut late) = (cluster(model), cluster(model));
+            advance(&mut one, model, 2_000);
+            for us in [2_000, 1, 2_000] {
+                advance(&mut late, model, us);
+            }
+            assert_eq!(odds(&one), odds(&late));
+        }
     }
 }
