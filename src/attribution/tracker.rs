@@ -297,7 +297,7 @@ impl Tracker {
         if is_reused {
             self.exclusive.forget_route(name);
             if let Some(inferred) = &mut self.inferred {
-                inferred.forget_route(name);
+                inferred.forget_name(false, name);
             }
         }
         name
@@ -312,7 +312,7 @@ impl Tracker {
             if is_reused {
                 self.exclusive.forget_kind(name);
                 if let Some(inferred) = &mut self.inferred {
-                    inferred.forget_kind(name);
+                    inferred.forget_name(true, name);
                 }
             }
         }

@@ -4,7 +4,6 @@ use super::NewCall;
 use super::acceptance::Acceptance;
 use super::belief::{Cluster, Ready};
 use super::candidates::Candidate;
-use super::learning::Named;
 use super::model::{Counts, Model, Progress};
 use super::surprises::Surprises;
 use crate::attribution::in_flight::{InFlight, Request};
@@ -292,10 +291,10 @@ impl Engine {
     }
 
     /// The name is of another route, or kind, from now on.
-    pub(super) fn forget_name(&mut self, forgotten: Named) {
-        match forgotten {
-            Named::Route(route) => self.model.forget_route(route),
-            Named::Kind(kind) => self.model.forget_kind(kind),
+    pub(super) fn forget_name(&mut self, is_kind: bool, name: Name) {
+        match is_kind {
+            false => self.model.forget_route(name),
+            true => self.model.forget_kind(name),
         }
     }
 

@@ -46,7 +46,7 @@ use super::names::Name;
 use super::signature::Token;
 use super::tracker::{Basis, Verdict};
 use engine::Engine;
-use learning::{Learner, Named, What};
+use learning::{Learner, What};
 use model::Connection;
 use std::collections::VecDeque;
 
@@ -222,19 +222,10 @@ impl Inferred {
         self.engine.forget();
     }
 
-    /// The name is of another route from now on.
-    pub(super) fn forget_route(&mut self, route: Name) {
-        self.forget_name(Named::Route(route));
-    }
-
-    /// The name is of another kind from now on.
-    pub(super) fn forget_kind(&mut self, kind: Name) {
-        self.forget_name(Named::Kind(kind));
-    }
-
-    fn forget_name(&mut self, forgotten: Named) {
-        self.learner.forget_name(forgotten);
-        self.engine.forget_name(forgotten);
+    /// The name is of another route, or kind, from now on.
+    pub(super) fn forget_name(&mut self, is_kind: bool, name: Name) {
+        self.learner.forget_name(is_kind, name);
+        self.engine.forget_name(is_kind, name);
     }
 
     /// Learns for a few milliseconds at most. Returns whether there is more to do at once.

@@ -16,10 +16,11 @@ mod replay;
 mod study;
 
 use super::engine::Engine;
+use crate::attribution::names::{NAMES, Name};
 use recording::{Recorded, Recording};
 use study::Study;
 
-pub(super) use recording::{Named, What};
+pub(super) use recording::What;
 pub(super) use study::Learned;
 
 /// Work of one slice: a millisecond or two.
@@ -33,14 +34,17 @@ const UNKNOWN: usize = 2000;
 const DOUBLINGS_MOST: u32 = 6;
 /// Two guesses that come to the same once may do so by chance.
 const SUSPICION: u8 = 2;
+/// More than any name.
+const KIND: u64 = NAMES as u64;
 
 /// Records what happens, and studies it from time to time.
 #[derive(Debug, Default)]
 pub(super) struct Learner {
     recording: Recording,
     study: Option<Box<Study>>,
-    /// Names that have been given to others since the study began.
-    forgotten: Vec<Named>,
+    /// Names that have been given to others since the study began: of routes, and of kinds,
+    /// to which [`KIND`] is added. With `u64` the module has no further copy of `Vec`'s growth.
+    forgotten: Vec<u64>,
     /// Studies that have come to an end since this began, or was begun anew.
     studies: usize,
     /// How often it was begun anew in vain, and requests since.
@@ -80,9 +84,10 @@ impl Learner {
     }
 
     /// A name is of another route, or kind, from now on.
-    pub(super) fn forget_name(&mut self, forgotten: Named) {
+    pub(super) fn forget_name(&mut self, is_kind: bool, name: Name) {
+        let forgotten = u64::from(name) + if is_kind { KIND } else { 0 };
         if self.study.is_none() {
-            self.recording.forget_name(forgotten);
+            self.recording.forget_name(is_kind, name);
         } else if !self.forgotten.contains(&forgotten) {
             self.forgotten.push(forgotten);
         }
@@ -113,7 +118,7 @@ impl Learner {
             };
             engine.is_doubtful = self.suspicion > 0;
             for forgotten in std::mem::take(&mut self.forgotten) {
-                engine.forget_name(forgotten);
+                engine.forget_name(forgotten >= KIND, forgotten as Name);
             }
             self.study = None;
             self.studies += 1;
@@ -164,8 +169,8 @@ mod tests {
     fn a_name_that_is_given_to_another_is_renamed_in_the_recording() {
         let mut learner = Learner::default();
         record(&mut learner, 9);
-        learner.forget_name(Named::Route(2));
-        learner.forget_name(Named::Kind(3));
+        learner.forget_name(false, 2);
+        learner.forget_name(true, 3);
         let events = || learner.recording.events().iter();
         let with = |what: fn(What) -> bool| events().filter(|event| what(event.what)).count();
         assert_eq!(events().count(), 36);
@@ -183,7 +188,7 @@ mod tests {
             record(&mut learner, 200);
             assert!(learner.learn(&live, None).0.is_none(), "it has just begun");
             if is_forgotten {
-                learner.forget_name(Named::Route(2));
+                learner.forget_name(false, 2);
             }
             let mut slices = (0..100_000).map(|_| learner.learn(&live, None));
             let mut learned = slices.find_map(|(learned, _)| learned).unwrap();

@@ -23,13 +23,6 @@ pub(in crate::attribution::inferred) enum What {
     Returned,
 }
 
-/// What a name is of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::attribution::inferred) enum Named {
-    Route(Name),
-    Kind(Name),
-}
-
 /// An event.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Recorded {
@@ -66,18 +59,16 @@ impl Recording {
         self.events.len() >= EVENTS_MOST
     }
 
-    /// A name is of another route, or kind, from now on: here it becomes that of all of them
-    /// together.
-    pub(super) fn forget_name(&mut self, forgotten: Named) {
+    /// This name of a route, or of a kind, becomes that of all of them together.
+    pub(super) fn forget_name(&mut self, is_kind: bool, forgotten: Name) {
         for event in &mut self.events {
-            match (&mut event.what, forgotten) {
-                (What::Begun(name), Named::Route(gone))
-                | (What::Called { kind: name, .. }, Named::Kind(gone))
-                    if *name == gone =>
-                {
-                    *name = 0;
-                }
-                _ => {}
+            let name = match &mut event.what {
+                What::Begun(route) if !is_kind => route,
+                What::Called { kind, .. } if is_kind => kind,
+                _ => continue,
+            };
+            if *name == forgotten {
+                *name = 0;
             }
         }
     }
