@@ -164,18 +164,17 @@ impl State {
 
     /// How many ends that would be surprises were to be expected on its way.
     pub(super) fn usual_surprises(&self, model: &mut Model) -> f64 {
-        let mut of = |progress| {
+        let (mut progress, mut weight) = (self.progress, 1.0);
+        let (mut sum, mut path) = (0.0, &self.path);
+        loop {
             let node = model.nodes.of(progress);
             let share = f64::from(model.nodes.certain_end_share(node));
-            if share < SURPRISE { share } else { 0.0 }
-        };
-        let mut sum = of(self.progress);
-        let mut path = self.path.as_deref();
-        while let Some(step) = path {
-            sum += of(step.progress) * f64::from(step.share);
-            path = step.previous.as_deref();
+            if share < SURPRISE {
+                sum += f64::from(weight) * share;
+            }
+            let Some(step) = path else { return sum };
+            (progress, weight, path) = (step.progress, step.share, &step.previous);
         }
-        sum
     }
 
     /// The request makes a step; `call`: its number and its connection, if the step is a
