@@ -327,8 +327,7 @@ impl Attribution {
         let mut taught_us = 0;
         for reader in &mut self.readers {
             let others = events.len();
-            reader.pass_over(from_us);
-            lost |= reader.read(data, self.writer.as_ref(), &mut events) == Read::Lost;
+            lost |= reader.read(data, self.writer.as_ref(), from_us, &mut events) == Read::Lost;
             let read = events.get_mut(others..).unwrap_or_default();
             self.clock.place(read);
             if reader.began_anew() {

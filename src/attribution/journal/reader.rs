@@ -15,8 +15,6 @@ pub struct Reader {
     offset: usize,
     /// Events before that segment were not read.
     is_new: bool,
-    /// Events from before then are passed over the next time that it is read.
-    from_us: u64,
     /// The last time that it was read began with such a segment, of this number.
     began_anew: Option<u32>,
     /// Requests of the worker that are in flight after what was read.
@@ -54,7 +52,6 @@ impl Reader {
             number: 0,
             offset: HEAD,
             is_new: true,
-            from_us: 0,
             began_anew: None,
             in_flight: 0,
             unknown: 0,
@@ -74,12 +71,6 @@ impl Reader {
             }
             _ => 0,
         }
-    }
-
-    /// The next time that it is read, events from before then, by the machine's clock, are
-    /// passed over: the requests that are in flight are not known then.
-    pub fn pass_over(&mut self, from_us: u64) {
-        self.from_us = from_us;
     }
 
     /// Of no request in flight the beginning was not read, or was forgotten.
@@ -170,15 +161,16 @@ impl Reader {
 
     /// Appends every event since the last time, with its time by the machine's clock, in
     /// microseconds, and the number of its worker. `own`: the journal that the reading worker
-    /// writes, which takes no host call to read.
+    /// writes, which takes no host call to read. Events from before `from_us`, by the machine's
+    /// clock, are passed over: the requests that are in flight are not known then.
     pub fn read(
         &mut self,
         data: &impl SharedData,
         own: Option<&Writer>,
+        from_us: u64,
         events: &mut Vec<(u64, u16, Event)>,
     ) -> Read {
         let mut found = Read::All;
-        let from_us = std::mem::take(&mut self.from_us);
         self.began_anew = None;
         let others = events.len();
         // No more than there are, even if the writer is faster.
@@ -248,17 +240,16 @@ impl Reader {
 
     /// Goes to the oldest of the last so many segments.
     fn rewind(&mut self, data: &impl SharedData, own: Option<&Writer>, most: u32) {
-        let (mut oldest, mut end) = (u32::MAX, 0);
-        for slot in 0..SEGMENTS {
-            if let Segment::Whole(number, ..) = self.segment(data, own, slot) {
-                oldest = oldest.min(number);
-                end = end.max(number.saturating_add(1));
-            }
-        }
-        self.number = oldest.max(end.saturating_sub(most));
-        if end == 0 {
-            self.number = 0;
-        }
+        let numbers = (0..SEGMENTS).filter_map(|number| match self.segment(data, own, number) {
+            Segment::Whole(number, ..) => Some(number),
+            _ => None,
+        });
+        let (oldest, newest) = numbers.fold((u32::MAX, 0), |(oldest, newest), number| {
+            (oldest.min(number), newest.max(number))
+        });
+        self.number = oldest
+            .min(newest)
+            .max(newest.saturating_sub(most.saturating_sub(1)));
         self.offset = HEAD;
         self.is_new = true;
     }

@@ -13,7 +13,7 @@ fn end(request: u64) -> Event {
 
 fn read(reader: &mut Reader, data: &InMemory) -> (Read, Vec<Event>) {
     let mut events = Vec::new();
-    let found = reader.read(data, None, &mut events);
+    let found = reader.read(data, None, 0, &mut events);
     (
         found,
         events.into_iter().map(|(_, _, event)| event).collect(),
@@ -79,9 +79,11 @@ fn a_late_reader_can_begin_with_the_newest() {
     for passed_over in [0, 1990] {
         let mut reader = Reader::new((3, 77));
         let first_us = reader.skip(&data, Some(&writer), 2);
-        reader.pass_over(passed_over);
         let mut events = Vec::new();
-        assert_eq!(reader.read(&data, None, &mut events), Read::All);
+        assert_eq!(
+            reader.read(&data, None, passed_over, &mut events),
+            Read::All
+        );
         assert_eq!(events.first().unwrap().0, first_us.max(passed_over));
         assert_eq!(events.last().unwrap().2, end(999));
         assert!(first_us > 1600 && reader.began_late() && !reader.knows_all());
