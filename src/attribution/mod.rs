@@ -315,8 +315,9 @@ impl Attribution {
             if !self.readers.iter().any(|r| r.worker() == *worker) {
                 let mut reader = Reader::new(*worker);
                 if begins {
-                    let most = self.tracker.segments_at_once() / workers.len() as u32;
-                    let first_us = reader.skip(data, self.writer.as_ref(), most.max(2));
+                    let most = self.tracker.segments_at_once();
+                    let most = most.checked_div(workers.len() as u32).unwrap_or(0).max(1);
+                    let first_us = reader.skip(data, self.writer.as_ref(), most);
                     from_us = first_us.max(from_us);
                 }
                 self.readers.push(reader);

@@ -70,10 +70,10 @@ impl Tracker {
         }
     }
 
-    /// How much of all journals is read at once, in segments, where nothing was read before: a
-    /// few milliseconds' work.
+    /// How much of all journals is read at once where nothing was read before, in segments
+    /// besides the newest ones: a few milliseconds' work.
     pub(super) fn segments_at_once(&self) -> u32 {
-        if self.wrong > 0.0 { 4 } else { 64 }
+        if self.wrong > 0.0 { 2 } else { 64 }
     }
 
     /// Requests in flight.

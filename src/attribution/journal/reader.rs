@@ -59,8 +59,8 @@ impl Reader {
         }
     }
 
-    /// Begins with the last ones of so many segments, and not with the oldest. Returns the time
-    /// of the first event of those, by the machine's clock; 0 if no event was ever written
+    /// Begins with the newest segment and so many before, and not with the oldest. Returns the
+    /// time of the first event of those, by the machine's clock; 0 if no event was ever written
     /// before.
     pub fn skip(&mut self, data: &impl SharedData, own: Option<&Writer>, most: u32) -> u64 {
         self.rewind(data, own, most);
@@ -82,6 +82,13 @@ impl Reader {
     pub fn forget(&mut self) {
         self.unknown = self.in_flight;
         self.first = None;
+    }
+
+    /// The same, with all events but so many.
+    #[inline(never)]
+    fn forget_with(&mut self, events: &mut Vec<(u64, u16, Event)>, others: usize) {
+        events.truncate(others);
+        self.forget();
     }
 
     /// What the last [`Reader::read`] appended is not all that was ever written: what was
@@ -205,8 +212,7 @@ impl Reader {
                 self.in_flight = in_flight;
                 if std::mem::take(&mut self.is_new) {
                     self.began_anew = Some(number);
-                    events.truncate(others);
-                    self.forget();
+                    self.forget_with(events, others);
                 } else {
                     self.unknown = self.unknown.min(in_flight);
                 }
@@ -222,11 +228,10 @@ impl Reader {
                     break;
                 };
                 self.count(&event);
-                if at_us < from_us {
-                    self.forget();
-                    continue;
-                }
                 events.push((at_us, self.worker.0, event));
+                if at_us < from_us {
+                    self.forget_with(events, others);
+                }
             }
             self.offset = bytes.len();
             if bytes.len() < SEGMENT {
@@ -238,18 +243,16 @@ impl Reader {
         found
     }
 
-    /// Goes to the oldest of the last so many segments.
+    /// Goes to the oldest segment that is older than the newest by no more than so many.
     fn rewind(&mut self, data: &impl SharedData, own: Option<&Writer>, most: u32) {
-        let numbers = (0..SEGMENTS).filter_map(|number| match self.segment(data, own, number) {
-            Segment::Whole(number, ..) => Some(number),
-            _ => None,
-        });
-        let (oldest, newest) = numbers.fold((u32::MAX, 0), |(oldest, newest), number| {
-            (oldest.min(number), newest.max(number))
-        });
-        self.number = oldest
-            .min(newest)
-            .max(newest.saturating_sub(most.saturating_sub(1)));
+        let (mut oldest, mut newest) = (u32::MAX, 0);
+        for slot in 0..SEGMENTS {
+            if let Segment::Whole(number, ..) = self.segment(data, own, slot) {
+                oldest = oldest.min(number);
+                newest = newest.max(number);
+            }
+        }
+        self.number = oldest.min(newest).max(newest.saturating_sub(most));
         self.offset = HEAD;
         self.is_new = true;
     }

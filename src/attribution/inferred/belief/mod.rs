@@ -109,8 +109,9 @@ impl Cluster {
 
     /// Some of the steps of a member may not be remembered.
     pub(super) fn is_full(&self, member: usize) -> bool {
-        let mut states = self.hypotheses.iter().filter_map(|h| h.states.get(member));
-        states.any(State::is_full)
+        let likeliest = self.hypotheses.first();
+        let state = likeliest.and_then(|h| h.states.get(member));
+        state.is_some_and(State::is_full)
     }
 
     /// This one and the other as one: each hypothesis of one with each of the other.

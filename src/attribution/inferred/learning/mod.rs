@@ -117,7 +117,7 @@ impl Learner {
                 false => self.suspicion.saturating_sub(1),
             };
             engine.is_doubtful = self.suspicion > 0;
-            for forgotten in std::mem::take(&mut self.forgotten) {
+            while let Some(forgotten) = self.forgotten.pop() {
                 engine.forget_name(forgotten >= KIND, forgotten as Name);
             }
             self.study = None;
