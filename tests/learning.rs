@@ -52,6 +52,8 @@ struct App {
     has_identifiers: bool,
     /// One of so many calls carries a key of its request.
     keyed: Option<u64>,
+    /// Of a thousand requests, so many end without a call.
+    early: u64,
 }
 
 impl Default for App {
@@ -65,6 +67,7 @@ impl Default for App {
             later_threads: None,
             has_identifiers: false,
             keyed: None,
+            early: 0,
         }
     }
 }
@@ -150,7 +153,9 @@ fn run_and_record(
                 begun += 1;
                 numbers += 1;
                 let route = random.below(app.routes.len() as u64) as usize;
-                at.insert(numbers, (route, 0));
+                let is_early = app.early > 0 && random.below(1000) < app.early;
+                let step = if is_early { usize::MAX } else { 0 };
+                at.insert(numbers, (route, step));
                 let tokens = tokens(numbers);
                 tracker.begin(now, numbers, 0, route as u32 + 100, tokens);
                 seen.push((now, Event::Begun(numbers, route as u32 + 100)));
@@ -339,6 +344,62 @@ fn several_workers_do_as_well_as_one() {
     }
 }
 
+/// Of a long journal the end will do: the call that is judged waits for no more. What is in
+/// flight from before makes nothing wrong.
+#[test]
+fn a_worker_that_begins_to_judge_reads_the_end_of_long_journals() {
+    let data = InMemory::default();
+    let limits = Limits::for_capacity(1000, 1, 1000);
+    let [mut writing, mut judging] = [1, 2].map(|n| WorkerState::open(&data, n));
+    let mut now = 1_000_000;
+    let begin = |state: &mut WorkerState, now: u64| {
+        let WorkerState {
+            store, attribution, ..
+        } = state;
+        let mut name = [0; 16];
+        name[..8].copy_from_slice(&now.to_le_bytes());
+        let stored = store.insert(&data, limits, now / 1000, &[Key::unnamed(name)], b"c", &[]);
+        attribution.begin(store, &data, now, &stored.ticket, 1, vec![]);
+        stored.ticket
+    };
+    let end = |state: &mut WorkerState, now: u64, ticket: Ticket| {
+        let WorkerState {
+            store, attribution, ..
+        } = state;
+        attribution.end(store, &data, now, &ticket, true);
+        store.end(&data, limits, now / 1000, ticket);
+    };
+    let judge = |state: &mut WorkerState, now: u64| {
+        let WorkerState {
+            store, attribution, ..
+        } = state;
+        store.refresh(&data, || now / 1000);
+        let what = Call {
+            kind: [1, 9],
+            tokens: vec![],
+            port: 0,
+        };
+        let (_, judged) = attribution.judge(store, &data, now, what, WRONG);
+        (judged.is_some(), attribution.in_flight())
+    };
+    let long = begin(&mut writing, now);
+    for _ in 0..1000 {
+        now += 2_000;
+        let ticket = begin(&mut writing, now);
+        end(&mut writing, now + 1_000, ticket);
+    }
+    let click = begin(&mut writing, now + 2_000);
+    assert_eq!(
+        judge(&mut judging, now + 3_000),
+        (false, 1),
+        "two are in flight"
+    );
+    end(&mut writing, now + 4_000, long);
+    end(&mut writing, now + 5_000, click);
+    let _click = begin(&mut writing, now + 6_000);
+    assert_eq!(judge(&mut judging, now + 7_000), (true, 1));
+}
+
 /// Right and wrong as parts of all calls of some thousands.
 fn shares(tally: &[[u32; 3]]) -> (f64, f64) {
     let sum = |class: usize| tally.iter().map(|of| f64::from(of[class])).sum::<f64>();
@@ -364,6 +425,25 @@ fn assert_learns(app: &App, least: f64) {
 #[test]
 fn an_application_with_threads_of_their_own() {
     assert_learns(&App::default(), 0.85);
+}
+
+/// A request that is invalid, or whose answer is known: such ends are rare, and no sign of a
+/// mistake.
+#[test]
+fn a_few_requests_that_end_early_cost_no_trust() {
+    for early in [20, 40] {
+        let app = App {
+            early,
+            routes: vec![vec![1, 2], vec![2, 3], vec![1]],
+            ..App::default()
+        };
+        for seed in 1..4 {
+            let (tally, ..) = run(&app, 5_000, seed);
+            let (right, wrong) = shares(&tally[3..]);
+            let says = format!("{early} of 1,000 end early, seed {seed}: {tally:?}");
+            assert!(right > 0.8 && wrong <= WRONG, "{says}");
+        }
+    }
 }
 
 #[test]

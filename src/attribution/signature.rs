@@ -80,16 +80,30 @@ fn parts(path: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|part| !part.is_empty())
 }
 
-/// A part that stands for one of many: a number, a UUID, a hash, an address.
-fn is_identifier(part: &[u8]) -> bool {
-    if let [b'v' | b'V', version @ ..] = part {
-        if version.len() <= 2 && version.iter().all(u8::is_ascii_digit) {
-            return false;
+/// A version of an interface: `v1`, `v2beta1`, `v1p2alpha`.
+fn is_version(text: &[u8]) -> bool {
+    let [b'v' | b'V', b'0'..=b'9', ..] = text else {
+        return false;
+    };
+    let mut rest = text.get(1..).unwrap_or_default();
+    for word in ["", "p", "alpha", "beta"] {
+        if let Some(number) = rest.strip_prefix(word.as_bytes()) {
+            let digits = number
+                .iter()
+                .take(2)
+                .take_while(|byte| byte.is_ascii_digit());
+            rest = number.get(digits.count()..).unwrap_or_default();
         }
     }
-    // gRPC: package.Service
-    let is_name = |byte: &u8| byte.is_ascii_alphabetic() || matches!(byte, b'-' | b'_' | b'.');
-    part.len() > 48 || !part.iter().all(is_name)
+    rest.is_empty()
+}
+
+/// A part that stands for one of many: a number, a UUID, a hash, an address.
+fn is_identifier(part: &[u8]) -> bool {
+    let is_letter = |byte: &u8| byte.is_ascii_alphabetic() || matches!(byte, b'-' | b'_');
+    // gRPC: package.v1.Service
+    let mut names = part.split(|byte| *byte == b'.');
+    part.len() > 48 || !names.all(|name| name.iter().all(is_letter) || is_version(name))
 }
 
 /// The kind of a call: a hash of the method, the host, and the path without its
@@ -210,6 +224,15 @@ mod tests {
         assert!(!same("/ratings/0", "/reviews/0"));
         assert!(!same("/v1/ratings", "/v2/ratings"));
         assert!(!same("/shop.v1.Cart/Get", "/shop.v1.Cart/Put"));
+        for version in ["v1", "v12", "V2", "v2beta1", "v1alpha", "v1p4beta12"] {
+            let [cart, orders] =
+                ["Cart", "Orders"].map(|name| format!("/shop.{version}.{name}/Get"));
+            assert!(!same(&cart, &orders), "{version}");
+            assert!(!same(&format!("/{version}/items"), "/7/items"), "{version}");
+        }
+        for id in ["v123", "v7f3a9c2e", "vp1", "v1beta123", "1v", "v1betap2"] {
+            assert!(same(&format!("/shop.{id}/items"), "/7/items"), "{id}");
+        }
         assert!(!same("/a/b", "/ab"));
         assert_ne!(kind(b"GET", b"a", b"/"), kind(b"PUT", b"a", b"/"));
         assert_eq!(kind(b"GET", b"A", b"/"), kind(b"GET", b"a", b"/"));

@@ -70,6 +70,12 @@ impl Tracker {
         }
     }
 
+    /// How much of all journals is read at once where nothing was read before, in segments
+    /// besides the newest ones: a few milliseconds' work.
+    pub(super) fn segments_at_once(&self) -> u32 {
+        if self.wrong > 0.0 { 2 } else { 64 }
+    }
+
     /// Requests in flight.
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()
@@ -291,7 +297,7 @@ impl Tracker {
         if is_reused {
             self.exclusive.forget_route(name);
             if let Some(inferred) = &mut self.inferred {
-                inferred.forget_route(name);
+                inferred.forget_name(false, name);
             }
         }
         name
@@ -306,7 +312,7 @@ impl Tracker {
             if is_reused {
                 self.exclusive.forget_kind(name);
                 if let Some(inferred) = &mut self.inferred {
-                    inferred.forget_kind(name);
+                    inferred.forget_name(true, name);
                 }
             }
         }

@@ -134,6 +134,11 @@ impl Acceptance {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn turned_out_wrong(&self) -> f64 {
+        self.classes.iter().map(|class| class.wrong).sum()
+    }
+
     /// Whether to accept a verdict of this probability, so that no more than this part of
     /// all calls is wrong, and not many of those accepted. `trust`: what the probability
     /// is worth. `background`: that of the call being of the background. All from 0 to 1.

@@ -222,7 +222,8 @@ impl Engine {
             let counts = self.lesson.as_mut().map(|lesson| &mut lesson.counts);
             let expected = cluster.ended(&self.model, now_us, member, counts);
             if self.is_known_route(notes.route) {
-                self.surprises.add(expected, notes.is_alone);
+                let usual = cluster.usual_surprises(&mut self.model, member);
+                self.surprises.add(expected, usual, notes.is_alone);
                 self.look_back(request, &cluster, member);
             }
             self.acceptance.end();
@@ -241,9 +242,10 @@ impl Engine {
             }
         }
         let acceptance = &mut self.acceptance;
+        let is_remembered = is_known && !cluster.is_full(member);
         self.judged.retain(|judged| {
             let ends = judged.request == request.number;
-            if ends && is_known {
+            if ends && is_remembered {
                 acceptance.turned_out(judged.share, cluster.share(member, judged.call));
             }
             !ends
@@ -288,14 +290,12 @@ impl Engine {
         self.left.clear();
     }
 
-    /// The name is of another route from now on.
-    pub(super) fn forget_route(&mut self, route: Name) {
-        self.model.forget_route(route);
-    }
-
-    /// The name is of another kind from now on.
-    pub(super) fn forget_kind(&mut self, kind: Name) {
-        self.model.forget_kind(kind);
+    /// The name is of another route, or kind, from now on.
+    pub(super) fn forget_name(&mut self, is_kind: bool, name: Name) {
+        match is_kind {
+            false => self.model.forget_route(name),
+            true => self.model.forget_kind(name),
+        }
     }
 
     pub(super) fn request(&self, number: u64) -> Option<&Notes> {
@@ -355,5 +355,38 @@ mod tests {
         }
         let kept = engine.left.iter().map(|left| left.call);
         assert!(kept.eq(1000 - LEFT_MOST as u64..1000));
+    }
+
+    #[test]
+    fn calls_that_are_not_remembered_do_not_turn_out_to_be_wrong() {
+        let (mut engine, mut in_flight) = (Engine::default(), InFlight::default());
+        let request = Request {
+            number: 1,
+            bucket: 0,
+            route: 1,
+            began_us: 1_000_000,
+            heard_us: 1_000_000,
+        };
+        engine.begin(1_000_000, Some(&request), false, vec![]);
+        in_flight.add(request.clone());
+        for number in 100..200 {
+            let call = NewCall {
+                number,
+                kind: 1,
+                tokens: &[],
+                port: 0,
+            };
+            let now_us = 1_000_000 + 1_000 * number;
+            engine.called(now_us, call, 1);
+            engine.judged.push(Judged {
+                call: number,
+                request: 1,
+                share: 0.99,
+            });
+            engine.returned(now_us + 500, number, &mut in_flight);
+        }
+        engine.end(2_000_000, &request, true);
+        assert!(engine.judged.is_empty());
+        assert!(engine.acceptance.turned_out_wrong() < 0.01);
     }
 }

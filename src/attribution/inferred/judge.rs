@@ -61,6 +61,12 @@ impl Engine {
             false => 0.0,
         };
         let the_call = (call.number, kind, connection);
+        // One of those that do not count may have made it, unless an identifier tells.
+        let kept = candidates.iter().map(Candidate::weight).sum::<f64>() + background;
+        let certainty = match candidates.first() {
+            Some(best) if best.tokens > TOKEN => certainty,
+            _ => certainty * (kept / total),
+        };
         let shares = self.branch(now_us, the_call, &candidates, background);
         let background = shares.last().copied().unwrap_or(1.0);
         let shares = shares.into_iter().map(|share| share * certainty);
@@ -158,8 +164,8 @@ impl Engine {
         }
         self.acceptance.add(share, background);
         if self.judged.len() >= JUDGED_MOST {
-            // Of a request that does not end, such as a stream.
-            self.judged.swap_remove(0);
+            // The oldest, of a request that does not end, such as a stream.
+            self.judged.remove(0);
         }
         self.judged.push(Judged {
             call,
@@ -210,5 +216,69 @@ impl Engine {
         );
         self.add_cluster(cluster);
         shares
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attribution::in_flight::Request;
+    use crate::attribution::inferred::model::Progress;
+
+    /// So many requests of a route that is known have just begun.
+    fn begun(requests: u64) -> (Engine, InFlight) {
+        let (mut engine, mut in_flight) = (Engine::default(), InFlight::default());
+        let start = engine.model.nodes.of(Progress::start(1));
+        engine.model.nodes.learn_certain(start, false, 30.0);
+        for _ in 0..5 {
+            engine.model.background.learn_call(1, 0.0, 5);
+        }
+        for number in 1..=requests {
+            let request = Request {
+                number,
+                bucket: 0,
+                route: 1,
+                began_us: 1_000_000,
+                heard_us: 1_000_000,
+            };
+            engine.begin(1_000_000, Some(&request), false, vec![]);
+            in_flight.add(request);
+        }
+        (engine, in_flight)
+    }
+
+    fn judge(engine: &mut Engine, in_flight: &mut InFlight, number: u64) {
+        let call = NewCall {
+            number,
+            kind: 1,
+            tokens: &[],
+            port: 0,
+        };
+        engine.judge(1_001_000, call, in_flight, None, 0.005);
+    }
+
+    #[test]
+    fn candidates_that_are_left_out_are_a_doubt() {
+        let (mut engine, mut in_flight) = begun(40);
+        judge(&mut engine, &mut in_flight, 1);
+        let share = engine.judged.first().map(|judged| judged.share);
+        assert!(share.is_some_and(|share| share < 1.1 / 40.0), "{share:?}");
+    }
+
+    #[test]
+    fn the_oldest_verdict_goes_first() {
+        let (mut engine, mut in_flight) = begun(2);
+        for call in 1..=JUDGED_MOST as u64 {
+            engine.judged.push(Judged {
+                call,
+                request: 99,
+                share: 0.9,
+            });
+        }
+        for call in 1001..=1010 {
+            judge(&mut engine, &mut in_flight, call);
+        }
+        let new = engine.judged.iter().filter(|judged| judged.call > 1000);
+        assert_eq!(new.count(), 10);
     }
 }

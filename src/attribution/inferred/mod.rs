@@ -222,16 +222,10 @@ impl Inferred {
         self.engine.forget();
     }
 
-    /// The name is of another route from now on.
-    pub(super) fn forget_route(&mut self, route: Name) {
-        self.learner.forget();
-        self.engine.forget_route(route);
-    }
-
-    /// The name is of another kind from now on.
-    pub(super) fn forget_kind(&mut self, kind: Name) {
-        self.learner.forget();
-        self.engine.forget_kind(kind);
+    /// The name is of another route, or kind, from now on.
+    pub(super) fn forget_name(&mut self, is_kind: bool, name: Name) {
+        self.learner.forget_name(is_kind, name);
+        self.engine.forget_name(is_kind, name);
     }
 
     /// Learns for a few milliseconds at most. Returns whether there is more to do at once.

@@ -94,7 +94,7 @@ impl Cluster {
             self.hypotheses.push(hypothesis);
         }
         self.calls.push(call);
-        self.at_us = now_us;
+        self.at_us = self.at_us.max(now_us);
         self.normalize();
         shares
     }

@@ -3,20 +3,20 @@
 
 mod branch;
 mod settle;
+mod silence;
 mod state;
 
-use super::model::{Connection, Counts, Model, NodeId, Position, Progress, Step};
+use super::model::{Connection, Counts, Model, NodeId, Progress, Step};
 use crate::attribution::names::Name;
 use crate::attribution::numbers::{ln, sort_key};
 use state::State;
+
+pub(super) use silence::Ready;
 
 /// Hypotheses of a cluster at most.
 const HYPOTHESES: usize = 32;
 /// What is less likely than this, beside the likeliest, is given up.
 const NEGLIGIBLE: f64 = 1e-5;
-/// With this probability something else than the application holds a request
-/// up (the machine is busy, a collector runs): no silence proves more than so.
-const STALL: f32 = 0.05;
 /// What is less likely than this teaches nothing.
 const TAUGHT: f32 = 0.003;
 /// What is less likely than this teaches nothing of connections: no two hypotheses are
@@ -52,13 +52,6 @@ pub(super) struct Cluster {
     pub(super) evidence: f64,
 }
 
-/// A request that is ready, by the likeliest hypothesis.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Ready {
-    pub(super) since_us: u64,
-    request: u64,
-}
-
 impl Cluster {
     /// Makes the weights sum up to 1, and drops what is negligible.
     fn normalize(&mut self) {
@@ -81,112 +74,9 @@ impl Cluster {
         }
     }
 
-    /// Weighs the hypotheses by what has not happened since the last time.
-    pub(super) fn advance(&mut self, model: &Model, now_us: u64) {
-        let from_us = std::mem::replace(&mut self.at_us, now_us);
-        if self.hypotheses.len() < 2 || now_us <= from_us {
-            return;
-        }
-        let mut known: Vec<(NodeId, u64, f64)> = Vec::new();
-        for member in 0..self.members.len() {
-            let mut states = self.hypotheses.iter().filter_map(|h| h.states.get(member));
-            let Some(first) = states.next() else { continue };
-            if states.all(|state| state.is(first)) {
-                continue;
-            }
-            known.clear();
-            for hypothesis in &mut self.hypotheses {
-                let Some(state) = hypothesis.states.get(member) else {
-                    continue;
-                };
-                let (node, since) = (state.node, state.since_us);
-                let factor = match known.iter().find(|k| k.0 == node && k.1 == since) {
-                    Some((_, _, factor)) => *factor,
-                    None => {
-                        let from = from_us.saturating_sub(since);
-                        let to = now_us.saturating_sub(since);
-                        let survival = (-model.nodes.expected(node, from, to)).exp();
-                        let factor = f64::from(STALL + (1.0 - STALL) * survival);
-                        known.push((node, since, factor));
-                        factor
-                    }
-                };
-                hypothesis.weight *= factor;
-            }
-        }
-        self.normalize();
-    }
-
     /// About how much work an event is.
     pub(super) fn size(&self) -> usize {
         4 + self.hypotheses.len() * self.members.len()
-    }
-
-    /// Adds the members that are ready by the likeliest hypothesis.
-    pub(super) fn add_ready(&self, line: &mut Vec<Ready>) {
-        let likeliest = self.hypotheses.iter();
-        let likeliest = likeliest.max_by(|a, b| a.weight.total_cmp(&b.weight));
-        let Some(likeliest) = likeliest else { return };
-        for (request, state) in self.members.iter().zip(&likeliest.states) {
-            if state.is_ready() {
-                line.push(Ready {
-                    since_us: state.since_us,
-                    request: *request,
-                });
-            }
-        }
-    }
-
-    /// The same as [`Cluster::advance`], where it matters who is ready. `line`: all requests
-    /// that are, those that have been for longest first. `counts` counts what happens.
-    pub(super) fn advance_in_line(
-        &mut self,
-        model: &Model,
-        now_us: u64,
-        line: &[Ready],
-        mut counts: Option<&mut Counts>,
-    ) {
-        let from_us = std::mem::replace(&mut self.at_us, now_us);
-        let others = line.iter().filter(|r| !self.members.contains(&r.request));
-        let others: Vec<u64> = others.map(|ready| ready.since_us).collect();
-        let mut own: Vec<u64> = Vec::new();
-        let mut known: Vec<(usize, NodeId, u64, f32)> = Vec::new();
-        for Hypothesis { weight, states, .. } in &mut self.hypotheses {
-            own.clear();
-            own.extend(states.iter().filter(|s| s.is_ready()).map(|s| s.since_us));
-            let ready = others.len() + own.len();
-            let mut factor = 1.0;
-            for (member, state) in states.iter_mut().enumerate() {
-                let (node, since) = (state.node, state.since_us);
-                let same =
-                    |k: &&(usize, NodeId, u64, f32)| (k.0, k.1, k.2) == (member, node, since);
-                let expected = match known.iter().find(same) {
-                    Some((.., expected)) => *expected,
-                    None => {
-                        let [from, to] = [from_us, now_us].map(|us| us.saturating_sub(since));
-                        let expected = model.nodes.expected(node, from, to);
-                        known.push((member, node, since, expected));
-                        expected
-                    }
-                };
-                state.position = state.is_ready().then(|| {
-                    let longer = others.partition_point(|other| *other < since)
-                        + own.iter().filter(|other| **other < since).count();
-                    Position::new(ready, longer)
-                });
-                state.gain = 1.0;
-                if let Some(position) = state.position {
-                    state.gain = model.order.gain(position);
-                    if let Some(counts) = &mut counts {
-                        counts.waited(position, *weight as f32 * expected);
-                    }
-                }
-                let survival = (-expected * state.gain).exp();
-                factor *= f64::from(STALL + (1.0 - STALL) * survival);
-            }
-            *weight *= factor;
-        }
-        self.normalize();
     }
 
     /// The model has been replaced.
@@ -205,6 +95,23 @@ impl Cluster {
             None => 0.0,
         });
         made.sum()
+    }
+
+    /// How many ends that would be surprises were to be expected on the way of a member.
+    pub(super) fn usual_surprises(&self, model: &mut Model, member: usize) -> f64 {
+        let hypotheses = self.hypotheses.iter();
+        let usual = hypotheses.map(|h| match h.states.get(member) {
+            Some(state) => h.weight * state.usual_surprises(model),
+            None => 0.0,
+        });
+        usual.sum()
+    }
+
+    /// Some of the steps of a member may not be remembered.
+    pub(super) fn is_full(&self, member: usize) -> bool {
+        let likeliest = self.hypotheses.first();
+        let state = likeliest.and_then(|h| h.states.get(member));
+        state.is_some_and(State::is_full)
     }
 
     /// This one and the other as one: each hypothesis of one with each of the other.

@@ -1,6 +1,7 @@
 //! How far a request is in one hypothesis, and on which way it came there.
 
 use crate::attribution::inferred::model::{Connection, Model, NodeId, Position, Progress, Step};
+use crate::attribution::inferred::surprises::SURPRISE;
 use crate::attribution::names::Name;
 use std::rc::Rc;
 
@@ -143,6 +144,11 @@ impl State {
         self.node = model.nodes.of(self.progress);
     }
 
+    /// Some of its steps may not be remembered.
+    pub(super) fn is_full(&self) -> bool {
+        self.path.as_ref().is_some_and(|path| path.length >= STEPS)
+    }
+
     /// The probability that the request has made this call, if the hypothesis is right.
     pub(super) fn made(&self, call: u64) -> f32 {
         let mut share = 0.0;
@@ -154,6 +160,21 @@ impl State {
             path = step.previous.as_deref();
         }
         share
+    }
+
+    /// How many ends that would be surprises were to be expected on its way.
+    pub(super) fn usual_surprises(&self, model: &mut Model) -> f64 {
+        let (mut progress, mut weight) = (self.progress, 1.0);
+        let (mut sum, mut path) = (0.0, &self.path);
+        loop {
+            let node = model.nodes.of(progress);
+            let share = f64::from(model.nodes.certain_end_share(node));
+            if share < SURPRISE {
+                sum += f64::from(weight) * share;
+            }
+            let Some(step) = path else { return sum };
+            (progress, weight, path) = (step.progress, step.share, &step.previous);
+        }
     }
 
     /// The request makes a step; `call`: its number and its connection, if the step is a

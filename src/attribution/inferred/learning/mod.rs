@@ -16,6 +16,7 @@ mod replay;
 mod study;
 
 use super::engine::Engine;
+use crate::attribution::names::{NAMES, Name};
 use recording::{Recorded, Recording};
 use study::Study;
 
@@ -33,12 +34,17 @@ const UNKNOWN: usize = 2000;
 const DOUBLINGS_MOST: u32 = 6;
 /// Two guesses that come to the same once may do so by chance.
 const SUSPICION: u8 = 2;
+/// More than any name.
+const KIND: u64 = NAMES as u64;
 
 /// Records what happens, and studies it from time to time.
 #[derive(Debug, Default)]
 pub(super) struct Learner {
     recording: Recording,
     study: Option<Box<Study>>,
+    /// Names that have been given to others since the study began: of routes, and of kinds,
+    /// to which [`KIND`] is added. With `u64` the module has no further copy of `Vec`'s growth.
+    forgotten: Vec<u64>,
     /// Studies that have come to an end since this began, or was begun anew.
     studies: usize,
     /// How often it was begun anew in vain, and requests since.
@@ -77,6 +83,16 @@ impl Learner {
         }
     }
 
+    /// A name is of another route, or kind, from now on.
+    pub(super) fn forget_name(&mut self, is_kind: bool, name: Name) {
+        let forgotten = u64::from(name) + if is_kind { KIND } else { 0 };
+        if self.study.is_none() {
+            self.recording.forget_name(is_kind, name);
+        } else if !self.forgotten.contains(&forgotten) {
+            self.forgotten.push(forgotten);
+        }
+    }
+
     /// Does a slice of a study, if one is due: with this model, and so many requests served
     /// at once, as a first guess. Returns what has been learned, and whether there is more to
     /// do at once.
@@ -101,6 +117,9 @@ impl Learner {
                 false => self.suspicion.saturating_sub(1),
             };
             engine.is_doubtful = self.suspicion > 0;
+            while let Some(forgotten) = self.forgotten.pop() {
+                engine.forget_name(forgotten >= KIND, forgotten as Name);
+            }
             self.study = None;
             self.studies += 1;
             self.requests = 0;
@@ -123,5 +142,60 @@ impl Learner {
             self.in_vain = 0;
         }
         self.requests = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Requests of routes 1 to 3, each of which makes a call of the kind of its route.
+    fn record(learner: &mut Learner, requests: usize) {
+        for n in 0..requests as u64 {
+            let (at_us, name) = (10_000 * n, 1 + (n % 3) as u8);
+            let call = What::Called {
+                kind: name,
+                port: 0,
+            };
+            let end = What::Ended { answered: true };
+            learner.record(at_us, n, What::Begun(name));
+            learner.record(at_us + 1_000, 100_000 + n, call);
+            learner.record(at_us + 2_000, 100_000 + n, What::Returned);
+            learner.record(at_us + 3_000, n, end);
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_given_to_another_is_renamed_in_the_recording() {
+        let mut learner = Learner::default();
+        record(&mut learner, 9);
+        learner.forget_name(false, 2);
+        learner.forget_name(true, 3);
+        let events = || learner.recording.events().iter();
+        let with = |what: fn(What) -> bool| events().filter(|event| what(event.what)).count();
+        assert_eq!(events().count(), 36);
+        assert_eq!(with(|what| what == What::Begun(0)), 3);
+        assert_eq!(with(|what| what == What::Begun(2)), 0);
+        assert_eq!(with(|what| what == What::Begun(3)), 3);
+        assert_eq!(with(|what| matches!(what, What::Called { kind: 0, .. })), 3);
+        assert_eq!(with(|what| matches!(what, What::Called { kind: 3, .. })), 0);
+    }
+
+    #[test]
+    fn a_name_that_was_given_to_another_during_a_study_does_not_come_back() {
+        for is_forgotten in [false, true] {
+            let (mut learner, live) = (Learner::default(), Engine::default());
+            record(&mut learner, 200);
+            assert!(learner.learn(&live, None).0.is_none(), "it has just begun");
+            if is_forgotten {
+                learner.forget_name(false, 2);
+            }
+            let mut slices = (0..100_000).map(|_| learner.learn(&live, None));
+            let mut learned = slices.find_map(|(learned, _)| learned).unwrap();
+            for route in 1..4 {
+                let is_known = learned.engine.is_known_route(route);
+                assert_eq!(is_known, !is_forgotten || route != 2, "route {route}");
+            }
+        }
     }
 }

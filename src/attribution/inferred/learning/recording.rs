@@ -59,6 +59,20 @@ impl Recording {
         self.events.len() >= EVENTS_MOST
     }
 
+    /// This name of a route, or of a kind, becomes that of all of them together.
+    pub(super) fn forget_name(&mut self, is_kind: bool, forgotten: Name) {
+        for event in &mut self.events {
+            let name = match &mut event.what {
+                What::Begun(route) if !is_kind => route,
+                What::Called { kind, .. } if is_kind => kind,
+                _ => continue,
+            };
+            if *name == forgotten {
+                *name = 0;
+            }
+        }
+    }
+
     pub(super) fn events(&self) -> &[Recorded] {
         &self.events
     }
