@@ -31,7 +31,7 @@ MYPY := 2.4.1
 WASM_FEATURES := --enable-bulk-memory --enable-sign-ext --enable-nontrapping-float-to-int \
   --enable-mutable-globals --enable-reference-types --enable-multivalue
 # The stack is first, and grows down: nothing lies in the first KB.
-WASM_OPT := -Oz --flatten --rereloop -Oz --converge --const-hoisting --low-memory-unused --strip-debug --strip-producers
+WASM_OPT := -Oz --flatten --rereloop -Oz --flatten --rereloop -Oz --converge --const-hoisting --low-memory-unused --strip-debug --strip-producers
 # The callbacks that the module exports: Envoy calls each, for every request.
 WASM_EXPORTS := src/wasm/exports.json
 BINARYEN_BIN := $(TOOLS)/npm/node_modules/.bin
@@ -568,7 +568,7 @@ $(BUILT): $(SOURCES) | cargo
 	printf -v flags '%s\x1f' "--remap-path-prefix=$(CURDIR)=." \
 	  "--remap-path-prefix=$${CARGO_HOME:-$$HOME/.cargo}=cargo" \
 	  "--remap-path-prefix=$$sysroot/lib/rustlib/src/rust=/rustc/$$hash" \
-	  -Cllvm-args=-inline-threshold=30 -Cllvm-args=-inlinehint-threshold=70 -Cllvm-args=-unroll-threshold=10 \
+	  -Cllvm-args=-inline-threshold=30 -Cllvm-args=-inlinehint-threshold=45 -Cllvm-args=-unroll-threshold=0 \
 	  -Cllvm-args=-unswitch-threshold=1 -Cllvm-args=-jump-threading-threshold=2; \
 	export CARGO_ENCODED_RUSTFLAGS="$${flags%?}"; set -x; \
 	cargo build --release --target $(TARGET) --target-dir target --locked
