@@ -162,14 +162,15 @@ impl State {
         share
     }
 
-    /// How many ends that would be surprises were to be expected on its way.
+    /// How many ends that would be surprises were to be expected on its way: while it waited for
+    /// no call, since one that ends while it does was taken for another one.
     pub(super) fn usual_surprises(&self, model: &mut Model) -> f64 {
         let (mut progress, mut weight) = (self.progress, 1.0);
         let (mut sum, mut path) = (0.0, &self.path);
         loop {
             let node = model.nodes.of(progress);
             let share = f64::from(model.nodes.certain_end_share(node));
-            if share < SURPRISE {
+            if progress.outstanding == 0 && share < SURPRISE {
                 sum += f64::from(weight) * share;
             }
             let Some(step) = path else { return sum };
