@@ -1543,9 +1543,11 @@ def test_a_request_that_was_broken_off_may_go_on_making_calls(answered: bool) ->
 
 
 def test_what_was_seen_of_requests_tells_them_apart() -> None:
-    """Requests on one worker, calls on another; and a third that comes later."""
+    """Requests on one worker, calls on another; and a third that makes a call at first and one
+    at last, and knows what the others have learned. One that comes later reads no more of
+    the journals than a request has time for, and is not sure."""
     process = Process()
-    here, there = (sidecar(INFERRED, host(process)) for _ in range(2))
+    here, there, third = (sidecar(INFERRED, host(process)) for _ in range(3))
     ways = {"/a": "h1", "/b": "h2"}
 
     def begin(path: str, number: int) -> Stream:
@@ -1562,20 +1564,21 @@ def test_what_was_seen_of_requests_tells_them_apart() -> None:
         for path, authority in ways.items():
             stream = begin(path, number)
             process.wait(1)
-            made, sent = call(there, authority, number)
+            made, sent = call(there if number else third, authority, number)
             process.wait(10)
             sent.end()
             process.wait(1)
             stream.end()
             process.wait(5)
         if number % 20 == 0:  # about once a second, as Envoy does
-            here.inbound.tick()
-            there.outbound.tick()
-    for worker in (there, sidecar(INFERRED, host(process))):
+            for worker in (here.inbound, there.outbound, third.outbound):
+                worker.tick()
+    late = sidecar(INFERRED, host(process))
+    for worker, expected in ((there, "inferred"), (third, "inferred"), (late, "unsure")):
         streams = [begin(path, 40 + n) for n, path in enumerate(ways)]
         process.wait(1)
-        assert call(worker, "h2", 50)[0] == "inferred"
-        assert call(worker, "h1", 51)[0] == "inferred"
+        assert call(worker, "h2", 50)[0] == expected
+        assert call(worker, "h1", 51)[0] == expected
         process.wait(1)
         for stream in streams:
             stream.end()
