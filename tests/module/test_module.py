@@ -1571,8 +1571,8 @@ def test_what_was_seen_of_requests_tells_them_apart() -> None:
             stream.end()
             process.wait(5)
         if number % 20 == 0:  # about once a second, as Envoy does
-            for worker in (here.inbound, there.outbound, third.outbound):
-                worker.tick()
+            for plugin in (here.inbound, there.outbound, third.outbound):
+                plugin.tick()
     late = sidecar(INFERRED, host(process))
     for worker, expected in ((there, "inferred"), (third, "inferred"), (late, "unsure")):
         streams = [begin(path, 40 + n) for n, path in enumerate(ways)]
