@@ -1015,24 +1015,6 @@ fn the_first_calls_after_many_requests_that_made_none() {
     assert_eq!(decisions(&app.serve("/a", &["h1", "h2"])), BOTH);
 }
 
-/// The first call that a worker judges waits for no long journal: of what came before, it is
-/// enough to know that a request is in flight.
-#[test]
-fn the_first_call_while_a_request_is_in_flight_that_began_long_ago() {
-    for config in ["{}", INFERRED] {
-        let app = App::new(config);
-        let long = app.begin("/long");
-        for _ in 0..3000 {
-            app.serve("/static", &[]);
-        }
-        seconds(&app, 1);
-        let calls = app.serve("/a", &["h1", "h2"]);
-        assert_eq!(decisions(&calls), [Some(Decision::Unsure); 2]);
-        app.end(long);
-        assert_eq!(decisions(&app.serve("/a", &["h1", "h2"])), BOTH);
-    }
-}
-
 #[test]
 fn a_client_that_goes_away_after_the_clock_was_set_back() {
     let app = App::new("{}");

@@ -344,62 +344,6 @@ fn several_workers_do_as_well_as_one() {
     }
 }
 
-/// Of a long journal the end will do: the call that is judged waits for no more. What is in
-/// flight from before makes nothing wrong.
-#[test]
-fn a_worker_that_begins_to_judge_reads_the_end_of_long_journals() {
-    let data = InMemory::default();
-    let limits = Limits::for_capacity(1000, 1, 1000);
-    let [mut writing, mut judging] = [1, 2].map(|n| WorkerState::open(&data, n));
-    let mut now = 1_000_000;
-    let begin = |state: &mut WorkerState, now: u64| {
-        let WorkerState {
-            store, attribution, ..
-        } = state;
-        let mut name = [0; 16];
-        name[..8].copy_from_slice(&now.to_le_bytes());
-        let stored = store.insert(&data, limits, now / 1000, &[Key::unnamed(name)], b"c", &[]);
-        attribution.begin(store, &data, now, &stored.ticket, 1, vec![]);
-        stored.ticket
-    };
-    let end = |state: &mut WorkerState, now: u64, ticket: Ticket| {
-        let WorkerState {
-            store, attribution, ..
-        } = state;
-        attribution.end(store, &data, now, &ticket, true);
-        store.end(&data, limits, now / 1000, ticket);
-    };
-    let judge = |state: &mut WorkerState, now: u64| {
-        let WorkerState {
-            store, attribution, ..
-        } = state;
-        store.refresh(&data, || now / 1000);
-        let what = Call {
-            kind: [1, 9],
-            tokens: vec![],
-            port: 0,
-        };
-        let (_, judged) = attribution.judge(store, &data, now, what, WRONG);
-        (judged.is_some(), attribution.in_flight())
-    };
-    let long = begin(&mut writing, now);
-    for _ in 0..1000 {
-        now += 2_000;
-        let ticket = begin(&mut writing, now);
-        end(&mut writing, now + 1_000, ticket);
-    }
-    let click = begin(&mut writing, now + 2_000);
-    assert_eq!(
-        judge(&mut judging, now + 3_000),
-        (false, 1),
-        "two are in flight"
-    );
-    end(&mut writing, now + 4_000, long);
-    end(&mut writing, now + 5_000, click);
-    let _click = begin(&mut writing, now + 6_000);
-    assert_eq!(judge(&mut judging, now + 7_000), (true, 1));
-}
-
 /// Right and wrong as parts of all calls of some thousands.
 fn shares(tally: &[[u32; 3]]) -> (f64, f64) {
     let sum = |class: usize| tally.iter().map(|of| f64::from(of[class])).sum::<f64>();

@@ -308,19 +308,9 @@ impl Attribution {
             }
             here
         });
-        let begins = self.readers.is_empty();
-        // What one worker wrote before the first event of another one is passed over.
-        let mut from_us = 0;
         for worker in workers {
             if !self.readers.iter().any(|r| r.worker() == *worker) {
-                let mut reader = Reader::new(*worker);
-                if begins {
-                    let most = self.tracker.segments_at_once();
-                    let most = most.checked_div(workers.len() as u32).unwrap_or(0).max(1);
-                    let first_us = reader.skip(data, self.writer.as_ref(), most);
-                    from_us = first_us.max(from_us);
-                }
-                self.readers.push(reader);
+                self.readers.push(Reader::new(*worker));
             }
         }
         let mut events = Vec::new();
@@ -328,7 +318,7 @@ impl Attribution {
         let mut taught_us = 0;
         for reader in &mut self.readers {
             let others = events.len();
-            lost |= reader.read(data, self.writer.as_ref(), from_us, &mut events) == Read::Lost;
+            lost |= reader.read(data, self.writer.as_ref(), &mut events) == Read::Lost;
             let read = events.get_mut(others..).unwrap_or_default();
             self.clock.place(read);
             if reader.began_anew() {

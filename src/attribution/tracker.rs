@@ -70,12 +70,6 @@ impl Tracker {
         }
     }
 
-    /// How much of all journals is read at once where nothing was read before, in segments
-    /// besides the newest ones: a few milliseconds' work.
-    pub(super) fn segments_at_once(&self) -> u32 {
-        if self.wrong > 0.0 { 2 } else { 64 }
-    }
-
     /// Requests in flight.
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()

@@ -1544,8 +1544,7 @@ def test_a_request_that_was_broken_off_may_go_on_making_calls(answered: bool) ->
 
 def test_what_was_seen_of_requests_tells_them_apart() -> None:
     """Requests on one worker, calls on another; and a third that makes a call at first and one
-    at last, and knows what the others have learned. One that comes later reads no more of
-    the journals than a request has time for, and is not sure."""
+    at last, and knows what the others have learned; as does one that comes later."""
     process = Process()
     here, there, third = (sidecar(INFERRED, host(process)) for _ in range(3))
     ways = {"/a": "h1", "/b": "h2"}
@@ -1574,7 +1573,7 @@ def test_what_was_seen_of_requests_tells_them_apart() -> None:
             for plugin in (here.inbound, there.outbound, third.outbound):
                 plugin.tick()
     late = sidecar(INFERRED, host(process))
-    for worker, expected in ((there, "inferred"), (third, "inferred"), (late, "unsure")):
+    for worker, expected in ((there, "inferred"), (third, "inferred"), (late, "inferred")):
         streams = [begin(path, 40 + n) for n, path in enumerate(ways)]
         process.wait(1)
         assert call(worker, "h2", 50)[0] == expected

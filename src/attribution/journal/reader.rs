@@ -59,20 +59,6 @@ impl Reader {
         }
     }
 
-    /// Begins with the newest segment and so many before, and not with the oldest. Returns the
-    /// time of the first event of those, by the machine's clock; 0 if no event was ever written
-    /// before.
-    pub fn skip(&mut self, data: &impl SharedData, own: Option<&Writer>, most: u32) -> u64 {
-        self.rewind(data, own, most);
-        match self.segment(data, own, self.number) {
-            Segment::Whole(number, _, bytes) if number > 0 => {
-                let mut rest = bytes.get(HEAD..).unwrap_or_default();
-                read_u64(&mut rest).unwrap_or(0)
-            }
-            _ => 0,
-        }
-    }
-
     /// Of no request in flight the beginning was not read, or was forgotten.
     pub fn knows_all(&self) -> bool {
         self.unknown == 0
@@ -82,13 +68,6 @@ impl Reader {
     pub fn forget(&mut self) {
         self.unknown = self.in_flight;
         self.first = None;
-    }
-
-    /// The same, with all events but so many.
-    #[inline(never)]
-    fn forget_with(&mut self, events: &mut Vec<(u64, u16, Event)>, others: usize) {
-        events.truncate(others);
-        self.forget();
     }
 
     /// What the last [`Reader::read`] appended is not all that was ever written: what was
@@ -168,13 +147,11 @@ impl Reader {
 
     /// Appends every event since the last time, with its time by the machine's clock, in
     /// microseconds, and the number of its worker. `own`: the journal that the reading worker
-    /// writes, which takes no host call to read. Events from before `from_us`, by the machine's
-    /// clock, are passed over: the requests that are in flight are not known then.
+    /// writes, which takes no host call to read.
     pub fn read(
         &mut self,
         data: &impl SharedData,
         own: Option<&Writer>,
-        from_us: u64,
         events: &mut Vec<(u64, u16, Event)>,
     ) -> Read {
         let mut found = Read::All;
@@ -205,14 +182,15 @@ impl Reader {
                 if !self.is_new {
                     found = Read::Lost;
                 }
-                self.rewind(data, own, SEGMENTS);
+                self.rewind(data, own);
                 continue;
             }
             if self.offset == HEAD {
                 self.in_flight = in_flight;
                 if std::mem::take(&mut self.is_new) {
                     self.began_anew = Some(number);
-                    self.forget_with(events, others);
+                    events.truncate(others);
+                    self.forget();
                 } else {
                     self.unknown = self.unknown.min(in_flight);
                 }
@@ -229,9 +207,6 @@ impl Reader {
                 };
                 self.count(&event);
                 events.push((at_us, self.worker.0, event));
-                if at_us < from_us {
-                    self.forget_with(events, others);
-                }
             }
             self.offset = bytes.len();
             if bytes.len() < SEGMENT {
@@ -243,16 +218,13 @@ impl Reader {
         found
     }
 
-    /// Goes to the oldest segment that is older than the newest by no more than so many.
-    fn rewind(&mut self, data: &impl SharedData, own: Option<&Writer>, most: u32) {
-        let (mut oldest, mut newest) = (u32::MAX, 0);
-        for slot in 0..SEGMENTS {
-            if let Segment::Whole(number, ..) = self.segment(data, own, slot) {
-                oldest = oldest.min(number);
-                newest = newest.max(number);
-            }
-        }
-        self.number = oldest.min(newest).max(newest.saturating_sub(most));
+    /// Goes to the oldest segment.
+    fn rewind(&mut self, data: &impl SharedData, own: Option<&Writer>) {
+        let numbers = (0..SEGMENTS).filter_map(|number| match self.segment(data, own, number) {
+            Segment::Whole(number, ..) => Some(number),
+            _ => None,
+        });
+        self.number = numbers.min().unwrap_or(0);
         self.offset = HEAD;
         self.is_new = true;
     }

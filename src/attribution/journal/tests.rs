@@ -13,7 +13,7 @@ fn end(request: u64) -> Event {
 
 fn read(reader: &mut Reader, data: &InMemory) -> (Read, Vec<Event>) {
     let mut events = Vec::new();
-    let found = reader.read(data, None, 0, &mut events);
+    let found = reader.read(data, None, &mut events);
     (
         found,
         events.into_iter().map(|(_, _, event)| event).collect(),
@@ -56,43 +56,6 @@ fn a_late_reader_begins_with_the_oldest() {
     let expected: Vec<Event> = (20_000 - events.len() as u64..20_000).map(end).collect();
     assert_eq!(events, expected);
     assert!(events.len() > 3000);
-}
-
-/// What is in flight then is not known, as long as it is.
-#[test]
-fn a_late_reader_can_begin_with_the_newest() {
-    let begin = |request| Event::Begin {
-        request,
-        bucket: 0,
-        route: 1,
-        tokens: vec![],
-    };
-    let data = InMemory::default();
-    let mut writer = Writer::new(3, 77, 0);
-    writer.write(&data, 1, &begin(0));
-    let mut reader = Reader::new((3, 77));
-    assert_eq!(reader.skip(&data, None, 1), 0, "nothing was written before");
-    for n in 1..1000 {
-        writer.write(&data, 2 * n, &begin(n));
-        writer.write(&data, 2 * n + 1, &end(n));
-    }
-    for passed_over in [0, 1990] {
-        let mut reader = Reader::new((3, 77));
-        let first_us = reader.skip(&data, Some(&writer), 1);
-        let mut events = Vec::new();
-        assert_eq!(
-            reader.read(&data, None, passed_over, &mut events),
-            Read::All
-        );
-        assert_eq!(events.first().unwrap().0, first_us.max(passed_over));
-        assert_eq!(events.last().unwrap().2, end(999));
-        assert!(first_us > 1600 && reader.began_late() && !reader.knows_all());
-        if passed_over > 0 {
-            writer.write(&data, 3000, &end(0));
-            read(&mut reader, &data);
-            assert!(reader.knows_all());
-        }
-    }
 }
 
 #[test]
