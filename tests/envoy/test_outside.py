@@ -5,11 +5,12 @@ import queue
 import shutil
 import socket
 import tomllib
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -108,14 +109,11 @@ def bootstrap(
     for name in {call.cluster for call in group.calls}:
         assignment = {**template["load_assignment"], "cluster_name": name}
         resources["clusters"].append({**template, "name": name, "load_assignment": assignment})
-    for listener in resources["listeners"]:
-        if listener["traffic_direction"] == "OUTBOUND":
-            (filter_,) = listener["filter_chains"][0]["filters"]
-            (host,) = filter_["typed_config"]["route_config"]["virtual_hosts"]
-            host["routes"] = [
-                {"match": {"path": call.path}, "route": {"cluster": call.cluster}}
-                for call in group.calls
-            ]
+    for routes in outbound_routes(made):
+        routes[:] = [
+            {"match": {"path": call.path}, "route": {"cluster": call.cluster}}
+            for call in group.calls
+        ]
     return made
 
 
@@ -131,25 +129,44 @@ def sent(port: int, authority: str, path: str, headers: list[tuple[str, str]]) -
     return {name: value for name, value in received if name.startswith(RELAYED)}
 
 
+KNOWN = [("x-request-id", ID)]
+
+
+def outbound_routes(made: Config) -> Iterator[list[Config]]:
+    """The routes of each outbound listener."""
+    for listener in made["static_resources"]["listeners"]:
+        if listener["traffic_direction"] == "OUTBOUND":
+            (filter_,) = listener["filter_chains"][0]["filters"]
+            (host,) = filter_["typed_config"]["route_config"]["virtual_hosts"]
+            yield host["routes"]
+
+
+@contextmanager
+def serving(
+    group: Group, change: Callable[[Config], None] = lambda _: None
+) -> Iterator[tuple[dict[str, int], Envoy]]:
+    """A sidecar that has a request in hand, and its ports. `change`: of its bootstrap."""
+    with Echo() as echo, Processes() as processes:
+        wasm = Path(shutil.copy(wasm_path(), processes.directory / "b3relay.wasm"))
+        ports = {name: free_port() for name in ("inbound", "leave", "strip")}
+        made = bootstrap(group, wasm, ports, free_port(), echo.address)
+        change(made)
+        sidecar = Envoy(processes, "outside", made, concurrency=1)
+        sidecar.start()
+        processes.wait_ready({sidecar.process: sidecar.ready}, 60)
+        sent(ports["inbound"], "web", "/", [*KNOWN, *CONTEXT])
+        yield ports, sidecar
+
+
 @pytest.mark.parametrize("group", GROUPS, ids=[group.about for group in GROUPS])
 def test_nothing_leaves_with_a_call_that_leaves(group: Group) -> None:
     leaks: list[Any] = []
     lost: list[Any] = []
-    with ExitStack() as stack:
-        echo = stack.enter_context(Echo())
-        processes = stack.enter_context(Processes())
-        wasm = Path(shutil.copy(wasm_path(), processes.directory / "b3relay.wasm"))
-        ports = {name: free_port() for name in ("inbound", "leave", "strip")}
-        made = bootstrap(group, wasm, ports, free_port(), echo.address)
-        sidecar = Envoy(processes, "outside", made, concurrency=1)
-        sidecar.start()
-        processes.wait_ready({sidecar.process: sidecar.ready}, 60)
-        known = [("x-request-id", ID)]
-        sent(ports["inbound"], "web", "/", [*known, *CONTEXT])
+    with serving(group) as (ports, sidecar):
         for call in group.calls:
             for mode in ("leave", "strip"):
                 for own in ([], OWN, OWN[1:2]):
-                    took = sent(ports[mode], call.authority, call.path, [*known, *own])
+                    took = sent(ports[mode], call.authority, call.path, [*KNOWN, *own])
                     may = dict(own) if mode == "leave" else {}
                     if call.leaves and took != may:
                         leaks.append((mode, call, took))
@@ -180,35 +197,27 @@ def test_a_mirrored_call_takes_its_context_along() -> None:
     node = "sidecar~10.0.0.9~web-v1.shop~shop.svc.cluster.local"
     inside, removing = (Call("db", "db", leaves=False, path=path) for path in ("/db", "/removing"))
     group = Group("mirror", "", node, istio=False, calls=(inside, removing))
-    with ExitStack() as stack:
-        echo = stack.enter_context(Echo())
-        port = stack.enter_context(listening(Mirror))
-        processes = stack.enter_context(Processes())
-        wasm = Path(shutil.copy(wasm_path(), processes.directory / "b3relay.wasm"))
-        ports = {name: free_port() for name in ("inbound", "leave", "strip")}
-        made = bootstrap(group, wasm, ports, free_port(), echo.address)
+
+    def mirroring(made: Config, port: int) -> None:
         outside = deepcopy(made["static_resources"]["clusters"][0])
         outside["name"] = outside["load_assignment"]["cluster_name"] = name
         ((endpoint,),) = (one["lb_endpoints"] for one in outside["load_assignment"]["endpoints"])
         endpoint["endpoint"]["address"]["socket_address"]["port_value"] = port
         made["static_resources"]["clusters"].append(outside)
-        for listener in made["static_resources"]["listeners"]:
-            (filter_,) = listener["filter_chains"][0]["filters"]
-            (host,) = filter_["typed_config"]["route_config"]["virtual_hosts"]
-            for route in host["routes"] if listener["traffic_direction"] == "OUTBOUND" else []:
-                route["route"]["request_mirror_policies"] = [{"cluster": name}]
-                if route["match"]["path"] == removing.path:
-                    route["request_headers_to_remove"] = [name for name, _ in [*CONTEXT, *OWN]]
-        sidecar = Envoy(processes, "mirror", made, concurrency=1)
-        sidecar.start()
-        processes.wait_ready({sidecar.process: sidecar.ready}, 60)
-        known = [("x-request-id", ID)]
-        sent(ports["inbound"], "web", "/", [*known, *CONTEXT])
+        for route in chain.from_iterable(outbound_routes(made)):
+            route["route"]["request_mirror_policies"] = [{"cluster": name}]
+            if route["match"]["path"] == removing.path:
+                route["request_headers_to_remove"] = [name for name, _ in [*CONTEXT, *OWN]]
+
+    with (
+        listening(Mirror) as port,
+        serving(group, lambda made: mirroring(made, port)) as (ports, _),
+    ):
         for mode in ("leave", "strip"):
-            took = sent(ports[mode], inside.authority, inside.path, known)
+            took = sent(ports[mode], inside.authority, inside.path, KNOWN)
             assert took["x-b3-traceid"] == TRACE and took["x-tenant-id"] == "7"
             assert mirrored.get(timeout=10) == took, mode
-            assert sent(ports[mode], removing.authority, removing.path, known) == {}
+            assert sent(ports[mode], removing.authority, removing.path, KNOWN) == {}
             assert mirrored.get(timeout=10) == {}, mode
 
 
@@ -224,32 +233,22 @@ def test_after_the_first_calls_no_copied_header_leads_out_of_the_mesh() -> None:
     outside = Call("payments", "outbound|443||api.example.com", True, "/pay")
     node = "sidecar~10.0.0.9~web-v1.shop~shop.svc.cluster.local"
     group = Group("routes by a copied header", "", node, True, (inside, outside))
-    with ExitStack() as stack:
-        echo = stack.enter_context(Echo())
-        processes = stack.enter_context(Processes())
-        wasm = Path(shutil.copy(wasm_path(), processes.directory / "b3relay.wasm"))
-        ports = {name: free_port() for name in ("inbound", "leave", "strip")}
-        made = bootstrap(group, wasm, ports, free_port(), echo.address)
-        for listener in made["static_resources"]["listeners"]:
-            if listener["traffic_direction"] == "OUTBOUND":
-                (filter_,) = listener["filter_chains"][0]["filters"]
-                (host,) = filter_["typed_config"]["route_config"]["virtual_hosts"]
-                by_header = {"name": "x-tenant-id", "string_match": {"exact": "7"}}
-                # What an echo shows of where it went.
-                for route, name in zip(host["routes"], ("inside", "outside"), strict=True):
-                    header = {"header": {"key": "x-tenant-route", "value": name}}
-                    route["request_headers_to_add"] = [header]
-                host["routes"].reverse()
-                host["routes"][0]["match"]["headers"] = [by_header]
-        sidecar = Envoy(processes, "outside", made, concurrency=1)
-        sidecar.start()
-        processes.wait_ready({sidecar.process: sidecar.ready}, 60)
-        known = [("x-request-id", ID)]
-        sent(ports["inbound"], "web", "/", [*known, *CONTEXT])
+
+    def by_tenant(made: Config) -> None:
+        by_header = {"name": "x-tenant-id", "string_match": {"exact": "7"}}
+        for routes in outbound_routes(made):
+            # What an echo shows of where it went.
+            for route, name in zip(routes, ("inside", "outside"), strict=True):
+                header = {"header": {"key": "x-tenant-route", "value": name}}
+                route["request_headers_to_add"] = [header]
+            routes.reverse()
+            routes[0]["match"]["headers"] = [by_header]
+
+    with serving(group, by_tenant) as (ports, _):
         for mode, calls in (("leave", 1), ("strip", 2)):
             for _ in range(calls):
-                first = sent(ports[mode], "payments", "/pay", known)
+                first = sent(ports[mode], "payments", "/pay", KNOWN)
                 assert first["x-tenant-route"] == "outside", (mode, first)
             for path in ("/pay", "/pay?by=card"):
-                took = sent(ports[mode], "payments", path, known)
+                took = sent(ports[mode], "payments", path, KNOWN)
                 assert took == {"x-tenant-route": "inside"}, (mode, path)
