@@ -1,11 +1,6 @@
 # b3relay: everything is installed into .tools, from package registries, with
 # pinned versions. Prerequisites: rustup and Python 3.11 or newer.
 
-# Make takes a path with a space for two.
-ifneq ($(words $(CURDIR)),1)
-$(error b3relay: the path of this folder has a space: move the folder to one without)
-endif
-
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -14,6 +9,10 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 
 TOOLS := $(CURDIR)/.tools
+# Make takes a path with a space for two.
+ifneq ($(words $(TOOLS)),1)
+$(error b3relay: the path $(TOOLS) has a space: move this folder to one without)
+endif
 export B3RELAY_TOOLS := $(TOOLS)
 export PYTHONPATH := $(CURDIR)/tests
 PYTHON := $(TOOLS)/venv/bin/python
@@ -179,7 +178,7 @@ release: cargo go node $(BUILT) $(WASM_EXPORTS) $(RELEASE_TOOLS) ## What users i
 release-tools: $(RELEASE_TOOLS)
 
 .PHONY: test-release
-test-release: cargo go node $(RELEASE_TOOLS) $(ACTIONLINT) $(TOOLS)/venv/.done ## The same bytes from two folders, what is in them, the workflows (Go, Node; 2 min, the first time 10 more)
+test-release: cargo go node $(RELEASE_TOOLS) $(ACTIONLINT) $(TOOLS)/venv/.docker ## The same bytes from two folders, what is in them, the workflows (Go, Node; 2 min, the first time 10 more)
 	$(call say,release: twice from nothing$(comma) in folders of their own; 2 minutes$(comma) the first time 10 more)
 	$(PYTHON) -m pytest -q --timeout 1800 tests/release
 

@@ -104,7 +104,7 @@ fi
 
 # --- pods ---------------------------------------------------------------------------
 
-get "$namespace" pods '{range .items[*]}{.metadata.name}{"\t"}{.status.phase}{"\t"}{.metadata.deletionTimestamp}{"\t"}{.spec.containers[*].name} {.spec.initContainers[*].name}{"\t"}{.spec.volumes[*].name}{"\t"}{.metadata.labels.gateway\.networking\.k8s\.io/gateway-name}{"\t"}{.spec.containers[?(@.name=="istio-proxy")].args}{.spec.initContainers[?(@.name=="istio-proxy")].args}{"\t"}{.metadata.labels.istio\.io/dataplane-mode}{"\t"}{.metadata.labels.sidecar\.istio\.io/inject} {.metadata.annotations.sidecar\.istio\.io/inject}{"\n"}{end}' >"$work/all"
+get "$namespace" pods '{range .items[*]}{.metadata.name}{"\t"}{.status.phase}{"\t"}{.metadata.deletionTimestamp}{"\t"}{.spec.containers[*].name} {.spec.initContainers[*].name}{"\t"}{.spec.volumes[*].name}{"\t"}{.metadata.labels.gateway\.networking\.k8s\.io/gateway-name}{"\t"}{.spec.containers[?(@.name=="istio-proxy")].args}{.spec.initContainers[?(@.name=="istio-proxy")].args}{"\t"}{.metadata.labels.istio\.io/dataplane-mode}{"\t"}{.metadata.labels.sidecar\.istio\.io/inject} {.metadata.annotations.sidecar\.istio\.io/inject}{"\t"}{.spec.hostNetwork}{"\n"}{end}' >"$work/all"
 for kind in ending gateways pods ambient apart bare; do : >"$work/$kind"; done
 awk -F '\t' -v mode="$mode" -v to="$work/" '
   $3 != "" { print >(to "ending"); next }
@@ -113,7 +113,7 @@ awk -F '\t' -v mode="$mode" -v to="$work/" '
   $7 ~ /^\["proxy","(router|waypoint)"/ || ($6 != "" && $7 !~ /^\["proxy","sidecar"/) { print >(to "gateways"); next }
   (" " $4 " ") ~ / istio-proxy / { print >(to "pods"); next }
   $8 == "ambient" || ($8 == "" && mode == "ambient") { print >(to "ambient"); next }
-  mode == "ambient" || $9 ~ /false/ { print >(to "apart"); next }
+  mode == "ambient" || $9 ~ /false/ || $10 == "true" { print >(to "apart"); next }
   { print >(to "bare") }
 ' "$work/all"
 # some KIND: says which pods there are of it, if any.
@@ -121,7 +121,7 @@ some() { cut -f 1 "$work/$1" | tr '\n' ' '; }
 [ ! -s "$work/ending" ] || note "pods: $(some ending)still terminating: not looked at; their logs tell of the past"
 [ ! -s "$work/gateways" ] || note "pods: $(some gateways)of gateways or waypoints, not sidecars: not looked at (client spans of a gateway: gateway-spans.yaml)"
 [ ! -s "$work/ambient" ] || note "pods: $(some ambient)in ambient mode, which b3relay does not support: their calls are joined by nobody"
-[ ! -s "$work/apart" ] || note "pods: $(some apart)without a sidecar on purpose (a label or an annotation says so): their calls are joined by nobody"
+[ ! -s "$work/apart" ] || note "pods: $(some apart)without a sidecar on purpose (a label or an annotation says so, or they have the network of their node): their calls are joined by nobody"
 if [ -s "$work/bare" ]; then
   wrong "pods: $(some bare)without a sidecar: their calls are joined by nobody"
   do_ "kubectl label namespace $namespace istio-injection=enabled (or istio.io/rev), and restart them"

@@ -66,7 +66,7 @@ def test_a_namespace_in_ambient_mode(tmp_path: Path) -> None:
     assert "istio-injection" not in said.text
 
 
-@pytest.mark.parametrize("of", ["labels", "annotations", "mode"])
+@pytest.mark.parametrize("of", ["labels", "annotations", "network", "mode"])
 def test_pods_that_are_to_have_no_sidecar(of: str, tmp_path: Path) -> None:
     state = cluster()
     match of:
@@ -74,6 +74,11 @@ def test_pods_that_are_to_have_no_sidecar(of: str, tmp_path: Path) -> None:
             state.put(pod("job-1", sidecar=False, labels={"sidecar.istio.io/inject": "false"}))
         case "annotations":
             state.put(pod("job-1", sidecar=False, annotations={"sidecar.istio.io/inject": "false"}))
+        case "network":
+            # Istio injects none there.
+            on_the_node = pod("job-1", sidecar=False)
+            on_the_node["spec"]["hostNetwork"] = True
+            state.put(on_the_node)
         case _:
             # In a namespace in ambient mode, neither that nor a sidecar.
             state.put(pod("job-1", sidecar=False, labels={"istio.io/dataplane-mode": "none"}))

@@ -149,14 +149,22 @@ def test_two_telemetries_without_a_selector(walk: Walk) -> None:
     steps.until_one_trace(walk)
 
 
-def test_a_pod_without_a_sidecar(walk: Walk) -> None:
+@pytest.mark.parametrize("purpose", [False, True])
+def test_a_pod_without_a_sidecar(walk: Walk, purpose: bool) -> None:
+    """That of a namespace labelled too late is a fault, one that says so itself is none."""
     image = "docker.io/library/python:3.12-slim"
+    label = " --labels sidecar.istio.io/inject=false" if purpose else ""
+    if not purpose:
+        walk.quiet("kubectl label namespace shop istio-injection-")
     walk.quiet(
-        f"kubectl -n shop run bare --image {image} --labels sidecar.istio.io/inject=false"
+        f"kubectl -n shop run bare --image {image}{label}"
         " --command -- python -m http.server"
     )
+    if not purpose:
+        walk.quiet("kubectl label namespace shop istio-injection=enabled")
     walk.quiet("kubectl -n shop wait --for=condition=Ready pod/bare")
-    assert says(walk, "WRONG", "pods: bare without a sidecar")
+    assert says(walk, "WRONG", "pods: bare without a sidecar:") == (not purpose)
+    assert says(walk, "note", "pods: bare without a sidecar on purpose") == purpose
     walk.quiet("kubectl -n shop delete pod bare --now")
 
 
