@@ -9,7 +9,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-from mesh.parts import CHROMIUM
+from browser import CHROMIUM
 from mesh.procs import MeshError
 
 

@@ -25,6 +25,7 @@ import cluster.world
 import docker.debian
 import docker.world
 import istio.world
+from browser import CHROMIUM
 from mesh.backends import check_java
 from mesh.failed import FAILED, failed
 from mesh.mesh import ROOT
@@ -33,7 +34,6 @@ from mesh.unrun import NOTE, noted
 
 # Of what a part prints that fails without a test that fails.
 _LAST_LINES = 5
-CHROMIUM = ("chromium-headless-shell", "chromium", "google-chrome")
 _PACKAGES = {
     "cargo": "install Rust with rustup (rustup.rs)",
     "go": "install Go 1.26 or newer (go.dev)",
