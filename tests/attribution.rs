@@ -571,8 +571,7 @@ fn a_worker_that_fell_behind_is_not_sure() {
     let _request = app.begin("/a");
     app.sidecar.wait(1);
     assert_left_alone(&app.call("h1", "/items/7"), Decision::Unsure);
-    app.sidecar.wait(11_000);
-    app.sidecar.tick();
+    seconds(&app, 11);
     let _other = app.begin("/b");
     app.sidecar.wait(1);
     let call = app.call("h3", "/items/7");

@@ -344,6 +344,62 @@ fn several_workers_do_as_well_as_one() {
     }
 }
 
+/// A long journal is taken in bit by bit: no call waits for it, those that come meanwhile are
+/// left alone, and nothing is missing in the end.
+#[test]
+fn a_worker_that_begins_to_judge_takes_long_journals_in_bit_by_bit() {
+    for (wrong, requests, slices) in [(WRONG, 600, 4), (0.0, 1500, 0)] {
+        let data = InMemory::default();
+        let limits = Limits::for_capacity(1000, 1, 1000);
+        let [mut writing, mut judging] = [1, 2].map(|n| WorkerState::open(&data, n));
+        let mut now = 1_000_000;
+        let begin = |state: &mut WorkerState, now: u64| {
+            let WorkerState {
+                store, attribution, ..
+            } = state;
+            let mut name = [0; 16];
+            name[..8].copy_from_slice(&now.to_le_bytes());
+            let stored = store.insert(&data, limits, now / 1000, &[Key::unnamed(name)], b"c", &[]);
+            attribution.begin(store, &data, now, &stored.ticket, 1, vec![]);
+            stored.ticket
+        };
+        let end = |state: &mut WorkerState, now: u64, ticket: Ticket| {
+            let WorkerState {
+                store, attribution, ..
+            } = state;
+            attribution.end(store, &data, now, &ticket, true);
+            store.end(&data, limits, now / 1000, ticket);
+        };
+        let judge = |state: &mut WorkerState, now: u64| {
+            let WorkerState {
+                store, attribution, ..
+            } = state;
+            store.refresh(&data, || now / 1000);
+            let what = Call {
+                kind: [1, 9],
+                tokens: vec![],
+                port: 0,
+            };
+            let (call, judged) = attribution.judge(store, &data, now, what, wrong);
+            attribution.returned(store, &data, now, call.unwrap());
+            judged.is_some()
+        };
+        // Two events each.
+        for _ in 0..requests {
+            now += 2_000;
+            let ticket = begin(&mut writing, now);
+            end(&mut writing, now + 1_000, ticket);
+        }
+        let _click = begin(&mut writing, now + 2_000);
+        assert_eq!(judge(&mut judging, now + 3_000), slices == 0);
+        for _ in 0..slices {
+            assert!(judging.attribution.learn());
+        }
+        assert!(judge(&mut judging, now + 4_000));
+        assert_eq!(judging.attribution.in_flight(), 1);
+    }
+}
+
 /// Right and wrong as parts of all calls of some thousands.
 fn shares(tally: &[[u32; 3]]) -> (f64, f64) {
     let sum = |class: usize| tally.iter().map(|of| f64::from(of[class])).sum::<f64>();

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`signature`] | the route of a request, the kind of a call, and the identifiers in both |
 //! | [`tracker`] | the requests in flight, and to which of them a call belongs |
+//! | `catching_up` | tells the tracker what the journals of all workers say, bit by bit |
 //! | `clock` | the time, where the machine's clock is set back |
 //! | `exclusive` | whether a call belongs to the only request in flight, or to the background |
 //! | `inferred` | to which of several requests in flight a call belongs; off by default |
@@ -19,6 +20,7 @@
 //! journals of all workers, in the order of time.
 
 mod buckets;
+mod catching_up;
 mod clock;
 mod exclusive;
 mod in_flight;
@@ -31,9 +33,9 @@ mod numbers;
 pub mod signature;
 pub mod tracker;
 
-use crate::store::{Found, RequestRef, SharedData, Store, Ticket, WorkerId, shared_data_name};
+use crate::store::{Found, RequestRef, SharedData, Store, Ticket, shared_data_name};
 use clock::Clock;
-use journal::{Event, Read, Reader, Writer};
+use journal::{Event, Reader, Writer};
 use keyed::Keyed;
 use signature::Token;
 use tracker::{Basis, Tracker, Verdict};
@@ -66,6 +68,8 @@ pub struct Call {
 pub struct Attribution {
     writer: Option<Writer>,
     readers: Vec<Reader>,
+    /// What was read and the tracker has not been told of, the latest first.
+    ahead: Vec<(u64, u16, Event)>,
     tracker: Tracker,
     next_call: u64,
     /// For what the tracker is told, and all times here.
@@ -174,10 +178,14 @@ impl Attribution {
         let at_us = self.clock.now(now_us);
         self.judged_us = at_us;
         self.first_us.get_or_insert(at_us);
-        self.read_journals(&store.known_workers(), data, at_us);
-        self.called_while_idle(at_us);
+        self.catch_up(&store.known_workers(), data, at_us);
+        let knows_now = self.ahead.is_empty();
         let id = self.number_call();
-        let verdict = self.tracker.call(at_us, number(worker, id), &call, None);
+        let mut verdict = None;
+        if knows_now {
+            self.called_while_idle(at_us);
+            verdict = self.tracker.call(at_us, number(worker, id), &call, None);
+        }
         let event = Event::Call {
             number: id,
             call,
@@ -185,7 +193,7 @@ impl Attribution {
         };
         self.write(store, data, now_us, &event);
         let own = self.readers.iter_mut().find(|r| r.worker().0 == worker);
-        if let (Some(own), Some(writer)) = (own, &self.writer) {
+        if let (Some(own), Some(writer), true) = (own, &self.writer, knows_now) {
             // The tracker knows of the call already.
             own.skip_to_end(writer);
         }
@@ -224,10 +232,11 @@ impl Attribution {
         let at_us = self.clock.now(now_us);
         if self.judged_us > 0 && at_us.saturating_sub(self.judged_us) < READS_US {
             let workers = store.workers(data, now_us / 1000);
-            self.read_journals(&workers, data, at_us);
+            self.catch_up(&workers, data, at_us);
         } else if !self.readers.is_empty() {
             // The next call that is to be judged begins anew.
             self.readers.clear();
+            self.ahead.clear();
             self.tracker.forget();
         }
     }
@@ -235,7 +244,13 @@ impl Attribution {
     /// Learns what the application does, for a few milliseconds at most: to be called with
     /// each tick. Returns whether there is more to do at once.
     pub fn learn(&mut self) -> bool {
-        self.tracker.learn()
+        match self.ahead.is_empty() {
+            true => self.tracker.learn(),
+            false => {
+                self.take_in(self.slice());
+                true
+            }
+        }
     }
 
     /// A call has begun that has no known request. If nothing is in flight, soon after the
@@ -295,96 +310,6 @@ impl Attribution {
     fn write(&mut self, store: &mut Store, data: &impl SharedData, now_us: u64, event: &Event) {
         if let Some(writer) = self.writer(store, data, now_us) {
             writer.write(data, now_us, event);
-        }
-    }
-
-    /// Gives the tracker all events since the last time.
-    fn read_journals(&mut self, workers: &[WorkerId], data: &impl SharedData, now_us: u64) {
-        let mut gone: Vec<u16> = Vec::new();
-        self.readers.retain(|reader| {
-            let here = workers.contains(&reader.worker());
-            if !here {
-                gone.push(reader.worker().0);
-            }
-            here
-        });
-        for worker in workers {
-            if !self.readers.iter().any(|r| r.worker() == *worker) {
-                self.readers.push(Reader::new(*worker));
-            }
-        }
-        let mut events = Vec::new();
-        let mut lost = false;
-        let mut taught_us = 0;
-        for reader in &mut self.readers {
-            let others = events.len();
-            lost |= reader.read(data, self.writer.as_ref(), &mut events) == Read::Lost;
-            let read = events.get_mut(others..).unwrap_or_default();
-            self.clock.place(read);
-            if reader.began_anew() {
-                // What was learned once is not learned again.
-                taught_us = taught_us.max(self.applied_us);
-            }
-            if let Some((at_us, ..)) = read.first().filter(|_| reader.began_late()) {
-                taught_us = taught_us.max(*at_us);
-            }
-        }
-        // Before, events of one worker are there and those of another one are not.
-        self.tracker.blind(taught_us);
-        for worker in gone {
-            self.tracker
-                .abandon(|request| request_of(request).0 == worker);
-        }
-        if lost {
-            self.tracker.forget();
-            let continued = |reader: &&mut Reader| !reader.began_anew();
-            for reader in self.readers.iter_mut().filter(continued) {
-                reader.forget();
-                events.retain(|(_, worker, _)| *worker != reader.worker().0);
-            }
-            self.blind_until_us = now_us.saturating_add(BLIND_US);
-            self.tracker.blind(self.blind_until_us);
-        }
-        // The earliest first.
-        events.sort_by_cached_key(|(at_us, _, _)| *at_us);
-        for (at_us, worker, event) in events {
-            self.applied_us = self.applied_us.max(at_us);
-            self.apply(at_us, worker, event);
-        }
-    }
-
-    /// Gives the tracker one event.
-    fn apply(&mut self, at_us: u64, worker: u16, event: Event) {
-        match event {
-            Event::Begin {
-                request,
-                bucket,
-                route,
-                tokens,
-            } => {
-                let request = number(worker, request);
-                self.tracker.begin(at_us, request, bucket, route, tokens);
-            }
-            Event::End { request, answered } => {
-                let request = number(worker, request);
-                match answered {
-                    true => self.tracker.end(at_us, request),
-                    false => self.tracker.broken_off(at_us, request),
-                }
-            }
-            Event::Call {
-                number: id,
-                call,
-                owner,
-            } => {
-                if owner.is_none() {
-                    self.called_while_idle(at_us);
-                }
-                let owner = owner.map(|(worker, request)| number(worker, request));
-                let id = number(worker, id);
-                self.tracker.call(at_us, id, &call, owner);
-            }
-            Event::CallEnd { call } => self.tracker.call_end(at_us, number(worker, call)),
         }
     }
 }

@@ -70,6 +70,11 @@ impl Tracker {
         }
     }
 
+    /// Calls are judged while several requests are in flight, too.
+    pub fn infers(&self) -> bool {
+        self.wrong > 0.0
+    }
+
     /// Requests in flight.
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()

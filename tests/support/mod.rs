@@ -327,9 +327,11 @@ impl Sidecar {
         (0..self.memories.len()).for_each(|worker| self.tick_on(worker));
     }
 
-    /// On that worker.
+    /// On that worker. While there is more to do, it comes ten times a second.
     pub fn tick_on(&self, worker: usize) {
-        self.memories[worker].borrow_mut().tick(&self.host);
+        let memory = &mut self.memories[worker].borrow_mut();
+        memory.tick(&self.host);
+        let _ = (0..10).all(|_| memory.attribution.learn());
     }
 
     /// What is logged of calls that were left alone, after a tick.
