@@ -9,6 +9,9 @@ use crate::store::{SharedData, WorkerId};
 /// request in flight gets a call, and where others may.
 const SLICE: [usize; 2] = [16_384, 256];
 
+/// How many times that is done in 100 ms.
+pub(super) const SLICES: u64 = 4;
+
 impl Attribution {
     /// The most events that are taken in at once.
     pub(super) fn slice(&self) -> usize {

@@ -242,13 +242,14 @@ impl Attribution {
     }
 
     /// Learns what the application does, for a few milliseconds at most: to be called with
-    /// each tick. Returns whether there is more to do at once.
-    pub fn learn(&mut self) -> bool {
+    /// each tick. Returns how many times that is to be done in 100 ms; 0 if there is nothing to
+    /// do.
+    pub fn learn(&mut self) -> u64 {
         match self.ahead.is_empty() {
             true => self.tracker.learn(),
             false => {
                 self.take_in(self.slice());
-                true
+                catching_up::SLICES
             }
         }
     }

@@ -218,12 +218,12 @@ impl Tracker {
         }
     }
 
-    /// Learns from what has happened, for a few milliseconds at most: to be called often.
-    /// Returns whether there is more to do at once.
-    pub fn learn(&mut self) -> bool {
+    /// Learns from what has happened, for a few milliseconds at most. Returns how many times
+    /// that is to be done in 100 ms; 0 if there is nothing to do.
+    pub fn learn(&mut self) -> u64 {
         let now_us = self.now_us;
         let inferred = self.inferred.as_mut();
-        inferred.is_some_and(|inferred| inferred.learn(now_us))
+        inferred.map_or(0, |inferred| inferred.learn(now_us))
     }
 
     /// These requests are gone, without an end that was seen.

@@ -21,7 +21,7 @@ use std::rc::Rc;
 
 /// How often Envoy calls [`RootContext::on_tick`], in milliseconds.
 pub(super) const TICK_MS: u32 = 1000;
-/// The same, while there is something to learn of the application.
+/// The same, while there is something to learn of the application; or a part of it.
 const LEARN_MS: u32 = 100;
 /// A plugin that has not ticked for so long is gone.
 const AT_WORK_MS: u64 = 5 * TICK_MS as u64;
@@ -235,9 +235,10 @@ impl Plugin {
     /// Learns for a few milliseconds at most, and asks for the next tick soon if there is
     /// more to do.
     fn learn(&self) {
-        let goes_on = self.memory.borrow_mut().attribution.learn();
+        let slices = self.memory.borrow_mut().attribution.learn() as u32;
+        let goes_on = slices > 0;
         if goes_on {
-            self.ok(host_calls::set_tick_period(LEARN_MS));
+            self.ok(host_calls::set_tick_period(LEARN_MS / slices));
         } else if self.learns.get() {
             self.ok(host_calls::set_tick_period(TICK_MS));
         }

@@ -28,6 +28,8 @@ const HIGH: f32 = 0.5;
 /// If no more than this part of them is, the model does not fit: none is accepted, since what
 /// it is sure of may be wrong, too.
 const LOW: f32 = 0.44;
+/// The model fits a call, too, if it is so sure which request has made it, should one have.
+const FITS: f64 = 0.98;
 
 /// Verdicts of one class of probability.
 #[derive(Clone, Copy, Debug, Default)]
@@ -60,7 +62,7 @@ pub(super) struct Acceptance {
     requests: f64,
     /// The sum of what was missing to certainty of those that were accepted.
     spent: f64,
-    /// The part of the last verdicts that was accepted: a moving average, in which a call
+    /// The part of the last verdicts that was accepted, or that the model fits: a moving average, in which a call
     /// counts as far as it is none of the background, since that has no request to find.
     accepted: f32,
 }
@@ -153,7 +155,8 @@ impl Acceptance {
     ) -> Option<f64> {
         let rate = self.rate_if_accepted(share, trust, wrong);
         let counts = (1.0 - background) as f32 / 256.0;
-        self.accepted += counts * (f32::from(u8::from(rate.is_some())) - self.accepted);
+        let fits = rate.is_some() || f64::from(share) >= FITS * (1.0 - background);
+        self.accepted += counts * (f32::from(u8::from(fits)) - self.accepted);
         rate.filter(|_| self.accepted > LOW)
     }
 

@@ -228,9 +228,10 @@ impl Inferred {
         self.engine.forget_name(is_kind, name);
     }
 
-    /// Learns for a few milliseconds at most. Returns whether there is more to do at once.
-    pub(super) fn learn(&mut self, now_us: u64) -> bool {
-        let (learned, more) = self.learner.learn(&self.engine, self.limit);
+    /// Learns for a few milliseconds at most. Returns how many times that is to be done in
+    /// 100 ms; 0 if there is nothing to do.
+    pub(super) fn learn(&mut self, now_us: u64) -> u64 {
+        let (learned, more) = self.learner.learn(now_us, &self.engine, self.limit);
         if let Some(learned) = learned {
             self.limit = learned.limit;
             self.engine.adopt(learned.engine);

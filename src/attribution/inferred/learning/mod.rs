@@ -25,6 +25,11 @@ pub(super) use study::Learned;
 
 /// Work of one slice: a millisecond or two.
 const SLICE: usize = 60_000;
+/// One slice is done in the time of so many requests, so that learning takes about as many
+/// requests at any rate: at least one in [`PACE_US`] microseconds, and at most [`FASTEST`].
+const PACE: u64 = 20;
+const FASTEST: u64 = 4;
+const PACE_US: u64 = 100_000;
 /// Requests that each of the first studies is of.
 const REQUESTS: [usize; 3] = [150, 450, 900];
 /// Requests after the last study before the next ones, if the application has changed, and
@@ -32,8 +37,8 @@ const REQUESTS: [usize; 3] = [150, 450, 900];
 const CHANGED: usize = 400;
 const UNKNOWN: usize = 2000;
 const DOUBLINGS_MOST: u32 = 6;
-/// Two guesses that come to the same once may do so by chance.
-const SUSPICION: u8 = 2;
+/// Two guesses that come to the same once, or a few times, may do so by chance.
+const SUSPICION: u8 = 4;
 /// More than any name.
 const KIND: u64 = NAMES as u64;
 
@@ -50,6 +55,10 @@ pub(super) struct Learner {
     /// How often it was begun anew in vain, and requests since.
     in_vain: u32,
     requests: usize,
+    /// Requests since a time, in microseconds; and how many slices are done in [`PACE_US`].
+    came: u64,
+    since_us: u64,
+    pace: u64,
     /// So many studies without a doubt are wanted before a model is believed again.
     suspicion: u8,
     /// The part of all calls that may be given to a wrong request.
@@ -61,6 +70,7 @@ impl Learner {
     pub(super) fn record(&mut self, at_us: u64, number: u64, what: What) {
         if let What::Begun(_) = what {
             self.requests = self.requests.saturating_add(1);
+            self.came += 1;
         }
         if self.study.is_none() && self.studies < REQUESTS.len() {
             self.recording.add(Recorded {
@@ -94,12 +104,23 @@ impl Learner {
     }
 
     /// Does a slice of a study, if one is due: with this model, and so many requests served
-    /// at once, as a first guess. Returns what has been learned, and whether there is more to
-    /// do at once.
-    pub(super) fn learn(&mut self, live: &Engine, limit: Option<usize>) -> (Option<Learned>, bool) {
+    /// at once, as a first guess. Returns what has been learned, and how many slices are to be
+    /// done in [`PACE_US`] from now on; 0 if there is nothing to do.
+    pub(super) fn learn(
+        &mut self,
+        now_us: u64,
+        live: &Engine,
+        limit: Option<usize>,
+    ) -> (Option<Learned>, u64) {
+        let passed_us = now_us.saturating_sub(self.since_us);
+        if passed_us >= PACE_US {
+            let came = self.came * PACE_US / passed_us;
+            self.pace = (came / PACE).min(FASTEST);
+            (self.came, self.since_us) = (0, now_us);
+        }
         let Some(due) = REQUESTS.get(self.studies) else {
             self.begin_anew(live);
-            return (None, false);
+            return (None, 0);
         };
         if self.study.is_none() && (self.recording.requests() >= *due || self.recording.is_full()) {
             let events = self.recording.events();
@@ -108,7 +129,7 @@ impl Learner {
             self.study = Some(Box::new(study));
         }
         let Some(study) = &mut self.study else {
-            return (None, false);
+            return (None, 0);
         };
         let mut learned = study.work(self.recording.events(), SLICE, self.wrong);
         if let Some(Learned { engine, .. }) = &mut learned {
@@ -125,7 +146,10 @@ impl Learner {
             self.requests = 0;
             self.recording.clear();
         }
-        (learned, self.study.is_some())
+        match self.study {
+            Some(_) => (learned, self.pace.max(1)),
+            None => (learned, 0),
+        }
     }
 
     /// Begins anew if the application has changed, or little is known of it.
@@ -186,11 +210,14 @@ mod tests {
         for is_forgotten in [false, true] {
             let (mut learner, live) = (Learner::default(), Engine::default());
             record(&mut learner, 200);
-            assert!(learner.learn(&live, None).0.is_none(), "it has just begun");
+            assert!(
+                learner.learn(0, &live, None).0.is_none(),
+                "it has just begun"
+            );
             if is_forgotten {
                 learner.forget_name(false, 2);
             }
-            let mut slices = (0..100_000).map(|_| learner.learn(&live, None));
+            let mut slices = (0..100_000).map(|_| learner.learn(0, &live, None));
             let mut learned = slices.find_map(|(learned, _)| learned).unwrap();
             for route in 1..4 {
                 let is_known = learned.engine.is_known_route(route);

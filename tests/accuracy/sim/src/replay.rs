@@ -65,8 +65,7 @@ pub fn replay(
     let mut next_tick = 0;
     for (us, ended, n) in events {
         if us >= next_tick {
-            next_tick = us + TICK_US;
-            tracker.learn();
+            next_tick = us + TICK_US / tracker.learn().max(1);
         }
         let (row, id) = (&rows[n], n as u64);
         let inbound = row.side == "inbound";

@@ -17,7 +17,7 @@ pub const THOUSANDS: usize = 6;
 pub const WINDOW: usize = 2000;
 
 /// Time in the simulation between two ticks: those of both filters of a sidecar, each of which
-/// ticks every 100 ms while there is something to learn.
+/// ticks every 100 ms, or more often, while there is something to learn.
 const TICK_US: u64 = 50_000;
 
 /// While which thousand of requests it is, counted from 0, if so many have begun.
@@ -25,9 +25,9 @@ pub fn thousand(begun: usize) -> usize {
     (THOUSANDS - 1).min(begun.saturating_sub(1) / 1000)
 }
 
-/// What the sidecar does with each tick.
-fn tick(tracker: &mut Tracker) {
-    tracker.learn();
+/// What the sidecar does with each tick. Returns the time until the next one.
+fn tick(tracker: &mut Tracker) -> u64 {
+    TICK_US / tracker.learn().max(1)
 }
 
 /// Calls that were made for requests, and what became of them; those of nobody that
@@ -253,8 +253,7 @@ pub fn measure(app: &App, clients: usize, size: Size, seed: u64, wrong: f64) -> 
     let mut next_tick = events.first().map_or(0, |(us, _)| us + TICK_US);
     for (us, event) in events {
         while next_tick <= us {
-            tick(&mut judge.tracker);
-            next_tick += TICK_US;
+            next_tick += tick(&mut judge.tracker);
         }
         judge.event(us, event, us >= counts_from);
     }

@@ -116,10 +116,11 @@ fn a_start_under_load_is_learned() {
         ("threads", 8, 0.86),
         ("parallel-background", 8, 0.85),
         ("event-loop", 8, 0.97),
-        ("event-loop", 16, 0.90),
+        ("event-loop", 16, 0.94),
         ("pool-of-8", 16, 0.80),
         ("caches-retries", 8, 0.75),
         ("fan-out-of-6", 8, 0.85),
+        ("fan-out-of-6", 16, 0.78),
         ("cancelled-5", 8, 0.80),
         ("keyed-fan-out", 8, 0.88),
         ("keyed-threads", 8, 0.86),
@@ -147,9 +148,18 @@ fn no_stretch_of_calls_is_worse_than_promised() {
         quiet: 1,
     };
     for app in &apps() {
-        for level in [8, 16] {
-            let worst = measure(app, level, size, 3, WRONG).worst;
-            assert!(worst <= 1.6 * WRONG, "{} at {level}: {worst}", app.name);
+        // Of jobs in a queue, too much was believed once with one of these seeds.
+        let seeds: &[u64] = match app.name {
+            "queue-of-jobs" => &[0, 1, 2, 3],
+            _ => &[3],
+        };
+        for (level, seed) in [8, 16]
+            .into_iter()
+            .flat_map(|l| seeds.iter().map(move |s| (l, *s)))
+        {
+            let worst = measure(app, level, size, seed, WRONG).worst;
+            let says = format!("{} at {level}, seed {seed}: {worst}", app.name);
+            assert!(worst <= 1.6 * WRONG, "{says}");
         }
     }
 }
