@@ -51,6 +51,10 @@ ISTIO_130 := $(TOOLS)/istio/1.30-$(call istio_key,go-1.30)
 CLUSTER := $(TOOLS)/cluster/$(shell cat tests/cluster/programs/*/* tests/istio/go*.mod tests/istio/go*.sum | sha256sum | cut -c1-12)
 ISTIO_ENV := B3RELAY_ISTIO_1_31='$(ISTIO_131)' B3RELAY_ISTIO_1_30='$(ISTIO_130)'
 
+# Go 1.21 and newer fetch the version that they are asked for; an older one cannot read of it.
+NEED_GO = @printf '%s\n' go1.21 "$$(go env GOVERSION 2>/dev/null || echo go0)" | sort -VC \
+  || { echo 'b3relay: Go is missing, or too old: install Go 1.26 or newer (go.dev)'; exit 1; }
+
 say = @printf '\n\033[1m%s\033[0m\n' '$(1)'
 
 ##@ The two commands
@@ -117,17 +121,17 @@ test-simulated: cargo ## Every simulated application, whatever the load: is more
 	cargo test --release --locked --target-dir target --manifest-path $(SIMULATOR) -- --ignored
 
 .PHONY: test-module
-test-module: $(WASM) $(TOOLS)/venv/.done ## The first half of it
+test-module: $(WASM) $(TOOLS)/venv/.done ## Of test-wasm: the compiled module in a small proxy-wasm host
 	$(call say,module: the vectors and the life of a stream in the compiled module)
 	$(PYTHON) -m pytest -q tests/module
 
 .PHONY: test-envoy
-test-envoy: $(WASM) $(NEIGHBOUR) $(OTHER) $(TOOLS)/venv/.done ## The second half
+test-envoy: $(WASM) $(NEIGHBOUR) $(OTHER) $(TOOLS)/venv/.done ## Of test-wasm: real Envoys, with what test-long has
 	$(call say,envoy: the mesh$(comma) bad input$(comma) load$(comma) several minutes)
 	$(PYTHON) -m pytest -q -n 4 --dist worksteal tests/envoy
 
 .PHONY: test-check
-test-check: $(WASM) $(TOOLS)/venv/.done ## The part of it that is about check.sh
+test-check: $(WASM) $(TOOLS)/venv/.done ## Of test-wasm: check.sh
 	$(call say,check: real sidecars that are set up wrong; half a minute)
 	$(PYTHON) -m pytest -q tests/check
 
@@ -216,7 +220,7 @@ test-browser: $(WASM) $(TOOLS)/venv/.browser zipkin ## A click on the page of a 
 	B3RELAY_PICTURES='$(PICTURES)' $(PYTHON) -m pytest -q tests/browser
 
 .PHONY: test-bookinfo
-test-bookinfo: go node java $(WASM) $(TOOLS)/venv/.docker istio-tools ## Istio's Bookinfo, unmodified, by what it forwards: the trees of one user's clicks (root on Debian 12, Go, Node, Java 17 and Maven)
+test-bookinfo: go node maven $(WASM) $(TOOLS)/venv/.docker istio-tools ## Istio's Bookinfo, unmodified, by what it forwards: the trees of one user's clicks (root on Debian 12, Go, Node, Java 17 and Maven)
 	$(call say,bookinfo: four services in four languages behind Envoys; a minute and a half)
 	$(ISTIO_ENV) $(PYTHON) -c 'from cluster import bookinfo, settings; bookinfo.prepare(), settings.packages()'
 	$(ISTIO_ENV) $(PYTHON) -m istio.world $(PYTHON) -m pytest -q -s tests/bookinfo
@@ -244,12 +248,12 @@ test-sdks: $(WASM) $(TOOLS)/venv/.done ## Services with OpenTelemetry's SDKs, SD
 
 INSTRUMENTED ?= --markdown docs/instrumented.md
 .PHONY: instrumented
-instrumented: node java $(WASM) $(TOOLS)/venv/.done ## The table of that; writes docs/instrumented.md
+instrumented: node maven $(WASM) $(TOOLS)/venv/.done ## The table of test-sdks; writes docs/instrumented.md (Node, Java 17 and Maven)
 	$(PYTHON) -m sdks.run $(INSTRUMENTED)
 
 AGREEMENT ?= --random 15000 --markdown docs/agreement.md
 .PHONY: agreement
-agreement: cargo $(TOOLS)/venv/.done ## What seven implementations of B3 read, before and after repair; writes docs/agreement.md
+agreement: cargo $(TOOLS)/venv/.done ## What seven implementations of B3 read, before and after repair; writes docs/agreement.md (Go, Node, Java 17 and Maven)
 	$(PYTHON) -m agreement.run $(AGREEMENT)
 
 .PHONY: test-istio
@@ -276,7 +280,7 @@ test-changes: $(WASM) $(TOOLS)/venv/.done istio-tools ## 1,000 clicks around eac
 # A world of its own, that ends with everything in it. The walk stops at what fails: what
 # comes after it would find something else installed.
 .PHONY: test-cluster
-test-cluster: go node java $(WASM) release $(TOOLS)/venv/.docker istio-tools $(CLUSTER)/.done ## Every command of the documentation on a real Kubernetes with Istio, Jaeger and Bookinfo (root on Debian 12, Go, Node, Java 17 and Maven; about 10 min, the first time 10 more)
+test-cluster: go node maven $(WASM) release $(TOOLS)/venv/.docker istio-tools $(CLUSTER)/.done ## Every command of the documentation on a real Kubernetes with Istio, Jaeger and Bookinfo (root on Debian 12, Go, Node, Java 17 and Maven; about 10 min, the first time 10 more)
 	$(call say,cluster: a Kubernetes of its own under the commands of the documentation; about 10 minutes)
 	B3RELAY_CLUSTER='$(CLUSTER)' $(ISTIO_ENV) $(PYTHON) -m cluster.world $(PYTHON) -m pytest -q -s -x --timeout 900 tests/cluster/live
 
@@ -287,7 +291,7 @@ KUBERNETES := 1.36.1
 KUBERNETES_STAMP := $(foreach it,gitVersion=v$(KUBERNETES) gitMajor=1 gitMinor=36,-X k8s.io/component-base/version.$(it))
 # One program for all of Kubernetes, and etcd: it goes by the name that it is called by.
 $(CLUSTER)/.done: | $(ISTIO_131)/.done $(ISTIO_130)/.done
-	@command -v go >/dev/null || { echo 'b3relay: Go is missing: install Go 1.26 or newer (go.dev)'; exit 1; }
+	$(NEED_GO)
 	$(call say,tools: Kubernetes $(KUBERNETES) and containerd$(comma) through the Go module proxy: about 8 minutes the first time)
 	@mkdir -p '$(@D)/bin'
 	cd tests/cluster/programs/kubernetes && go build -mod=readonly -ldflags='-s -w $(KUBERNETES_STAMP)' -o '$(@D)/bin/cluster' .
@@ -370,7 +374,7 @@ FIGURES := target/accuracy-simulated.json
 BOUND ?= --bound=docs/accuracy-simulated.md --figures=$(FIGURES)
 SIMULATE = cargo run --quiet --release --locked --target-dir target --manifest-path $(SIMULATOR) --
 .PHONY: accuracy-simulated
-accuracy-simulated: cargo $(TOOLS)/venv/.accuracy-done ## The same of simulated applications, without an Envoy, and beside the Bayes bound; writes docs/accuracy-simulated.md, and its plots
+accuracy-simulated: cargo $(TOOLS)/venv/.accuracy-done ## The same as accuracy, of simulated applications, without an Envoy, and beside the Bayes bound; writes docs/accuracy-simulated.md, and its plots
 	$(call say,accuracy: simulated applications; 5 to 25 minutes)
 	$(SIMULATE) $(SIMULATED)
 	$(SIMULATE) $(BOUND)
@@ -396,7 +400,7 @@ accuracy-record: go node java $(TOOLS)/venv/.accuracy-done ## What a sidecar see
 
 REPLAYED ?= --markdown docs/accuracy.md
 .PHONY: accuracy-recordings
-accuracy-recordings: cargo $(TOOLS)/venv/.accuracy-done ## The tables of those, without an Envoy; writes into docs/accuracy.md
+accuracy-recordings: cargo $(TOOLS)/venv/.accuracy-done ## The tables of what accuracy-record wrote, without an Envoy; writes into docs/accuracy.md
 	$(PYTHON) -m accuracy.recordings $(RECORDINGS) $(REPLAYED)
 
 SPAN_COLLECTORS ?= --markdown docs/spans.md
@@ -424,7 +428,7 @@ bench: valgrind $(EMPTY) $(WASM) $(TOOLS)/venv/.done ## What the filter costs, b
 	$(PYTHON) -m bench.run $(BENCH)
 
 .PHONY: bench-instructions
-bench-instructions: valgrind $(EMPTY) $(WASM) $(TOOLS)/venv/.done ## The main figures of that, in instructions, beside those that are kept: fails if one grew by a tenth (needs valgrind, about 3 min)
+bench-instructions: valgrind $(EMPTY) $(WASM) $(TOOLS)/venv/.done ## The main figures of bench, in instructions, beside those that are kept: fails if one grew by a tenth (needs valgrind, about 3 min)
 	$(call say,bench: instructions$(comma) counted by valgrind; about 3 minutes$(comma) 9 if one seems to have grown)
 	$(PYTHON) -m pytest -q tests/bench
 	$(PYTHON) -m bench.instructions --short
@@ -453,17 +457,17 @@ $(OTHER): $(SOURCES) | cargo
 	@touch '$@'
 
 $(TOOLS)/go/bin/oras:
-	@command -v go >/dev/null || { echo 'b3relay: Go is missing'; exit 1; }
+	$(NEED_GO)
 	$(call say,tools: oras through the Go module proxy$(comma) about a minute)
 	GOBIN='$(TOOLS)/go/bin' go install oras.land/oras/cmd/oras@v1.3.6
 
 $(KUSTOMIZE):
-	@command -v go >/dev/null || { echo 'b3relay: Go is missing'; exit 1; }
+	$(NEED_GO)
 	$(call say,tools: kustomize through the Go module proxy$(comma) about a minute)
 	GOBIN='$(TOOLS)/go/bin' go install sigs.k8s.io/kustomize/kustomize/v5@v5.8.1
 
 $(ACTIONLINT):
-	@command -v go >/dev/null || { echo 'b3relay: Go is missing'; exit 1; }
+	$(NEED_GO)
 	$(call say,tools: actionlint through the Go module proxy$(comma) half a minute)
 	GOBIN='$(TOOLS)/go/bin' go install github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 
@@ -477,7 +481,7 @@ $(TOOLS)/cargo/.%: | cargo
 
 .PHONY: zipkin
 zipkin: $(TOOLS)/venv/.done
-	@$(PYTHON) -c 'from mesh.backends import check_java, fetch_zipkin; check_java(); fetch_zipkin()'
+	@$(PYTHON) -m mesh.backends zipkin
 
 # Istio's own programs, and kubectl, through the Go module proxy. What is built goes
 # by what it is built from. Versions: those that tests/istio/go*.mod name.
@@ -485,7 +489,7 @@ zipkin: $(TOOLS)/venv/.done
 istio-tools: $(ISTIO_131)/.done $(ISTIO_130)/.done
 
 define build_istio
-	@command -v go >/dev/null || { echo 'b3relay: Go is missing: install Go 1.26 or newer (go.dev)'; exit 1; }
+	$(NEED_GO)
 	$(call say,tools: Istio $(1)$(comma) through the Go module proxy: about $(2) minutes the first time)
 	@mkdir -p '$(@D)/bin'
 	cd tests/istio && go build -mod=readonly -modfile=$(3) -ldflags='-s -w' -o '$(@D)/bin/' $(4)
@@ -547,15 +551,20 @@ cargo:
 
 .PHONY: go
 go:
-	@command -v go >/dev/null || { echo 'b3relay: Go is missing: install Go 1.22 or newer (go.dev, or Debian: golang-go)'; exit 1; }
+	$(NEED_GO)
 
 .PHONY: node
 node:
-	@command -v node >/dev/null || { echo 'b3relay: Node is missing: install Node 20 or newer (nodejs.org, or Debian: nodejs)'; exit 1; }
+	@command -v npm >/dev/null && node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2>/dev/null \
+	  || { echo 'b3relay: Node is missing, or too old, or npm is: install Node 20 or newer with npm (nodejs.org, or Debian 13: nodejs and npm)'; exit 1; }
 
 .PHONY: java
 java:
 	@command -v java >/dev/null && command -v javac >/dev/null || { echo 'b3relay: Java is missing: install a JDK, 17 or newer (Debian: openjdk-17-jdk-headless)'; exit 1; }
+
+.PHONY: maven
+maven: java
+	@command -v mvn >/dev/null || { echo 'b3relay: Maven is missing (Debian: maven)'; exit 1; }
 
 # Of the paths of this machine none gets into the module, nor into the order of what is
 # in it: the same sources give the same bytes in any folder (make test-release). Less is

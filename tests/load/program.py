@@ -32,7 +32,7 @@ LABELS = ("rule", "direction", "decision", "reason", "action")
 def go_program(source: Path, built: Path) -> Path:
     """Compile it; says so if there is no Go."""
     if shutil.which("go") is None:
-        raise SystemExit("load: go is missing: install Go 1.22 or newer")
+        raise SystemExit("load: go is missing: install Go 1.26 or newer (go.dev)")
     built.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run(["go", "build", "-o", built, "."], cwd=source, check=True)
     return built

@@ -24,7 +24,7 @@ def build(
     program = TOOLS / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}"
     if not program.is_file():
         if shutil.which("go") is None:
-            raise MeshError(f"go not found: {name} is built with Go (go.dev, or Debian: golang-go)")
+            raise MeshError(f"go not found: install Go 1.26 or newer (go.dev), which builds {name}")
         print(f"    building {name} with Go, {takes} the first time ...", flush=True)
         TOOLS.mkdir(parents=True, exist_ok=True)
         # Beside it, so that there is never a half of it, whoever else builds.
