@@ -51,8 +51,9 @@ ISTIO_130 := $(TOOLS)/istio/1.30-$(call istio_key,go-1.30)
 CLUSTER := $(TOOLS)/cluster/$(shell cat tests/cluster/programs/*/* tests/istio/go*.mod tests/istio/go*.sum | sha256sum | cut -c1-12)
 ISTIO_ENV := B3RELAY_ISTIO_1_31='$(ISTIO_131)' B3RELAY_ISTIO_1_30='$(ISTIO_130)'
 
-# Go 1.21 and newer fetch the version that they are asked for; an older one cannot read of it.
-NEED_GO = @printf '%s\n' go1.21 "$$(go env GOVERSION 2>/dev/null || echo go0)" | sort -VC \
+# Go 1.21 and newer fetch the version that a go.mod asks for; an older one cannot read it.
+HAS_GO := printf '%s\n' go1.21 "$$(go env GOVERSION 2>/dev/null || echo go0)" | sort -VC
+NEED_GO = @$(HAS_GO) \
   || { echo 'b3relay: Go is missing, or too old: install Go 1.26 or newer (go.dev)'; exit 1; }
 
 say = @printf '\n\033[1m%s\033[0m\n' '$(1)'
@@ -140,7 +141,7 @@ test-check: $(WASM) $(TOOLS)/venv/.done ## Of test-wasm: check.sh
 .PHONY: test-rules
 test-rules: $(TOOLS)/venv/.done ## Rules for Prometheus and dashboard for Grafana, with the real promtool (Go; the first time 2 to 4 min more)
 	$(call say,rules: promtool$(comma) the schema of Grafana$(comma) and the names; 5 seconds)
-	@if command -v go >/dev/null; then $(PYTHON) -m mesh.prometheus promtool dashboard-check; fi
+	@if $(HAS_GO); then $(PYTHON) -m mesh.prometheus promtool dashboard-check; fi
 	$(PYTHON) -m pytest -q -rfEs tests/monitoring/offline
 
 CLICKS ?= 1000

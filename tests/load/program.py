@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mesh import envoy
+from mesh import envoy, golang
 from mesh.envoy import Config, Envoy, Wasm
 from mesh.mesh import ROOT, wasm_path
 from mesh.ports import HOST, free_port
@@ -31,8 +31,8 @@ LABELS = ("rule", "direction", "decision", "reason", "action")
 
 def go_program(source: Path, built: Path) -> Path:
     """Compile it; says so if there is no Go."""
-    if shutil.which("go") is None:
-        raise SystemExit("load: go is missing: install Go 1.26 or newer (go.dev)")
+    if (why := golang.missing()) is not None:
+        raise SystemExit(f"load: {why}")
     built.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run(["go", "build", "-o", built, "."], cwd=source, check=True)
     return built

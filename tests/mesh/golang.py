@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,6 +11,15 @@ from mesh.mesh import ROOT
 from mesh.procs import MeshError
 
 TOOLS = Path(os.environ.get("B3RELAY_TOOLS") or ROOT / ".tools")
+
+
+def missing() -> str | None:
+    """What to do where there is no Go, or one before 1.21, which cannot read our go.mod files."""
+    if shutil.which("go") is not None:
+        told = subprocess.run(["go", "env", "GOVERSION"], capture_output=True, text=True).stdout
+        if (version := re.search(r"go1\.(\d+)", told)) and int(version[1]) >= 21:
+            return None
+    return "Go is missing, or too old: install Go 1.26 or newer (go.dev)"
 
 
 def build(
@@ -23,8 +33,8 @@ def build(
     content = b"\0".join(file.read_bytes() for file in files) + tags.encode()
     program = TOOLS / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}"
     if not program.is_file():
-        if shutil.which("go") is None:
-            raise MeshError(f"go not found: install Go 1.26 or newer (go.dev), which builds {name}")
+        if (why := missing()) is not None:
+            raise MeshError(f"{why}, which builds {name}")
         print(f"    building {name} with Go, {takes} the first time ...", flush=True)
         TOOLS.mkdir(parents=True, exist_ok=True)
         # Beside it, so that there is never a half of it, whoever else builds.

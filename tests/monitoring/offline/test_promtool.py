@@ -2,23 +2,20 @@
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
+from mesh import golang
 from mesh.mesh import ROOT
 from mesh.prometheus import DASHBOARD, RULES, dashboard_check, promtool, queries
 
 TESTS = ROOT / "tests/monitoring/rules_test.yaml"
 
-if shutil.which("go") is None and os.environ.get("CI") != "true":
-    pytest.skip(
-        "b3relay: NOT RUN: promtool, because Go is missing: install Go 1.26 or newer (go.dev)",
-        allow_module_level=True,
-    )
+if (why := golang.missing()) is not None and os.environ.get("CI") != "true":
+    pytest.skip(f"b3relay: NOT RUN: promtool: {why}", allow_module_level=True)
 
 
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
