@@ -419,6 +419,33 @@ fn what_names_something_unknown_is_not_attributed() {
     }
 }
 
+/// The application has set the ID itself, before what Envoy adds: a consumer carries on that of
+/// the message, or a job that of the request which began it, long ago.
+#[test]
+fn a_request_id_that_the_application_has_set_names_a_request() {
+    for (config, decision) in [
+        ("{}", Decision::Unknown),
+        (r#"{"restore_request_id": "any_uuid"}"#, Decision::Exclusive),
+        (r#"{"keys": ["b3"]}"#, Decision::Exclusive),
+    ] {
+        let app = App::new(config);
+        for n in 0..3 {
+            let request = app.begin("/a");
+            app.sidecar.wait(1);
+            let id = format!("x-request-id: 8e8a1c2e-1b2d-4c3e-9d4f-5a6b0000000{n}");
+            let lines = [":path: /b", ":authority: h1", &id, support::PROTO];
+            let headers = support::headers(&lines);
+            let call = app.sidecar.on(1, Some(Outbound), &headers);
+            match decision {
+                Decision::Exclusive => assert_eq!(trace(&call), Some(request.trace.clone())),
+                _ => assert_left_alone(&call, decision),
+            }
+            app.end(request);
+            app.sidecar.wait(100);
+        }
+    }
+}
+
 /// Where the application forwards request IDs, one that is not known is of a request
 /// that has gone, although Envoy may have made it up.
 #[test]

@@ -116,7 +116,7 @@ impl Filter {
             ByKeys::Nobody(Decision::Unknown | Decision::NoKey, guess)
                 if before.is_ok()
                     && self.attributes()
-                    && names_nothing(request, worker)
+                    && self.names_nothing(request, worker)
                     && !lacks_key(request, worker, host) =>
             {
                 (looked_up.owner, looked_up.number) = self.attribute(worker, host, request, guess);
@@ -264,6 +264,25 @@ impl Filter {
         (Ok(owner), number)
     }
 
+    /// The call has neither a key nor a part of a context: it names no request. A request ID
+    /// that Envoy cannot have made up (it has another form, or stands before what Envoy adds
+    /// first; where it is a key, and a user does not say that any gives way), or a trace ID, names
+    /// a request that is not known here. But a `traceparent` that the application's own tracing
+    /// has generated, because the sidecar gave it none, names no request.
+    fn names_nothing(&self, request: &Request<'_>, worker: &WorkerState) -> bool {
+        let Request {
+            headers, extracted, ..
+        } = request;
+        let id = &request.request_id;
+        let is_own = headers.has_clients_request_id
+            && self.config.keys.contains(&KeyOf::RequestId)
+            && self.config.restore_request_id != RestoreRequestId::AnyUuid;
+        (id.is_empty() || (!is_own && request_id::is_envoys(id)))
+            && headers.keys.is_empty()
+            && extracted.fragments.is_none()
+            && (extracted.w3c.is_none() || !worker.writes_w3c())
+    }
+
     pub(super) fn attributes(&self) -> bool {
         self.config.attribution != AttributionMode::Off
     }
@@ -282,21 +301,6 @@ impl Filter {
             AttributionMode::Exclusive | AttributionMode::Off => Vec::new(),
         }
     }
-}
-
-/// The call has neither a key nor a part of a context: it names no request. A request ID
-/// that is not in Envoy's form, or a trace ID, names a request that is not known here. But a
-/// `traceparent` that the application's own tracing has generated, because the sidecar gave
-/// it none, names no request.
-fn names_nothing(request: &Request<'_>, worker: &WorkerState) -> bool {
-    let Request {
-        headers, extracted, ..
-    } = request;
-    let id = &request.request_id;
-    (id.is_empty() || request_id::is_envoys(id))
-        && headers.keys.is_empty()
-        && extracted.fragments.is_none()
-        && (extracted.w3c.is_none() || !worker.writes_w3c())
 }
 
 /// The application gives keys to such calls, and this one has none.

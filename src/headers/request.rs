@@ -94,6 +94,8 @@ pub struct TraceHeaders<'a> {
     pub all: Vec<(&'a [u8], &'a [u8])>,
     /// Envoy made the request ID up: the request came to it without one.
     pub has_new_request_id: bool,
+    /// The client sent it: Envoy would have made one up behind `x-forwarded-proto`.
+    pub has_clients_request_id: bool,
     /// The look-up keys, besides those with a field of their own: index into
     /// [`Wanted::keys`], and the value or the part of it that counts; of each header the
     /// first one and the last one, where they differ.
@@ -102,25 +104,25 @@ pub struct TraceHeaders<'a> {
     pub tokens: Vec<&'a [u8]>,
 }
 
-/// Envoy made the request ID up, as far as the order of the headers tells.
+/// Whether the client sent the request ID, and whether Envoy made it up, as far as the order
+/// of the headers tells.
 ///
 /// Envoy adds `x-forwarded-proto` to a request that lacks it, and then `x-request-id`
 /// (`ConnectionManagerUtility::mutateRequestHeaders`), each behind what the client sent.
 /// So an ID that Envoy made up stands directly behind `x-forwarded-proto`, and before
 /// nothing but what Envoy adds later. Where a client sends `x-forwarded-proto` itself,
 /// the order does not tell, and the ID counts as the client's.
-fn has_new_request_id(all: &[(&[u8], &[u8])]) -> bool {
+fn new_request_id(all: &[(&[u8], &[u8])]) -> (bool, bool) {
     let at = all
         .iter()
         .position(|(name, _)| *name == REQUEST_ID.as_bytes());
     let Some((before, [_, after @ ..])) = at.and_then(|at| all.split_at_checked(at)) else {
-        return false;
+        return (false, false);
     };
     let added_by_envoy = |(name, _): &(&[u8], &[u8])| name.starts_with(b"x-envoy-");
-    before
-        .last()
-        .is_some_and(|(name, _)| *name == b"x-forwarded-proto")
-        && after.iter().all(added_by_envoy)
+    let is_proto = |(name, _): &(&[u8], &[u8])| *name == b"x-forwarded-proto";
+    let is_new = before.last().is_some_and(is_proto) && after.iter().all(added_by_envoy);
+    (after.iter().any(is_proto), is_new)
 }
 
 impl<'a> TraceHeaders<'a> {
@@ -163,7 +165,9 @@ impl<'a> TraceHeaders<'a> {
                 headers.tokens.push(value);
             }
         }
-        headers.has_new_request_id = has_new_request_id(&headers.all);
+        let (is_clients, is_new) = new_request_id(&headers.all);
+        headers.has_clients_request_id = is_clients;
+        headers.has_new_request_id = is_new;
         headers
     }
 

@@ -7,6 +7,7 @@ import pytest
 
 from mesh.clicks import click, judge
 from mesh.mesh import EXPECTED_TREE, Mesh
+from mesh.pod import Pod
 from mesh.tree import normal_forms, traces
 
 CLICKS, USERS = 20, 8
@@ -60,3 +61,17 @@ def test_several_at_once_are_left_alone_rather_than_given_to_a_wrong_click() -> 
     print(f"{USERS} users at once: {found}")
     assert found.clicks == 5 * USERS and found.wrong == 0, found
     assert (after.whole, after.wrong) == (CLICKS, 0), after
+
+
+def test_a_call_with_a_request_id_that_nobody_knows_is_not_guessed() -> None:
+    """One that the application sends itself: that of a message, or of a request long ago."""
+    context = {"x-b3-traceid": "463ac35c9f6413ad48485a3953bb6124", "x-b3-spanid": "a2fb4a1d1a96d312"}
+    came = [(name, value.encode()) for name, value in context.items()]
+    with Pod() as pod, pod.serving("/a", came):
+        for sent, decision in [
+            ([("x-request-id", b"1b9d6bcd-bbfd-4b2d-9b5d-000000000001")], b"unknown"),
+            ([], b"exclusive"),
+        ]:
+            received = dict(pod.call(sent).received or ())
+            assert decision in received["x-b3relay"], (sent, received)
+            assert ("x-b3-traceid" in received) == (decision == b"exclusive")

@@ -21,8 +21,8 @@ AT_ONCE = ("--drain-strategy", "immediate")
 # it is 600.
 PUSH_DRAIN_SECONDS, RESTART_DRAIN_SECONDS = 60, 4
 # The least of what filters do about calls whose key nobody knows, and the default. One
-# that has taken over knows nothing of the requests before it: by `exclusive` it may give
-# a call of theirs to the only request that it has seen so far.
+# that has taken over knows nothing of the requests before it, and gives no call of theirs
+# to another request: the application forwards their IDs.
 ATTRIBUTION = pytest.mark.parametrize("attribution", ["off", "exclusive"])
 
 
@@ -80,7 +80,7 @@ def test_pushed_configurations(attribution: str) -> None:
                 missed = pod.load.calls["missed"]
 
         asyncio.run(told())
-        judge(pod.load, decisions(running), attribution)
+        judge(pod.load, decisions(running))
         # And the refused one was refused for that reason.
         assert "b3relay: configuration key `capacity`: found 1, " in running.log()
         assert "panic" not in running.log()
@@ -138,6 +138,6 @@ def test_hot_restart(attribution: str) -> None:
             # Envoy leaves it behind; the number is ten times the ID.
             shared = f"envoy_shared_memory_{base_id.read_text().strip()}0"
             Path("/dev/shm", shared).unlink(missing_ok=True)
-        judge(pod.load, decisions(child), attribution)
+        judge(pod.load, decisions(child))
         for each in (parent, child):
             assert "panic" not in each.log() and "critical" not in each.log()
