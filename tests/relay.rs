@@ -280,6 +280,49 @@ fn a_late_call_is_not_taken_for_one_of_another_request() {
     }
 }
 
+/// Nor is it if its own request had to make room for others meanwhile.
+#[test]
+fn a_late_call_of_a_request_that_made_room_is_not_taken_for_one_of_another() {
+    let config = r#"{"attribution": "off", "capacity": 64, "copy_headers": ["x-tenant"]}"#;
+    let sidecar = Sidecar::with(config, config, 2);
+    let late = sidecar.inbound(&[ID, TRACE, SPAN, "x-tenant: a"]);
+    sidecar.inbound(&[ID, OTHER_TRACE, OTHER_SPAN, "x-tenant: b"]);
+    let sibling = sidecar.inbound(&[OTHER_ID, TRACE, SPAN, "x-tenant: a"]);
+    sidecar.inbound(&[OTHER_ID, TRACE, OTHER_SPAN, "x-tenant: b"]);
+    sidecar.end(&late);
+    sidecar.end(&sibling);
+    // Of 192 entries two are left for each of those that have not ended.
+    for n in 0..94 {
+        let id = format!("x-request-id: 2f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d{n:04x}");
+        let trace = format!("x-b3-traceid: 663ac35c9f6413ad48485a3953bb{n:04x}");
+        let seen = sidecar.inbound(&[&id, &trace, SPAN]);
+        assert!(!seen.counters.contains(&Counter::Evicted));
+    }
+    for ticks in [false, true] {
+        if ticks {
+            sidecar.tick();
+        }
+        for worker in [0, 1] {
+            let call = |id| sidecar.on(worker, Some(Direction::Outbound), &headers(&[id]));
+            assert_b3(&call(ID), Decision::Ambiguous, &[]);
+            let seen = call(OTHER_ID);
+            assert_b3(&seen, Decision::Copied, &[TRACE, OTHER_SPAN]);
+            assert_eq!(only(&seen.headers, &["x-tenant"]), headers(&[]));
+        }
+    }
+    // Not for ever.
+    sidecar.wait(1000);
+    sidecar.tick();
+    for worker in [0, 1] {
+        let seen = sidecar.on(worker, Some(Direction::Outbound), &headers(&[ID]));
+        assert_b3(&seen, Decision::Copied, &[OTHER_TRACE, OTHER_SPAN]);
+        assert_eq!(
+            only(&seen.headers, &["x-tenant"]),
+            headers(&["x-tenant: b"])
+        );
+    }
+}
+
 /// A late call names its request: it is not guessed that it is of the only one in flight.
 #[test]
 fn a_late_call_is_not_guessed() {

@@ -55,9 +55,12 @@ impl Table {
 
     /// Removes what has expired, and publishes what has not been.
     pub(in crate::store) fn tick<D: SharedData>(&mut self, to: &Destination<'_, D>, now_ms: u64) {
-        while let Some(entry) = pop_front_if(&mut self.ended, |entry| entry.expires_ms <= now_ms) {
-            self.remove(entry.bucket, entry.id);
-            self.mark_unpublished(entry.bucket);
+        while self
+            .ended
+            .front()
+            .is_some_and(|entry| entry.expires_ms <= now_ms)
+        {
+            self.forget_oldest();
         }
         while let Some(alias) = pop_front_if(&mut self.aliases, |alias| alias.expires_ms <= now_ms)
         {
@@ -66,9 +69,21 @@ impl Table {
         self.publish_all(to);
     }
 
+    /// Forgets what has ended first.
+    pub(super) fn forget_oldest(&mut self) {
+        if let Some(entry) = self.ended.pop_front() {
+            self.evicted = self.evicted.saturating_sub(1);
+            self.remove(entry.bucket, entry.id);
+            self.mark_unpublished(entry.bucket);
+        }
+    }
+
     /// No other worker reads this table any more: removes everything. Requests in flight
     /// leave tombstones.
     pub(in crate::store) fn clear(&mut self) {
+        while !self.ended.is_empty() {
+            self.forget_oldest();
+        }
         for bucket in 0..BUCKETS {
             let entries = self.records(bucket).entries();
             let in_flight = entries.filter(|entry| entry.expires_ms.is_none());
@@ -83,7 +98,6 @@ impl Table {
             }
         }
         self.in_flight.clear();
-        self.ended.clear();
         self.headers.clear();
         self.aliases.clear();
     }

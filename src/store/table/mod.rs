@@ -57,6 +57,8 @@ pub(super) struct Table {
     in_flight: VecDeque<RecordOf>,
     /// Every entry that has ended, oldest first.
     ended: VecDeque<Expiring>,
+    /// So many of them, of the oldest, have made room for others.
+    evicted: usize,
     /// All headers, oldest first. Some of them are gone.
     headers: VecDeque<RecordOf>,
     /// All aliases, oldest first. Some of them are gone.
@@ -76,6 +78,7 @@ impl Table {
             other_bytes: 0,
             in_flight: VecDeque::new(),
             ended: VecDeque::new(),
+            evicted: 0,
             headers: VecDeque::new(),
             aliases: VecDeque::new(),
             next_serial: 0,

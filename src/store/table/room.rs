@@ -1,5 +1,6 @@
 //! What is evicted where there is no room: first what has ended, then aliases (in a full
-//! bucket), then the oldest headers, then the oldest requests in flight.
+//! bucket), then the oldest headers, then the oldest requests in flight. A request leaves
+//! tombstones: until its end, or until it would have been forgotten.
 
 use super::{Destination, Inserted, RecordOf, Table, pop_front_if};
 use crate::store::limits::Limits;
@@ -41,10 +42,14 @@ impl Table {
         inserted: &mut Inserted,
     ) -> bool {
         while self.entries > room.entries || self.bytes > room.bytes {
-            if let Some(ended) = self.ended.pop_front() {
-                self.remove(ended.bucket, ended.id);
+            if let Some(ended) = self.ended.get(self.evicted).copied() {
+                self.evict(ended.bucket, ended.id);
                 // No hurry: in shared data it has a time at which it expires.
                 self.mark_unpublished(ended.bucket);
+                self.evicted += 1;
+                if self.evicted > room.entries {
+                    self.forget_oldest();
+                }
                 continue;
             }
             let headers = match self.bytes > room.bytes {
@@ -118,7 +123,7 @@ impl Table {
             // The oldest of the lowest rank.
             let victim = victims.min_by_key(|(rank, _)| *rank);
             match victim.map(|(_, victim)| victim) {
-                Some(Victim::Ended(id)) => self.remove(bucket, id),
+                Some(Victim::Ended(id)) => self.evict(bucket, id),
                 Some(Victim::Alias(serial)) => self.remove_alias(bucket, serial),
                 Some(Victim::Headers(id)) => {
                     inserted.headers_evicted += usize::from(self.evict_headers(bucket, id));
@@ -148,16 +153,18 @@ impl Table {
         )
     }
 
-    /// Removes a request in flight from a bucket, and leaves tombstones. Of one that has
-    /// none there but tombstones, those stay.
+    /// Removes a request from a bucket, and leaves tombstones. Of one that has none there but
+    /// tombstones, those stay.
     pub(super) fn evict(&mut self, bucket: u16, id: u64) {
+        let mut has_ended = false;
         let entries = self.records(bucket).entries();
         let entries = entries.filter(|entry| entry.id == id);
+        let entries = entries.inspect(|entry| has_ended |= entry.expires_ms.is_some());
         let hashes: Vec<u64> = entries.map(|entry| self.bucket_of(entry.key).1).collect();
         if hashes.is_empty() {
             return;
         }
         self.remove(bucket, id);
-        self.add_tombstones(bucket, id, &hashes);
+        self.add_tombstones(bucket, id, &hashes, !has_ended);
     }
 }

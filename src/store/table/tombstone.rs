@@ -1,4 +1,4 @@
-//! Tombstones: requests that are in flight and not stored.
+//! Tombstones: requests that are in flight, or not yet forgotten, and not stored.
 //!
 //! A tombstone has the hash of a key. While it is there, no look-up with the key says that
 //! it found every request in flight that has the key.
@@ -7,17 +7,19 @@ use super::insert::KeyAt;
 use super::{Table, Ticket};
 use crate::store::record::Record;
 
-/// Tombstones of one bucket. Further ones are only counted.
+/// Tombstones of one bucket. Further ones of requests in flight are only counted.
 const TOMBSTONES_MOST: usize = 32;
 
 impl Table {
-    /// A request in flight is not stored in this bucket, under keys with these hashes.
-    pub(super) fn add_tombstones(&mut self, bucket: u16, id: u64, hashes: &[u64]) {
+    /// A request is not stored in this bucket, under keys with these hashes.
+    pub(super) fn add_tombstones(&mut self, bucket: u16, id: u64, hashes: &[u64], in_flight: bool) {
         let tombstones = self.records(bucket);
         let tombstones = tombstones.filter(|record| matches!(record, Record::Tombstone { .. }));
         if tombstones.count() + hashes.len() > TOMBSTONES_MOST {
-            let count = self.tombstone_count(bucket);
-            self.set_tombstone_count(bucket, count.saturating_add(1));
+            if in_flight {
+                let count = self.tombstone_count(bucket);
+                self.set_tombstone_count(bucket, count.saturating_add(1));
+            }
             return;
         }
         for key_hash in hashes.iter().copied() {
@@ -32,7 +34,7 @@ impl Table {
             let keys = keys.iter().filter(|key| key.bucket == bucket);
             let hashes = keys.map(|key| self.bucket_of(key.key.as_bytes()).1);
             let hashes: Vec<u64> = hashes.collect();
-            self.add_tombstones(bucket, ticket.id, &hashes);
+            self.add_tombstones(bucket, ticket.id, &hashes, true);
             self.mark_unpublished(bucket);
         }
     }

@@ -153,3 +153,44 @@ fn a_worker_that_was_taken_for_dead_keeps_its_tombstones() {
         assert!(worker.candidates(61_000, "a").complete);
     }
 }
+
+/// Those that have made room after their end are known to be missing for as long as they would
+/// have been known, or as many as there is room for.
+#[test]
+fn what_has_made_room_after_its_end_is_missing_until_it_is_forgotten() {
+    let data = InMemory::default();
+    let limits = Limits {
+        entries: 10,
+        grace_ms: 50,
+        ..MANY
+    };
+    let mut gone = Worker::new(&data, 1, limits);
+    let mut here = Worker::new(&data, 2, limits);
+    let serve = |worker: &mut Worker<'_>, now: u64| {
+        for n in 0..100 {
+            let ticket = worker.insert(now, &n.to_string(), b"ctx").ticket;
+            worker.end(now, ticket);
+        }
+    };
+    serve(&mut gone, 0);
+    let known = |worker: &mut Worker<'_>, now: u64| {
+        let is_complete = |n: &u64| worker.candidates(now, &n.to_string()).complete;
+        (0..100).filter(is_complete).collect::<Vec<u64>>()
+    };
+    let early: Vec<u64> = (0..81).collect();
+    let last: Vec<u64> = (90..100).collect();
+    assert_eq!(known(&mut gone, 0), [early, last].concat());
+    assert!(gone.store.table.queue_lengths()[1] <= 20);
+    gone.tick(50);
+    assert_eq!(known(&mut gone, 50).len(), 100);
+    assert_eq!(gone.store.table.size(), (0, 0, 0));
+    // Nor is anything left after it was taken for dead.
+    for now in (0..=60_000).step_by(1000) {
+        here.tick(now);
+    }
+    serve(&mut gone, 60_000);
+    assert!(known(&mut gone, 60_000).len() < 100);
+    here.insert(60_000, "new", b"ctx");
+    gone.tick(60_010);
+    assert_eq!(gone.store.table.size(), (0, 0, 0));
+}
