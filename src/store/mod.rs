@@ -224,11 +224,12 @@ impl Store {
     /// To be called every second or so: removes what has expired, and tells the other
     /// workers that this one is alive.
     pub fn tick(&mut self, data: &impl SharedData, now_ms: u64) {
-        let worker = self.workers.number;
-        self.table.tick(&Destination { data, worker }, now_ms);
         if !self.workers.tick(data, now_ms) {
             self.table.clear();
         }
+        // Not into the table of another worker, which may have got this one's number.
+        let worker = self.workers.number;
+        self.table.tick(&Destination { data, worker }, now_ms);
     }
 
     /// The number of entries, and their bytes with those of the headers.

@@ -256,3 +256,22 @@ fn a_spoiled_bucket_has_nothing() {
         assert!(candidates.found.is_empty() && !candidates.complete);
     }
 }
+
+/// One that learns with its next tick that it was taken for dead writes nothing more into the
+/// table of the worker that has its number.
+#[test]
+fn a_worker_that_was_taken_for_dead_leaves_the_next_one_alone() {
+    let data = InMemory::default();
+    let mut gone = Worker::new(&data, 1, MANY);
+    let ticket = gone.insert(0, "a", b"old").ticket;
+    let mut here = Worker::new(&data, 2, MANY);
+    here.insert(0, "b", b"ctx");
+    for now in (0..=60_000).step_by(1000) {
+        here.tick(now);
+    }
+    gone.end(60_000, ticket);
+    let mut next = Worker::new(&data, 3, MANY);
+    next.insert(60_000, "a", b"new");
+    gone.tick(61_000);
+    assert_eq!(here.contexts(61_000, "a"), [b"new"]);
+}
