@@ -9,6 +9,7 @@
 
 mod support;
 
+use b3relay::config::Direction;
 use b3relay::relay::Decision;
 use support::{
     ID, OTHER_ID, OTHER_SPAN, PARENT, PROTO, SAMPLED, SPAN, Seen, Sidecar, TRACE, TRACEPARENT,
@@ -149,4 +150,255 @@ fn a_later_key_tells_requests_of_one_trace_apart() {
     assert_context(&sidecar.outbound(&[ID, "x-part: 2"]), &[TRACE, OTHER_SPAN]);
     // Without one, the last one counts.
     assert_context(&sidecar.outbound(&[ID]), &[TRACE, OTHER_SPAN]);
+}
+
+/// The rules that a call breaks beside its request, and the headers that break them.
+#[track_caller]
+fn assert_breaks(sidecar: &Sidecar, call: &[&str], expected: &[&str]) {
+    let seen = sidecar.outbound(&[&[ID], call].concat());
+    let report = only(&seen.headers, &["x-b3relay"]);
+    let report = String::from_utf8(report[0].1.clone()).unwrap();
+    let broken: Vec<&str> = report
+        .split("; ")
+        .filter(|part| part.starts_with('P'))
+        .collect();
+    assert_eq!(broken, expected, "{call:?}");
+}
+
+#[test]
+fn a_call_is_only_said_to_break_what_it_breaks() {
+    let config = r#"{"report_header": "request", "restore_request_id": "never"}"#;
+    let sidecar = Sidecar::new(config);
+    sidecar.inbound(&[ID, TRACE, SPAN, SAMPLED]);
+    let another = "x-b3-traceid: 0af7651916cd43dd8448eb211c80319c";
+    let single = "b3: 0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-1";
+    assert_breaks(&sidecar, &[another, SPAN, SAMPLED], &["P02 x-b3-traceid"]);
+    assert_breaks(&sidecar, &[single], &["P02 b3"]);
+    // The tracers write no W3C: B3 of another trace is no client's.
+    assert_breaks(&sidecar, &[single, TRACEPARENT], &["P02 b3"]);
+    assert_breaks(
+        &sidecar,
+        &[TRACE, SPAN, "x-b3-sampled: 0"],
+        &["P03 x-b3-sampled"],
+    );
+    // A decision that is left open is no other one.
+    assert_breaks(&sidecar, &[TRACE, SPAN], &[]);
+    assert_breaks(
+        &sidecar,
+        &[TRACE, OTHER_SPAN, SAMPLED],
+        &["P04 x-b3-spanid"],
+    );
+    // What cannot be read is not compared.
+    assert_breaks(&sidecar, &["x-b3-traceid: z", SPAN, SAMPLED], &[]);
+
+    // They do: one that the call carries on is the client's.
+    let sidecar = Sidecar::new(config);
+    sidecar.inbound(&[ID, TRACEPARENT, "tracestate: "]);
+    assert_breaks(&sidecar, &[single, TRACEPARENT], &[]);
+    assert_breaks(&sidecar, &[single], &["P02 b3"]);
+}
+
+/// For the rules alone, not all workers are asked; the first one need not be enough.
+#[test]
+fn spans_that_a_call_may_name_are_asked_of_every_worker() {
+    let config = r#"{"restore_request_id": "never"}"#;
+    let sidecar = Sidecar::with(config, config, 2);
+    for (worker, span) in [(0, SPAN), (1, "x-b3-spanid: 1111111111111111")] {
+        let inbound = headers(&[ID, TRACE, span, SAMPLED]);
+        sidecar.on(worker, Some(Direction::Inbound), &inbound);
+    }
+    sidecar.tick();
+    let rules = |span| {
+        // The ID that Envoy has made up is no key.
+        let call = headers(&[TRACE, span, SAMPLED, PROTO, OTHER_ID]);
+        sidecar.on(0, Some(Direction::Outbound), &call).rules
+    };
+    assert_eq!(rules(OTHER_SPAN), ["P04"]);
+    assert_eq!(rules(SPAN), [""; 0]);
+    assert_eq!(rules("x-b3-spanid: 1111111111111111"), [""; 0]);
+}
+
+/// With the rules about calls off, a call with a context is looked up for what it may get.
+#[test]
+fn a_call_gets_what_it_lacks_whatever_rules_are_on() {
+    let off = r#""rules": {"P02": "off", "P03": "off", "P04": "off"}"#;
+    let never = r#""restore_request_id": "never""#;
+    let tenant = "x-tenant: 7";
+    let call = |more: &str, made_up: bool, own: &[&str]| {
+        let sidecar = Sidecar::new(&format!("{{{off}, {more}}}"));
+        sidecar.inbound(&[ID, TRACE, SPAN, SAMPLED, tenant]);
+        let ids = match made_up {
+            true => &[PROTO, OTHER_ID][..],
+            false => &[ID],
+        };
+        let sent = headers(&[&[TRACE, SPAN], own, ids].concat());
+        let mut added = sidecar.request(Some(Direction::Outbound), &sent).headers;
+        added.retain(|header| !sent.contains(header));
+        added
+    };
+    let copies = format!(r#"{never}, "copy_headers": ["x-tenant"]"#);
+    assert_eq!(call(&copies, false, &[SAMPLED]), headers(&[tenant]));
+    assert_eq!(call(never, false, &[]), headers(&[SAMPLED]));
+    assert_eq!(call(never, true, &[SAMPLED]), headers(&[]));
+    let restores = r#""restore_request_id": "new""#;
+    assert_eq!(call(restores, true, &[SAMPLED]), headers(&[ID]));
+}
+
+/// Two requests of one trace, one after the other, of which the later one is found first.
+#[test]
+fn the_latest_request_counts_by_the_millisecond() {
+    let sidecar = Sidecar::with("{}", "{}", 2);
+    sidecar.on(1, Some(Direction::Inbound), &headers(&[ID, TRACE, SPAN]));
+    sidecar.wait(1);
+    sidecar.on(
+        0,
+        Some(Direction::Inbound),
+        &headers(&[ID, TRACE, OTHER_SPAN]),
+    );
+    for worker in [0, 1] {
+        let seen = sidecar.on(worker, Some(Direction::Outbound), &headers(&[ID]));
+        assert_context(&seen, &[TRACE, OTHER_SPAN]);
+    }
+}
+
+/// One of the requests that came with that other trace is the call's.
+#[test]
+fn a_trace_that_several_came_with_is_no_contradiction() {
+    let sidecar = Sidecar::new("{}");
+    sidecar.inbound(&[ID, TRACE, SPAN, ANOTHER]);
+    let other_trace = "x-b3-traceid: 563ac35c9f6413ad48485a3953bb6124";
+    sidecar.inbound(&[OTHER_ID, other_trace, OTHER_SPAN, ANOTHER]);
+    let own = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-1111111111111111-01";
+    let seen = sidecar.outbound(&[ID, own]);
+    assert_eq!(seen.decision, Some(Decision::Copied));
+}
+
+#[test]
+fn a_call_has_one_traceparent_in_place_of_another_of_its_request() {
+    let sidecar = Sidecar::new(r#"{"emit": ["b3multi", "w3c"]}"#);
+    sidecar.inbound(&[ID, TRACE, SPAN, SAMPLED, ANOTHER]);
+    let seen = sidecar.outbound(&[ID]);
+    assert_context(&seen, &[TRACE, SPAN, SAMPLED, TRACEPARENT]);
+}
+
+/// B3 of another trace beside a `traceparent`.
+#[test]
+fn a_call_is_of_the_trace_that_the_tracers_read() {
+    let single = "b3: 1111111111111111-1111111111111111-1";
+    let tenant = "x-tenant: 7";
+    let gets_tenant = |inbound: &str, traceparent: &str| {
+        let sidecar = Sidecar::new(r#"{"copy_headers": ["x-tenant"]}"#);
+        sidecar.inbound(&[ID, inbound, tenant]);
+        let seen = sidecar.outbound(&[ID, single, traceparent]);
+        assert_eq!(seen.decision, Some(Decision::Present));
+        !only(&seen.headers, &["x-tenant"]).is_empty()
+    };
+    assert!(gets_tenant(TRACEPARENT, TRACEPARENT));
+    assert!(!gets_tenant(TRACEPARENT, ANOTHER));
+    assert!(!gets_tenant(SINGLE, TRACEPARENT));
+}
+
+#[test]
+fn the_span_of_an_application_counts_only_beside_that_of_its_request() {
+    let client = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-1111111111111111-01";
+    let b3 = |own_spans: &str, call: &[&str]| {
+        let sidecar = Sidecar::new(&format!(r#"{{"own_spans": "{own_spans}"}}"#));
+        sidecar.inbound(&[ID, TRACE, SPAN, SAMPLED]);
+        let seen = sidecar.outbound(&[&[ID], call].concat());
+        (
+            seen.decision.unwrap(),
+            only(&seen.headers, &["x-b3-spanid"]),
+        )
+    };
+    let own = (
+        Decision::Copied,
+        headers(&["x-b3-spanid: 1111111111111111"]),
+    );
+    assert_eq!(b3("reported", &[TRACE, SPAN, SAMPLED, client]), own);
+    for (span, traceparent) in [(SPAN, ANOTHER), (SPAN, TRACEPARENT), (OTHER_SPAN, client)] {
+        let left = (Decision::Present, headers(&[span]));
+        let call = [TRACE, span, SAMPLED, traceparent];
+        assert_eq!(b3("reported", &call), left, "{call:?}");
+    }
+    let left = (Decision::Present, headers(&[SPAN]));
+    assert_eq!(b3("unreported", &[TRACE, SPAN, SAMPLED]), left);
+    let replaced = (Decision::Copied, headers(&[SPAN]));
+    assert_eq!(b3("unreported", &[TRACE, OTHER_SPAN, SAMPLED]), replaced);
+}
+
+/// Which of the requests that several keys lead to.
+#[test]
+fn keys_narrow_each_other_down_and_a_span_ends_it() {
+    let config = r#"{"keys": ["x-request-id", "x-part", "b3"], "copy_headers": ["x-tenant"]}"#;
+    let sidecar = || {
+        let sidecar = Sidecar::new(config);
+        sidecar.inbound(&[ID, "x-part: 1", "x-tenant: 1", TRACE, SPAN, SAMPLED]);
+        sidecar.wait(5);
+        sidecar.inbound(&[ID, "x-part: 2", "x-tenant: 2", TRACE, OTHER_SPAN, SAMPLED]);
+        sidecar
+    };
+    let tenant = |sidecar: &Sidecar, call: &[&str]| {
+        let seen = sidecar.outbound(call);
+        only(&seen.headers, &["x-tenant"])
+    };
+    // A span says more than a key.
+    let call = [ID, "x-part: 2", TRACE, SPAN, SAMPLED];
+    assert_eq!(tenant(&sidecar(), &call), headers(&["x-tenant: 1"]));
+    // The same span under another ID: the ID counts.
+    let again = sidecar();
+    again.inbound(&[OTHER_ID, "x-tenant: 3", TRACE, SPAN, SAMPLED]);
+    let call = [ID, TRACE, SPAN, SAMPLED];
+    assert_eq!(tenant(&again, &call), headers(&["x-tenant: 1"]));
+    // An ID that Envoy has made up names no other request.
+    let alone = Sidecar::new(config);
+    alone.inbound(&[ID, "x-tenant: 1", TRACE, SPAN, SAMPLED]);
+    let made_up = [
+        TRACE,
+        "x-b3-spanid: 1111111111111111",
+        SAMPLED,
+        PROTO,
+        OTHER_ID,
+    ];
+    assert_eq!(tenant(&alone, &made_up), headers(&["x-tenant: 1"]));
+    // A later key that an earlier request of another trace had takes nothing away.
+    let late = Sidecar::new(config);
+    let earlier = late.inbound(&[OTHER_ID, "x-part: 1", ANOTHER]);
+    late.end(&earlier);
+    late.wait(2_000);
+    late.inbound(&[ID, "x-part: 1", TRACE, SPAN]);
+    late.inbound(&[ID, "x-part: 2", TRACE, OTHER_SPAN]);
+    let seen = late.outbound(&[ID, "x-part: 1"]);
+    assert_eq!(seen.decision, Some(Decision::Copied));
+}
+
+/// What is left alone has no context of its own.
+#[test]
+fn a_call_without_a_traceparent_has_none_of_its_own() {
+    let sidecar = Sidecar::keyed(r#"{"emit": ["b3"]}"#);
+    let seen = sidecar.outbound(&[OTHER_ID]);
+    assert_eq!(seen.decision, Some(Decision::Unknown));
+    let seen = sidecar.outbound(&[OTHER_ID, ANOTHER]);
+    assert_eq!(seen.decision, Some(Decision::Present));
+}
+
+/// Before the sidecar's tracer: what implementations read differently, it may have begun anew.
+#[test]
+fn a_call_is_compared_with_what_the_tracer_continues_for_sure() {
+    let word = "x-request-id: checkout-17";
+    let upper = "x-b3-traceid: 463AC35C9F6413AD48485A3953BB6124";
+    let breaks = |before_router: bool, id: &str, inbound: &[&str]| {
+        let sidecar = Sidecar::new(r#"{"restore_request_id": "never"}"#);
+        sidecar.host.before_router.set(before_router);
+        sidecar.inbound(&[&[id], inbound].concat());
+        let call = sidecar.outbound(&[id, TRACE, OTHER_SPAN, SAMPLED]);
+        call.rules.contains(&"P04")
+    };
+    assert!(breaks(true, ID, &[TRACE, SPAN, SAMPLED]));
+    // A note is not a difference, and what is wrong with the request ID is none of the trace.
+    assert!(breaks(true, ID, &[TRACE, SPAN, SAMPLED, "x-b3-flags: 0"]));
+    assert!(breaks(true, word, &[TRACE, SPAN, SAMPLED]));
+    for inbound in [&[upper, SPAN, SAMPLED][..], &[TRACEPARENT]] {
+        assert!(!breaks(true, ID, inbound), "{inbound:?}");
+        assert!(breaks(false, ID, inbound), "{inbound:?}");
+    }
 }
