@@ -296,6 +296,18 @@ mod tests {
     }
 
     #[test]
+    fn an_event_counts_once_or_for_its_amount() {
+        assert_eq!(Counter::Remembered.amount(), 1);
+        let by = [
+            Counter::Doubt,
+            Counter::SpansSent,
+            Counter::SpansDropped,
+            Counter::SpansLost,
+        ];
+        assert_eq!(by.map(|counter| counter(7).amount()), [7; 4]);
+    }
+
+    #[test]
     fn stat_names_carry_their_labels() {
         let counter = Counter::Findings(Rule::L01, Some(Direction::Inbound));
         assert_eq!(

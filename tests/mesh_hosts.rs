@@ -10,11 +10,14 @@
 
 mod support;
 
-use b3relay::config::Config;
+use b3relay::config::{Config, Direction};
+use b3relay::filter::Filter;
+use b3relay::headers::Pairs;
 use b3relay::mesh_hosts::{Mesh, Routes, is_outside};
+use b3relay::metrics::Counter;
 use b3relay::relay::Decision;
 use serde::Deserialize;
-use support::{ID, SPAN, Seen, Sidecar, TRACE, only};
+use support::{ID, SPAN, Seen, Sidecar, TRACE, headers, map, only};
 
 const NEW_ID: &str = "x-request-id: 1f7a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f";
 const OTHER_SPAN: &str = "x-b3-spanid: 1111111111111111";
@@ -452,4 +455,26 @@ fn what_is_remembered_is_bounded() {
     let long = format!("/{}", "a".repeat(5000));
     assert_eq!(asked.call("reviews", &long).1, 1);
     assert_eq!(asked.call("reviews", &long).1, 1);
+}
+
+/// Two plugins of one VM: what one has found out of a route says nothing for the other.
+#[test]
+fn a_route_is_judged_by_each_plugin() {
+    let sidecar = Sidecar::with("{}", r#"{"mesh_hosts": ["a.example.com"]}"#, 1);
+    *sidecar.host.cluster.borrow_mut() = Some("PassthroughCluster");
+    sidecar.inbound(&[ID, TRACE, SPAN]);
+    let other = Filter::new(Config::parse(b"{}").unwrap());
+    for _ in 0..3 {
+        let seen = call(&sidecar, "a.example.com", &[ID]);
+        assert_eq!(seen.decision, Some(Decision::Copied));
+        let map = map(&headers(&[":authority: a.example.com", ":path: /", ID]));
+        let direction = Some(Direction::Outbound);
+        let memory = &mut sidecar.memory(0);
+        let outcome = other.request(memory, &sidecar.host, direction, Pairs::new(&map));
+        assert!(
+            outcome
+                .counters
+                .contains(&Counter::Calls(Decision::Outside))
+        );
+    }
 }

@@ -402,3 +402,33 @@ fn a_call_is_compared_with_what_the_tracer_continues_for_sure() {
         assert!(breaks(false, ID, inbound), "{inbound:?}");
     }
 }
+
+/// The tracer writes W3C, and what a client has sent in B3 stays: the application may carry on
+/// that.
+#[test]
+fn a_call_is_found_by_the_other_context_of_its_request() {
+    let sidecar = Sidecar::keyed("{}");
+    sidecar.inbound(&[
+        OTHER_ID,
+        "traceparent: 00-3333333333333333333333333333333f-1111111111111111-01",
+        "tracestate: ",
+    ]);
+    sidecar.inbound(&[ID, TRACE, SPAN, ANOTHER, "tracestate: "]);
+    sidecar.inbound(&["x-request-id: 3", TRACE, OTHER_SPAN]);
+    // It may be of either.
+    let seen = sidecar.outbound(&[TRACE]);
+    assert_eq!(seen.decision, Some(Decision::Ambiguous));
+}
+
+/// Where a call goes is asked only if it would get something.
+#[test]
+fn a_call_that_gets_nothing_is_asked_nothing() {
+    let sidecar = Sidecar::new("{}");
+    sidecar.inbound(&[ID, TRACE, SPAN, SAMPLED]);
+    let calls = [&[TRACE, OTHER_SPAN, SAMPLED][..], &[]];
+    let asked = calls.map(|own| {
+        sidecar.outbound(&[&[":authority: a", ID], own].concat());
+        sidecar.host.asked.get()
+    });
+    assert_eq!(asked, [0, 1]);
+}

@@ -997,6 +997,9 @@ fn a_call_is_not_made_larger_than_envoy_takes() {
         assert_eq!(seen.decision, Some(decision), "{many} {long}");
         let written = seen.headers.len() - lines.len();
         assert_eq!(written, if decision == Decision::Copied { 3 } else { 0 });
+        // That says it all.
+        let no_room = |counter: &Counter| matches!(counter, Counter::NoRoom(_));
+        assert!(!seen.counters.iter().any(no_room));
     }
 }
 
@@ -1434,6 +1437,20 @@ fn the_report_header_says_what_was_found_and_done() {
         &only(&seen.headers, &["x-request-id"]),
     );
     assert_eq!(report(&call), "outbound; P01 x-b3-traceid; copied");
+    let call = sidecar.outbound(&[TRACE, "x-b3-spanid: a2fb4a1d1a96d312", PROTO, ID]);
+    assert!(report(&call).contains("; restored x-request-id"));
+    for (config, line, part) in [
+        (
+            "\"incoming_context\": \"ignore\"",
+            SPAN,
+            "; ignored context",
+        ),
+        ("\"incoming_context\": \"drop\"", SPAN, "; dropped context"),
+    ] {
+        let config = format!(r#"{{"report_header": "request", {config}}}"#);
+        let seen = Sidecar::new(&config).inbound(&[ID, line]);
+        assert!(report(&seen).contains(part), "{config}");
+    }
 }
 
 #[test]
@@ -1544,4 +1561,15 @@ fn what_the_application_sends_is_not_distrusted() {
         Decision::Present,
         &own,
     );
+}
+
+#[test]
+fn a_request_id_alone_is_repaired_and_counted() {
+    let repaired = Counter::Repaired(Some(Direction::Inbound));
+    let sidecar = Sidecar::new(r#"{"mode": "repair"}"#);
+    let seen = sidecar.inbound(&[ID, OTHER_ID]);
+    assert_eq!(seen.headers, headers(&[ID]));
+    assert!(seen.counters.contains(&repaired));
+    let seen = sidecar.inbound(&[ID]);
+    assert!(!seen.counters.contains(&repaired));
 }

@@ -5,7 +5,7 @@ use b3relay::b3::{B3, Ids, SpanId, TraceId};
 use b3relay::config::{Config, Direction};
 use b3relay::relay::Injection;
 use b3relay::rules::Formats;
-use b3relay::setup::{Expected, Problem, Setup};
+use b3relay::setup::{Expected, Labels, Problem, Setup, overwritten, without_labels};
 use b3relay::store::InMemory;
 
 /// A pod of two workers, with both filters on each.
@@ -179,6 +179,83 @@ fn a_side_with_two_filters_is_told_in_the_end() {
         assert!(told.iter().all(|key| *key == "attribution"), "{told:?}");
         assert_eq!(told.len(), usize::from(other == "{}"));
     }
+}
+
+/// Of lists, too, in the form of the configuration.
+#[test]
+fn a_difference_says_what_either_side_has() {
+    let other = r#"{"copy_headers": ["baggage", "x-tenant-*"], "keys": ["b3", "x-id"],
+        "attribution": "inferred", "token_headers": ["x-a", "x-b"]}"#;
+    let mut inbound = Filter::of(Direction::Inbound, other);
+    let mut outbound = Filter::of(Direction::Outbound, INFERRED);
+    let told = Pod::new().told(100, &mut [&mut inbound, &mut outbound]);
+    let told: Vec<&str> = told.iter().map(|problem| problem.text.as_str()).collect();
+    for part in [
+        "`copy_headers` is [baggage, x-tenant-*] inbound and [] outbound",
+        "`keys` is [b3, x-id] inbound and [",
+        "`token_headers` is [x-a, x-b] inbound and [authorization, cookie] outbound",
+    ] {
+        assert!(told.iter().any(|text| text.contains(part)), "{told:?}");
+    }
+    assert_eq!(told.len(), 3);
+    // Which tokens there are does not matter to the others.
+    let tokens = r#"{"attribution": "exclusive", "token_headers": ["x-a"]}"#;
+    let mut inbound = Filter::of(Direction::Inbound, tokens);
+    let mut outbound = Filter::of(Direction::Outbound, r#"{"attribution": "exclusive"}"#);
+    let both = &mut [&mut inbound, &mut outbound];
+    assert_eq!(Pod::new().pass(100, both), [""; 0]);
+}
+
+/// One that is gone says nothing any more; one whose tick was late does.
+#[test]
+fn a_filter_is_compared_for_as_long_as_it_is_there() {
+    for (gone_s, told) in [(20, &["attribution"][..]), (40, &[])] {
+        let mut pod = Pod::new();
+        let mut inbound = Filter::of(Direction::Inbound, INFERRED);
+        pod.pass(1, &mut [&mut inbound]);
+        pod.pass(gone_s, &mut []);
+        let mut outbound = Filter::of(Direction::Outbound, "{}");
+        assert_eq!(pod.pass(5, &mut [&mut outbound]), told, "{gone_s}");
+    }
+}
+
+#[test]
+fn a_pod_without_an_inbound_filter_is_told_of_once_it_has_made_calls() {
+    for (direction, calls, is_told) in [
+        (Direction::Outbound, 100, true),
+        (Direction::Outbound, 99, false),
+        (Direction::Inbound, 100, false),
+    ] {
+        let mut filter = Filter::new("{}");
+        (0..calls).for_each(|_| filter.request(direction));
+        let told = Pod::new().told(600, &mut [&mut filter]);
+        assert_eq!(told.len(), usize::from(is_told), "{direction:?} {calls}");
+    }
+    // The other filter's first tick may come after that of this one.
+    let mut outbound = Filter::new("{}");
+    (0..100).for_each(|_| outbound.request(Direction::Outbound));
+    let mut inbound = Filter::of(Direction::Inbound, "{}");
+    let both = &mut [&mut outbound, &mut inbound];
+    assert_eq!(Pod::new().told(600, both), []);
+}
+
+#[test]
+fn what_is_wrong_with_metrics_and_spans_is_told_once() {
+    let data = InMemory::default();
+    for (labels, is_told) in [
+        (Labels::NotIstio, false),
+        (Labels::Given, false),
+        (Labels::Missing, true),
+        (Labels::Missing, false),
+    ] {
+        let told = without_labels(&data, labels);
+        assert_eq!(told.is_some(), is_told, "{labels:?}");
+    }
+    assert!([(); 2].map(|()| overwritten(&data).is_some()) == [true, false]);
+    // The first calls are looked at again, and then some.
+    let mut setup = Setup::default();
+    let looked_at = (0..1024).filter(|_| setup.samples()).count();
+    assert_eq!(looked_at, 16 + 4);
 }
 
 /// A client span goes into the `traceparent` of a call whose B3 names another span.

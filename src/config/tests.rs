@@ -285,7 +285,7 @@ fn hosts_are_names_ends_addresses_and_ranges() {
             let text = config(key, bad).unwrap_err().to_string();
             assert!(
                 text.starts_with(&format!("configuration key `{key}[0]`: found \"{bad}\", "))
-                    && (bad != "*" || text.contains(": write `*.` and a name (line 1 ")),
+                    && text.contains(": write `*.` and a name (line 1 ") == (bad == "*"),
                 "{text}"
             );
         }
@@ -296,6 +296,39 @@ fn hosts_are_names_ends_addresses_and_ranges() {
         );
         let many = vec!["a"; 65].join("\", \"");
         assert!(config(key, &many).is_err());
+    }
+}
+
+#[test]
+fn spans_have_a_collector_whose_host_is_that_of_its_cluster() {
+    let spans = |more: &str| {
+        let text = format!(r#"{{"spans": {{"format": "otlp", {more}}}}}"#);
+        Config::parse(text.as_bytes()).map(|config| config.spans.unwrap())
+    };
+    for (cluster, host) in [
+        ("zipkin", "zipkin"),
+        ("outbound|9411||zipkin.shop.svc", "zipkin.shop.svc"),
+    ] {
+        let spans = spans(&format!("\"cluster\": \"{cluster}\"")).unwrap();
+        assert_eq!((&*spans.authority, &*spans.path), (host, "/v1/traces"));
+    }
+    for (key, text, good) in [
+        ("cluster", &*"c".repeat(255), true),
+        ("cluster", &*"c".repeat(256), false),
+        ("cluster", "", false),
+        ("authority", "a b", false),
+        ("authority", "a/b", true),
+        ("path", "/v2", true),
+        ("path", "v2", false),
+        ("path", "/v 2", false),
+    ] {
+        let cluster = if key == "cluster" {
+            ""
+        } else {
+            r#""cluster": "c", "#
+        };
+        let found = spans(&format!(r#"{cluster}"{key}": "{text}""#));
+        assert_eq!(found.is_ok(), good, "{key}: {text}");
     }
 }
 

@@ -47,11 +47,9 @@ impl HostPattern {
         let most = |address: &IpAddr| if address.is_ipv4() { 32 } else { 128 };
         let bits = bits.unwrap_or(most(&address));
         // Of `::ffff:10.0.0.0/104` the first 96 bits say that the rest is of IPv4.
-        match most(&address) - most(&plain) {
-            _ if bits > most(&address) => None,
-            0 => Some(Self::Network(plain, bits)),
-            before => Some(Self::Network(plain, bits.checked_sub(before)?)),
-        }
+        let before = most(&address) - most(&plain);
+        let bits = bits.checked_sub(before).filter(|_| bits <= most(&address));
+        Some(Self::Network(plain, bits?))
     }
 
     pub(super) fn matches(&self, host: Name<'_>) -> bool {

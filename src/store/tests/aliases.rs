@@ -172,3 +172,48 @@ fn aliases_take_no_room_from_requests() {
     alias(&mut worker, 0, "same", &found, false);
     assert_eq!(worker.find(0, "same").len(), 5);
 }
+
+#[test]
+fn an_alias_of_a_request_that_is_only_counted_is_not_complete() {
+    let data = InMemory::default();
+    let mut worker = Worker::new(&data, 7, ONE);
+    for n in 0..40 {
+        worker.insert(n, "same", b"ctx");
+    }
+    let found = worker.find(40, "same").remove(0);
+    alias(&mut worker, 40, "made-up", &found, false);
+    assert!(worker.candidates(40, "made-up").complete);
+    worker.insert(41, "same", b"ctx");
+    let candidates = worker.candidates(41, "made-up");
+    assert!(candidates.found.is_empty() && !candidates.complete);
+}
+
+#[test]
+fn an_alias_that_is_renewed_takes_nothing_with_it() {
+    let data = InMemory::default();
+    let mut worker = Worker::new(&data, 7, MANY);
+    worker.insert(0, "id", b"ctx");
+    worker.insert(0, "shared", b"other");
+    let found = worker.find(0, "id").remove(0);
+    for now in [0, 40_000] {
+        alias(&mut worker, now, "shared", &found, false);
+        assert_eq!(worker.find(now, "shared").len(), 2);
+    }
+}
+
+/// Aliases of two workers with the same serial number.
+#[test]
+fn an_alias_of_another_worker_that_leads_nowhere_is_not_ones_own() {
+    let data = InMemory::default();
+    let [mut here, mut there] = [7, 8].map(|n| Worker::new(&data, n, MANY));
+    here.insert(0, "a", b"a");
+    let ended = there.insert(0, "b", b"b").ticket;
+    let [a, b] = ["a", "b"].map(|name| here.find(0, name).remove(0));
+    alias(&mut here, 0, "shared", &a, false);
+    alias(&mut there, 0, "shared", &b, false);
+    there.end(1, ended);
+    there.tick(1000);
+    for _ in 0..2 {
+        assert_eq!(here.contexts(1000, "shared"), [b"a"]);
+    }
+}

@@ -127,6 +127,52 @@ fn headers_go_before_requests_do() {
 }
 
 #[test]
+fn a_full_bucket_gives_up_the_headers_of_others_and_no_request_for_headers() {
+    let data = InMemory::default();
+    let limits = Limits {
+        bucket_bytes: 600,
+        ..MANY
+    };
+    let mut worker = Worker::new(&data, 7, limits);
+    let mut evicted = |headers: usize| {
+        let headers = vec![1; headers];
+        let done = worker
+            .store
+            .insert(&data, limits, 0, &[key("same")], b"ctx", &headers);
+        (done.evicted, done.headers_evicted)
+    };
+    assert_eq!(evicted(400), (0, 0));
+    assert_eq!(evicted(400), (0, 1));
+    // Nor does it have room for its own.
+    assert_eq!(evicted(590), (0, 2));
+    assert_eq!(worker.find(0, "same").len(), 3);
+}
+
+#[test]
+fn a_request_does_not_evict_itself() {
+    let data = InMemory::default();
+    let limits = Limits {
+        bucket_bytes: 100,
+        ..MANY
+    };
+    let mut worker = Worker::new(&data, 7, limits);
+    // Two keys of one bucket.
+    let bucket = |name: &String| worker.store.table.bucket_of(key(name).as_bytes()).0;
+    let mut names = (0..10_000).map(|n| n.to_string());
+    let first = names.next().unwrap();
+    let second = names.find(|name| bucket(name) == bucket(&first)).unwrap();
+    let keys = [&first, &second].map(|name| key(name));
+    let done = worker
+        .store
+        .insert(&data, limits, 0, &keys, b"ctx", &[1; 40]);
+    assert_eq!((done.evicted, done.headers_evicted), (0, 0));
+    for name in [&first, &second] {
+        let found = worker.find(0, name).remove(0);
+        assert_eq!(worker.store.headers(&data, &found), Some(vec![1; 40]));
+    }
+}
+
+#[test]
 fn capacity_is_what_the_documentation_says() {
     let data = InMemory::default();
     let limits = Limits::for_capacity(4096, 3, 1000);

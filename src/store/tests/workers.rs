@@ -8,7 +8,7 @@ fn the_first_to_open_chooses_the_seed() {
     let data = InMemory::default();
     let first = Worker::new(&data, 7, LIMITS);
     let second = Worker::new(&data, 8, LIMITS);
-    assert_eq!(first.store.seed(), second.store.seed());
+    assert_eq!([&first, &second].map(|worker| worker.store.seed()), [7; 2]);
 }
 
 #[test]
