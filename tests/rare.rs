@@ -432,3 +432,19 @@ fn a_call_that_gets_nothing_is_asked_nothing() {
     });
     assert_eq!(asked, [0, 1]);
 }
+
+/// A trace that a call has made up is noted, one beside its B3 is not.
+#[test]
+fn a_trace_beside_b3_is_not_taken_for_made_up() {
+    for (beside, decision) in [
+        (&[TRACE, SPAN][..], Decision::Completed),
+        (&[], Decision::Ambiguous),
+    ] {
+        let sidecar = Sidecar::keyed("{}");
+        sidecar.outbound(&[&["x-request-id: 1"], beside, &[ANOTHER]].concat());
+        let trace = "x-b3-traceid: 0af7651916cd43dd8448eb211c80319c";
+        sidecar.inbound(&[ID, trace, SPAN]);
+        let seen = sidecar.outbound(&[trace]);
+        assert_eq!(seen.decision, Some(decision), "{beside:?}");
+    }
+}

@@ -279,3 +279,47 @@ fn the_span_says_what_was_found_and_done() {
     assert_eq!(text("http.method"), "PUT");
     assert_eq!(text("guid:x-request-id"), &fixed["x-request-id: ".len()..]);
 }
+
+/// B3 and `traceparent` with a span each: that one counts which the tracers of the mesh read.
+#[test]
+fn of_two_spans_of_a_call_that_of_the_tracers_gets_one_below() {
+    let own = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-cccccccccccccccc-01";
+    let another = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-a2fb4a1d1a96d312-01";
+    let b3 = [TRACE, SPAN, SAMPLED];
+    for traceparent in [own, another] {
+        let sidecar = sidecar("{}", Recording::Open);
+        let seen = sidecar.outbound(&[&[ID], &b3[..], &[traceparent]].concat());
+        assert_child(&seen, &[&MULTI_CHILD[..], &[traceparent]].concat());
+    }
+    let sidecar = sidecar("{}", Recording::Open);
+    sidecar.inbound(&["x-request-id: 1", another, "tracestate: "]);
+    let seen = sidecar.outbound(&[&[ID], &b3[..], &[own]].concat());
+    let parent = &ids(seen.span.as_ref().unwrap())[2];
+    assert_eq!(parent, "cccccccccccccccc");
+    let child = headers(&[&b3[..], &[W3C_CHILD]].concat());
+    assert_eq!(only(&seen.headers, &CONTEXT), only(&child, &CONTEXT));
+    assert!(!seen.is_taken_for_overwritten());
+}
+
+/// With `span_ids` `child`, a call has one already, unless its span is the application's.
+#[test]
+fn a_span_of_the_applications_own_is_none_of_the_calls() {
+    let client = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-cccccccccccccccc-01";
+    let of_request = "x-b3-parentspanid: a2fb4a1d1a96d312";
+    for (call, parent) in [
+        (&[][..], "a2fb4a1d1a96d312"),
+        (&[TRACE, SPAN, SAMPLED], "a2fb4a1d1a96d312"),
+        (
+            &[TRACE, "x-b3-spanid: cccccccccccccccc", of_request, SAMPLED],
+            "cccccccccccccccc",
+        ),
+        (&[client], "cccccccccccccccc"),
+    ] {
+        let config = r#"{"span_ids": "child", "own_spans": "reported"}"#;
+        let sidecar = sidecar(config, Recording::Open);
+        sidecar.inbound(&[ID, TRACE, SPAN, SAMPLED]);
+        let seen = sidecar.outbound(&[&[ID], call].concat());
+        let ids = ids(seen.span.as_ref().unwrap());
+        assert_eq!(ids[2], parent, "{call:?}");
+    }
+}
