@@ -1573,6 +1573,17 @@ def test_what_was_seen_of_requests_tells_them_apart() -> None:
             for plugin in (here.inbound, there.outbound, third.outbound):
                 plugin.tick()
     late = sidecar(INFERRED, host(process))
+    # It takes in bit by bit what they have written, and leaves its calls alone until then.
+    stream = begin("/a", 90)
+    process.wait(1)
+    made, sent = call(late, "h1", 90)
+    assert made == "unsure"
+    for _ in range(10):
+        process.wait(100)
+        late.outbound.tick()
+    sent.end()
+    stream.end()
+    process.wait(5)
     for worker, expected in ((there, "inferred"), (third, "inferred"), (late, "inferred")):
         streams = [begin(path, 40 + n) for n, path in enumerate(ways)]
         process.wait(1)
