@@ -163,6 +163,21 @@ fn a_change_of_one_filter_alone_is_told_when_the_other_has_not_followed() {
     assert_eq!(pod.pass(40, both), ["attribution"]);
 }
 
+/// Envoy keeps the filters of before for minutes, where connections stay open.
+#[test]
+fn a_filter_that_is_drained_is_not_compared() {
+    let (mut pod, mut a, mut b) = Pod::settled();
+    let mut c = Filter::of(Direction::Inbound, INFERRED);
+    let mut d = Filter::of(Direction::Outbound, INFERRED);
+    let all = &mut [&mut a, &mut b, &mut c, &mut d];
+    assert_eq!(pod.pass(600, all), [""; 0]);
+    // Nor does it keep its successor from that.
+    let (mut pod, mut before, mut outbound) = Pod::settled();
+    let mut changed = Filter::of(Direction::Inbound, INFERRED);
+    let all = &mut [&mut before, &mut changed, &mut outbound];
+    assert_eq!(pod.pass(140, all), ["attribution"]);
+}
+
 /// An EnvoyFilter and a WasmPlugin, say.
 #[test]
 fn a_side_with_two_filters_is_told_in_the_end() {

@@ -86,31 +86,41 @@ fn a_collector_that_always_says_no_gets_no_span() {
     }
 }
 
-/// It says no to empty reports whether it is well or not.
+/// Says no to empty reports whether it is well or not. When it gets spans: `is_well` of the
+/// second and of how often it got some.
+fn tried(is_well: impl Fn(u32, usize) -> bool) -> Vec<u32> {
+    let mut recorder = Recorder::new(SpanFormat::Zipkin, node());
+    let mut tried = Vec::new();
+    for second in 0..1000u32 {
+        let now_ms = 1000 * u64::from(second);
+        if recorder.is_open() {
+            fill(&mut recorder, 1);
+        }
+        if let Some(report) = recorder.take(now_ms) {
+            recorder.sent((second, 1), report.spans, now_ms);
+            if report.spans > 0 {
+                tried.push(second);
+            }
+            let is_well = report.spans > 0 && is_well(second, tried.len());
+            let status = if is_well { 202 } else { 400 };
+            recorder.answered(second, status, now_ms);
+        }
+    }
+    tried
+}
+
 #[test]
 fn spans_are_tried_after_a_minute_and_ever_more_seldom() {
     for (refuses, tried_at) in [(3, vec![0, 61, 182, 423]), (10, vec![0, 61, 182, 423, 904])] {
-        let mut recorder = Recorder::new(SpanFormat::Zipkin, node());
-        let mut tried = Vec::new();
-        for second in 0..1000u32 {
-            let now_ms = 1000 * u64::from(second);
-            if recorder.is_open() {
-                fill(&mut recorder, 1);
-            }
-            if let Some(report) = recorder.take(now_ms) {
-                recorder.sent((second, 1), report.spans, now_ms);
-                if report.spans > 0 {
-                    tried.push(second);
-                }
-                let is_well = report.spans > 0 && tried.len() > refuses;
-                let status = if is_well { 202 } else { 400 };
-                recorder.answered(second, status, now_ms);
-            }
-        }
+        let tried = tried(|_, times| times > refuses);
         let seldom = &tried[..tried_at.len().min(tried.len())];
         assert_eq!(seldom, tried_at);
         assert_eq!(tried.len() > 500, refuses == 3, "{}", tried.len());
     }
+    // Once it has taken some, a minute counts again.
+    let tried = tried(|second, times| times > 3 && second < 700);
+    let late = tried.iter().copied().filter(|second| *second > 698);
+    assert_eq!(late.collect::<Vec<_>>(), [699, 700, 761, 882]);
 }
 
 #[test]
@@ -128,6 +138,7 @@ fn a_collector_that_has_failed_is_asked_again() {
         let report = recorder.take(7000).unwrap();
         assert_eq!(report.spans, 1);
         recorder.failed(7000);
+        assert_eq!(recorder.take(11_999), None);
         // Nothing waits: it is asked all the same, by one report at a time.
         let report = recorder.take(12_000).unwrap();
         assert_eq!((report.spans, &*report.body), (0, &b"[]"[..]));
