@@ -457,24 +457,40 @@ fn what_is_remembered_is_bounded() {
     assert_eq!(asked.call("reviews", &long).1, 1);
 }
 
-/// Two plugins of one VM: what one has found out of a route says nothing for the other.
+/// A call through another plugin of the same VM.
+fn through(other: &Filter, sidecar: &Sidecar, lines: &[&str]) -> Option<Decision> {
+    let map = map(&headers(lines));
+    let direction = Some(Direction::Outbound);
+    let memory = &mut sidecar.memory(0);
+    let outcome = other.request(memory, &sidecar.host, direction, Pairs::new(&map));
+    let mut counters = outcome.counters.into_iter();
+    counters.find_map(|counter| match counter {
+        Counter::Calls(decision) => Some(decision),
+        _ => None,
+    })
+}
+
+/// What one plugin has found out of a route says nothing for another.
 #[test]
 fn a_route_is_judged_by_each_plugin() {
     let sidecar = Sidecar::with("{}", r#"{"mesh_hosts": ["a.example.com"]}"#, 1);
-    *sidecar.host.cluster.borrow_mut() = Some("PassthroughCluster");
+    goes(&sidecar, Some("PassthroughCluster"));
     sidecar.inbound(&[ID, TRACE, SPAN]);
-    let other = Filter::new(Config::parse(b"{}").unwrap());
+    let plugin = |config: &str| Filter::new(Config::parse(config.as_bytes()).unwrap());
+    let other = plugin("{}");
     for _ in 0..3 {
         let seen = call(&sidecar, "a.example.com", &[ID]);
         assert_eq!(seen.decision, Some(Decision::Copied));
-        let map = map(&headers(&[":authority: a.example.com", ":path: /", ID]));
-        let direction = Some(Direction::Outbound);
-        let memory = &mut sidecar.memory(0);
-        let outcome = other.request(memory, &sidecar.host, direction, Pairs::new(&map));
-        assert!(
-            outcome
-                .counters
-                .contains(&Counter::Calls(Decision::Outside))
-        );
+        let lines = [":authority: a.example.com", ":path: /", ID];
+        let decision = through(&other, &sidecar, &lines);
+        assert_eq!(decision, Some(Decision::Outside));
     }
+    // Nor does what the headers have done that it copies.
+    let sidecar = routed_by_tenant("");
+    let first = pays(&sidecar, &[]);
+    ends(&sidecar, &first, Some(OUTSIDE));
+    assert_eq!(pays(&sidecar, &[]).decision, Some(Decision::Outside));
+    let other = plugin(r#"{"copy_headers": ["x-tenant"]}"#);
+    let lines = [":authority: payments", ":path: /pay", ID];
+    assert_eq!(through(&other, &sidecar, &lines), Some(Decision::Copied));
 }
