@@ -494,3 +494,11 @@ fn a_route_is_judged_by_each_plugin() {
     let lines = [":authority: payments", ":path: /pay", ID];
     assert_eq!(through(&other, &sidecar, &lines), Some(Decision::Copied));
 }
+
+#[test]
+fn a_call_that_no_header_was_copied_onto_was_not_led_outside_by_one() {
+    let sidecar = routed_by_tenant("");
+    let has_own = pays(&sidecar, &["x-tenant: other"]);
+    ends(&sidecar, &has_own, Some(OUTSIDE));
+    assert_eq!(pays(&sidecar, &[]).decision, Some(Decision::Copied));
+}
