@@ -452,6 +452,8 @@ fn a_trace_beside_b3_is_not_taken_for_made_up() {
         let sidecar = Sidecar::keyed("{}");
         sidecar.outbound(&[&["x-request-id: 1"], beside, &[ANOTHER]].concat());
         let trace = "x-b3-traceid: 0af7651916cd43dd8448eb211c80319c";
+        // Longer than a request is known.
+        sidecar.wait(5_000);
         sidecar.inbound(&[ID, trace, SPAN]);
         let seen = sidecar.outbound(&[trace]);
         assert_eq!(seen.decision, Some(decision), "{beside:?}");
