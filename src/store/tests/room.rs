@@ -212,20 +212,34 @@ fn capacity_is_what_the_documentation_says() {
 fn memory_stays_bounded_behind_a_request_that_never_ends() {
     let data = InMemory::default();
     let limits = Limits {
+        bytes: 10_000,
         grace_ms: 0,
         ..MANY
     };
     let mut worker = Worker::new(&data, 7, limits);
-    worker.insert(0, "stream", b"ctx");
+    let insert = |worker: &mut Worker<'_>, now, name, headers: usize| {
+        let headers = vec![1; headers];
+        let Worker { store, data, .. } = worker;
+        store.insert(*data, limits, now, &[key(name)], b"ctx", &headers)
+    };
+    insert(&mut worker, 0, "stream", 500);
     for n in 0..20_000 {
-        let ticket = worker.insert(n, "call", b"ctx").ticket;
+        let ticket = insert(&mut worker, n, "call", 1).ticket;
         worker.end(n, ticket);
     }
-    assert!(
-        worker.store.table.queue_lengths()[0] < 1100 && worker.store.table.queue_lengths()[1] == 0
-    );
+    let [in_flight, ended, headers, _] = worker.store.table.queue_lengths();
+    assert!(in_flight < 1100 && ended == 0 && headers < 1100);
     assert_eq!(worker.store.size().0, 1);
     assert_eq!(worker.contexts(20_000, "stream"), [b"ctx"]);
+    // Its headers are the oldest still.
+    let large = insert(&mut worker, 20_000, "large", 9_700);
+    assert_eq!((large.evicted, large.headers_evicted), (0, 1));
+    let length = |name: &str| {
+        let found = worker.find(20_000, name).remove(0);
+        let headers = worker.store.headers(&data, &found);
+        headers.map(|headers| headers.len())
+    };
+    assert_eq!(["stream", "large"].map(length), [None, Some(9_700)]);
 }
 
 #[test]
