@@ -16,7 +16,7 @@ use b3relay::metrics::Counter;
 use b3relay::relay::Decision;
 use b3relay::store::SharedData;
 use proptest::prelude::*;
-use support::{Headers, Seen, Sidecar, header};
+use support::{Headers, Seen, Sidecar, header, only};
 
 const INFERRED: &str = r#"{"attribution": "inferred"}"#;
 const LOOK_BACK: &str = r#"{"attribution": "inferred", "look_back": true}"#;
@@ -790,6 +790,50 @@ fn more_requests_in_flight_than_are_followed_and_a_worker_that_goes() {
     kept.into_iter().for_each(|request| app.end(request));
     app.sidecar.wait(100);
     assert_alone(&app);
+}
+
+/// One that is not followed is in flight all the same when the others have ended.
+#[test]
+fn a_request_beyond_those_that_are_followed() {
+    let app = App::new("{}");
+    assert_alone(&app);
+    let mut requests: Vec<Request> = (0..129).map(|_| app.begin("/a")).collect();
+    app.sidecar.wait(1);
+    assert_left_alone(&app.call("h1", "/items/7"), Decision::Unsure);
+    let beyond = requests.pop().unwrap();
+    requests.into_iter().for_each(|request| app.end(request));
+    app.sidecar.wait(100);
+    let request = app.begin("/a");
+    app.sidecar.wait(1);
+    assert_left_alone(&app.call("h1", "/items/7"), Decision::Unsure);
+    app.end(beyond);
+    app.end(request);
+    app.sidecar.wait(100);
+    assert_alone(&app);
+}
+
+/// Calls that carry a key are told to all as long as there are others to be judged, of
+/// whichever worker.
+#[test]
+fn calls_with_a_key_are_told_while_others_are_judged() {
+    let app = App::new(INFERRED);
+    let request = app.begin("/a");
+    let id = only(&request.seen.headers, &["x-request-id"]);
+    let tells = |worker| app.sidecar.on(worker, Some(Outbound), &id).call;
+    assert_eq!([0, 1].map(tells), [None; 2]);
+    app.call("h1", "/items/7");
+    assert!(tells(0).is_none() && tells(1).is_some());
+    assert_ne!(tells(1), tells(1));
+    app.sidecar.tick();
+    assert!(tells(0).is_some());
+    // A minute after the last one.
+    app.sidecar.wait(20_000);
+    app.call("h1", "/items/7");
+    for (ms, is_told) in [(60_000, true), (1, false)] {
+        app.sidecar.wait(ms);
+        app.sidecar.tick();
+        assert_eq!(tells(0).is_some(), is_told);
+    }
 }
 
 /// `/users/alice` is a route and a kind of its own, and there are many users.
