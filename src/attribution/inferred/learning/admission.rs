@@ -14,28 +14,47 @@ const AGAINST: f32 = 0.01;
 /// Outstanding calls that are told apart, at most.
 const CALLS_MOST: usize = 256;
 
-/// How many requests the application may serve at once, if there is such a limit: no more
-/// than so many calls are ever outstanding, although more requests are in flight.
-pub(super) fn limit(events: &[Recorded]) -> Option<usize> {
+/// How many requests the application may serve at once, if there is such a limit (0: there
+/// is none): no more than so many calls are ever outstanding; and hardly any but the first so
+/// many requests end; although more requests are in flight. If requests make several calls at
+/// once, or there is a background, the first is too many; if all take as long, the second may
+/// be too few.
+pub(super) fn limits(events: &[Recorded]) -> [usize; 2] {
     let (mut requests, mut calls): (Vec<u64>, Vec<u64>) = (Vec::new(), Vec::new());
     let mut most_calls = 0;
     let mut in_flight = Vec::with_capacity(events.len());
+    // Of those that have ended: how many in flight had begun before.
+    let mut before = Vec::with_capacity(events.len());
     for event in events {
+        let number = event.number;
         // Those that began before the first event are not known.
         match event.what {
-            What::Begun(_) => requests.push(event.number),
-            What::Ended { .. } => requests.retain(|number| *number != event.number),
-            What::Called { .. } if calls.len() >= CALLS_MOST => return None,
-            What::Called { .. } => calls.push(event.number),
-            What::Returned => calls.retain(|number| *number != event.number),
+            What::Begun(_) => requests.push(number),
+            What::Ended { answered } => {
+                let at = requests.iter().position(|known| *known == number);
+                if answered {
+                    before.extend(at);
+                }
+                requests.retain(|known| *known != number);
+            }
+            What::Called { .. } if calls.len() >= CALLS_MOST => return [0; 2],
+            What::Called { .. } => calls.push(number),
+            What::Returned => calls.retain(|known| *known != number),
             What::Owner => {}
         }
         most_calls = most_calls.max(calls.len());
         in_flight.push(requests.len());
     }
-    let above = in_flight.iter().filter(|requests| **requests > most_calls);
-    let is_limit = most_calls > 0 && 4 * above.count() > events.len();
-    is_limit.then_some(most_calls)
+    let above = |counts: &[usize], limit| counts.iter().filter(|count| **count > limit).count();
+    if 4 * above(&in_flight, most_calls) <= events.len() {
+        return [0; 2];
+    }
+    let against = AGAINST * before.len() as f32;
+    let mut by_ends = 1;
+    while above(&before, by_ends - 1) as f32 > against {
+        by_ends += 1;
+    }
+    [most_calls, by_ends.min(most_calls)]
 }
 
 /// The same events, in which each request begins when it is let in. `None` if that is not
@@ -104,7 +123,7 @@ mod tests {
                     .clone()
                     .map(|n| event(at, n, What::Called { kind: 1, port: 0 })),
             );
-            for number in batch {
+            for number in batch.rev() {
                 events.push(event(at + 50, number, What::Returned));
                 events.push(event(at + 60, number, What::Ended { answered }));
                 if number + 8 <= 40 {
@@ -116,11 +135,24 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_is_seen_in_the_outstanding_calls() {
-        assert_eq!(limit(&served(2)), Some(2));
-        assert_eq!(limit(&served(4)), Some(4));
-        assert_eq!(limit(&served(8)), None);
-        assert_eq!(limit(&[]), None);
+    fn the_limit_is_seen_in_the_outstanding_calls_and_in_the_ends() {
+        assert_eq!(limits(&served(2)), [2; 2]);
+        assert_eq!(limits(&served(4)), [4; 2]);
+        assert_eq!(limits(&served(8)), [0; 2]);
+        assert_eq!(limits(&[]), [0; 2]);
+    }
+
+    #[test]
+    fn the_limit_is_seen_in_the_ends_if_calls_are_made_at_once() {
+        let twice = |event: Recorded| {
+            let number = event.number + 1000;
+            let is_call = matches!(event.what, What::Called { .. } | What::Returned);
+            [event]
+                .into_iter()
+                .chain(is_call.then_some(Recorded { number, ..event }))
+        };
+        let events: Vec<Recorded> = served(2).into_iter().flat_map(twice).collect();
+        assert_eq!(limits(&events), [4, 2]);
     }
 
     #[test]

@@ -28,8 +28,25 @@ const EVENT: usize = 24;
 struct Guess {
     /// `None`: the present model.
     start: Option<Start>,
-    /// Requests are let in one after the other.
-    admitted: bool,
+    /// Requests are let in one after the other: an index of the limits.
+    limit: usize,
+}
+
+/// Limits, and the events as they would be with each; none, if it is none.
+type Admitted = [(usize, Vec<Recorded>); 2];
+
+impl Guess {
+    /// The present model, and no limit.
+    const NONE: Self = Self {
+        start: None,
+        limit: 2,
+    };
+
+    /// The limit, and the events, if they are others.
+    fn admitted(self, admitted: &Admitted) -> Option<&(usize, Vec<Recorded>)> {
+        let with_limit = admitted.get(self.limit);
+        with_limit.filter(|(_, events)| !events.is_empty())
+    }
 }
 
 /// What has been learned.
@@ -69,8 +86,8 @@ enum Stage {
 /// A study of recorded events.
 #[derive(Debug)]
 pub(super) struct Study {
-    /// The events as they would be with a limit, if there may be one.
-    admitted: Option<(usize, Vec<Recorded>)>,
+    /// The limits that there may be.
+    admitted: Admitted,
     guesses: Vec<Guess>,
     guess: Guess,
     stage: Stage,
@@ -93,25 +110,33 @@ impl Study {
         limit: Option<usize>,
         anew: bool,
     ) -> Self {
-        let limit = admission::limit(events).or(limit);
-        let admitted = limit.and_then(|limit| Some((limit, admission::admitted(events, limit)?)));
-        let mut guesses = Vec::new();
+        let [by_calls, by_ends] = admission::limits(events);
+        let by_calls = match by_calls {
+            0 => limit.unwrap_or(0),
+            by_calls => by_calls,
+        };
+        let admitted = [by_calls, if by_ends == by_calls { 0 } else { by_ends }].map(|limit| {
+            let admitted = (limit > 0).then(|| admission::admitted(events, limit));
+            (limit, admitted.flatten().unwrap_or_default())
+        });
+        let (mut guesses, mut guess) = (Vec::new(), Guess::NONE);
+        for (at, (served, events)) in admitted.iter().enumerate() {
+            // The present model is of the present limit.
+            let is_present = limit == Some(*served);
+            if !events.is_empty() && (is_present || guess.limit == Guess::NONE.limit) {
+                guess.limit = at;
+            }
+        }
         let starts = [(false, false), (false, true), (true, true)];
         for (background, budget) in starts.into_iter().filter(|_| anew) {
             let start = Some(Start { background, budget });
-            for is_admitted in [true, false] {
-                if admitted.is_some() || !is_admitted {
-                    guesses.push(Guess {
-                        start,
-                        admitted: is_admitted,
-                    });
+            for limit in 0..=Guess::NONE.limit {
+                let guess = Guess { start, limit };
+                if limit == Guess::NONE.limit || guess.admitted(&admitted).is_some() {
+                    guesses.push(guess);
                 }
             }
         }
-        let guess = Guess {
-            start: None,
-            admitted: admitted.is_some(),
-        };
         Self {
             admitted,
             guesses,
@@ -134,10 +159,10 @@ impl Study {
     ) -> Option<Learned> {
         let mut work = 0;
         while work < most {
-            let events = match &self.admitted {
-                Some((_, admitted)) if self.guess.admitted => admitted,
-                _ => recorded,
-            };
+            let events = self
+                .guess
+                .admitted(&self.admitted)
+                .map_or(recorded, |(_, events)| events);
             work += EVENT;
             match (&mut self.stage, events.get(self.at)) {
                 (Stage::Declustering(declustering), Some(event)) => {
@@ -191,10 +216,10 @@ impl Study {
             return Some(lesson.model);
         }
         engine.model = lesson.model;
-        let limit = self.admitted.as_ref().map(|(limit, _)| *limit);
+        let limit = self.guess.admitted(&self.admitted).map(|(limit, _)| *limit);
         let mut learned = Learned {
             engine,
-            limit: limit.filter(|_| self.guess.admitted),
+            limit,
             evidence: lesson.evidence,
             verdicts: lesson.verdicts,
         };
@@ -222,10 +247,9 @@ impl Study {
         self.evidence = f64::NEG_INFINITY;
         if let Some(guess) = self.guesses.pop() {
             self.guess = guess;
-            let events = match &self.admitted {
-                Some((_, admitted)) if guess.admitted => admitted,
-                _ => events,
-            };
+            let events = guess
+                .admitted(&self.admitted)
+                .map_or(events, |(_, events)| events);
             if let Some(start) = guess.start {
                 self.stage = Stage::Declustering(Box::new(Declustering::new(events, start)));
             }

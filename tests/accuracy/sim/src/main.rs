@@ -12,6 +12,8 @@
 //! b3relay-accuracy --bound NAME...     those beside the Bayes bound, where it is known; for 1
 //!                                      to 16 clients
 //!     --bound=FILE --figures=FILE      into that document; and for the plots of it
+//! b3relay-accuracy --random=N           the worst of N applications that are drawn by lot
+//!     --seed=S                         from this seed on
 //! b3relay-accuracy FILE.jsonl...       recorded events (tests/accuracy/record.py)
 //! b3relay-accuracy --stages=1x250,8x1000 FILE.jsonl...    that were recorded so
 //! b3relay-accuracy --cold --stages=8x1000,8x1000 FILE.jsonl...    without a quiet start
@@ -150,7 +152,16 @@ fn main() {
     const STAGES: &str = "1x1000,1x1500,2x1500,4x1500,8x1500,16x1500,32x1500,64x1500";
     let given = |name: &str| flags.iter().find_map(|flag| flag.strip_prefix(name));
     let cold = given("--cold").is_some();
-    if files.is_empty() {
+    if let Some(random) = given("--random=") {
+        let number = |text: &str| text.parse::<u64>().ok();
+        let (Some(random), Some(seed)) = (number(random), number(given("--seed=").unwrap_or("0")))
+        else {
+            eprintln!("random: how many; seed: the first one, as in --random=100 --seed=0");
+            std::process::exit(2);
+        };
+        let found = simulate::measure_random(seed..seed.saturating_add(random), WRONG);
+        print!("{}", simulate::worst(&found, WRONG));
+    } else if files.is_empty() {
         let quick = given("--thousands").is_some();
         let bound = given("--bound");
         let usual: &[usize] = match (quick, bound) {

@@ -1,5 +1,7 @@
 //! What an application is made of.
 
+use std::fmt;
+
 /// One of the calls that a step makes.
 #[derive(Clone, Copy)]
 pub struct Call {
@@ -10,6 +12,28 @@ pub struct Call {
     pub retry: f64,
     /// It is a job of a queue: one of the `workers` makes it.
     pub queued: bool,
+    /// It takes so many times as long as others.
+    pub times: f64,
+}
+
+/// Its kind, and what is special about it.
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            kind,
+            chance,
+            retry,
+            queued,
+            times,
+        } = self;
+        write!(f, "{kind}{}", if *queued { "q" } else { "" })?;
+        for (mark, value, usual) in [("?", chance, 1.0), ("r", retry, 0.0), ("x", times, 1.0)] {
+            if *value != usual {
+                write!(f, "{mark}{value:.2}")?;
+            }
+        }
+        Ok(())
+    }
 }
 
 pub const fn call(kind: u32) -> Call {
@@ -18,6 +42,7 @@ pub const fn call(kind: u32) -> Call {
         chance: 1.0,
         retry: 0.0,
         queued: false,
+        times: 1.0,
     }
 }
 
@@ -25,7 +50,7 @@ pub const fn call(kind: u32) -> Call {
 pub type Route = Vec<Vec<Call>>;
 
 /// A job that a request leaves behind: calls one after the other, after its answer.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct After {
     /// The probability that a request does.
     pub chance: f64,
@@ -37,14 +62,14 @@ pub struct After {
 
 /// Clients of their own whose requests do nothing for most of the time, then make one
 /// call (kind 1).
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Polls {
     pub clients: usize,
     pub seconds: f64,
 }
 
 /// Calls that a forwarded key gives to their requests. They are not counted.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Keyed {
     pub share: f64,
     /// Of this kind only.
@@ -52,7 +77,7 @@ pub struct Keyed {
 }
 
 /// Which connection a call goes out on.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clients {
     /// Any: not told.
     Shared,
@@ -62,13 +87,23 @@ pub enum Clients {
     PerThread,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct App {
     pub name: &'static str,
     pub says: &'static str,
     pub routes: Vec<Route>,
+    /// The first routes are asked for more often than the others, if this is above 1.
+    pub skew: f64,
+    /// The share of the steps before which a request ends.
+    pub early: f64,
+    /// To which the kinds of calls belong.
+    pub hosts: u32,
     pub cpu_ms: f64,
     pub io_ms: f64,
+    /// The deviation of the logarithm of a call's time.
+    pub io_tail: f64,
+    /// The mean pause of a client after an answer.
+    pub pause_ms: f64,
     /// Bursts of CPU that run at once, the others wait; `None` for any number.
     pub cores: Option<usize>,
     /// By this part a burst of CPU is longer for each request in flight.
@@ -115,8 +150,13 @@ pub fn plain() -> App {
             vec![],
             vec![vec![call(1)]],
         ],
+        skew: 1.0,
+        early: 0.0,
+        hosts: 1,
         cpu_ms: 0.3,
         io_ms: 10.0,
+        io_tail: 0.6,
+        pause_ms: 5.0,
         cores: None,
         busier: 0.0,
         tail: 0.5,

@@ -6,6 +6,7 @@ mod apps;
 mod beside;
 mod bound;
 mod hard;
+mod random;
 mod run;
 #[cfg(test)]
 mod run_tests;
@@ -17,10 +18,12 @@ mod tests;
 mod threads;
 
 pub use beside::{Beside, beside, figures};
+pub use random::worst;
 pub use seen::Size;
 pub use tables::{calibration, exclusive, table, thousands, windows};
 
 use app::App;
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tally::{Tally, measure};
@@ -35,7 +38,7 @@ pub const BOUND_LEVELS: [usize; 5] = [1, 2, 4, 8, 16];
 pub struct Plan {
     pub size: Size,
     pub levels: Vec<usize>,
-    pub seeds: std::ops::Range<u64>,
+    pub seeds: Range<u64>,
     /// The Bayes bound too, of the applications that it is known of; the others are left out.
     pub bound: bool,
 }
@@ -85,7 +88,34 @@ pub fn measure_all(names: &[String], plan: &Plan, wrong: f64) -> Vec<Measured> {
     apps.retain(|app| !plan.bound || bound::is_known(app));
     let seeds: Vec<u64> = plan.seeds.clone().collect();
     let per_app = plan.levels.len() * seeds.len();
-    let jobs = apps.len() * per_app;
+    let found = on_all_cores(apps.len() * per_app, |job| {
+        let app = &apps[job / per_app];
+        let level = plan.levels[job % per_app / seeds.len()];
+        let seed = seeds[job % seeds.len()];
+        let mut tally = measure(app, level, plan.size, seed, wrong);
+        if plan.bound {
+            tally.bound = bound::bound(app, level, plan.size, seed, wrong);
+        }
+        tally
+    });
+    let by_app = apps.into_iter().zip(found.chunks(per_app.max(1)));
+    by_app
+        .map(|(app, tallies)| Measured {
+            app,
+            levels: plan.levels.clone(),
+            by_level: tallies.chunks(seeds.len()).map(<[_]>::to_vec).collect(),
+        })
+        .collect()
+}
+
+/// Runs applications that are drawn with these seeds.
+pub fn measure_random(seeds: Range<u64>, wrong: f64) -> Vec<(random::Drawn, Tally)> {
+    let drawn: Vec<_> = seeds.map(random::drawn).collect();
+    let found = on_all_cores(drawn.len(), |job| drawn[job].measure(wrong));
+    drawn.into_iter().zip(found).collect()
+}
+
+fn on_all_cores(jobs: usize, work: impl Fn(usize) -> Tally + Sync) -> Vec<Tally> {
     let next = AtomicUsize::new(0);
     let found = Mutex::new(vec![Tally::default(); jobs]);
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
@@ -97,25 +127,11 @@ pub fn measure_all(names: &[String], plan: &Plan, wrong: f64) -> Vec<Measured> {
                     if job >= jobs {
                         break;
                     }
-                    let app = &apps[job / per_app];
-                    let level = plan.levels[job % per_app / seeds.len()];
-                    let seed = seeds[job % seeds.len()];
-                    let mut tally = measure(app, level, plan.size, seed, wrong);
-                    if plan.bound {
-                        tally.bound = bound::bound(app, level, plan.size, seed, wrong);
-                    }
+                    let tally = work(job);
                     found.lock().unwrap()[job] = tally;
                 }
             });
         }
     });
-    let found = found.into_inner().unwrap();
-    let by_app = apps.into_iter().zip(found.chunks(per_app.max(1)));
-    by_app
-        .map(|(app, tallies)| Measured {
-            app,
-            levels: plan.levels.clone(),
-            by_level: tallies.chunks(seeds.len()).map(<[_]>::to_vec).collect(),
-        })
-        .collect()
+    found.into_inner().unwrap()
 }

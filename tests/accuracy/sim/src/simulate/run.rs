@@ -209,7 +209,7 @@ impl Run<'_> {
         let pause = if self.app.bursts && (self.started / 200).is_multiple_of(2) {
             100.0 * self.clients as f64 / 2.0
         } else {
-            5.0
+            self.app.pause_ms
         };
         let ms = self.exp(pause);
         self.after(ms, Event::Arrive);
@@ -294,7 +294,7 @@ impl Run<'_> {
         if self.started == self.size.quiet {
             self.load();
         }
-        let route = self.random.random_range(0..self.app.routes.len());
+        let route = self.route();
         let token = match self.app.token {
             true => self.random.random::<u32>() | 1,
             false => 0,
@@ -315,6 +315,14 @@ impl Run<'_> {
             self.serve(id);
         } else {
             self.waiting.push_back(id);
+        }
+    }
+
+    fn route(&mut self) -> usize {
+        let routes = self.app.routes.len();
+        match self.app.skew > 1.0 {
+            true => (self.random.random::<f64>().powf(self.app.skew) * routes as f64) as usize,
+            false => self.random.random_range(0..routes),
         }
     }
 
@@ -344,13 +352,14 @@ impl Run<'_> {
             Some(routes) if self.is_late() => routes,
             _ => &self.app.routes,
         };
+        let ends = self.chance(self.app.early);
         let request = self.live.get_mut(&id).unwrap();
         let route = match request.poll {
             true => &self.polled,
             false => &routes[request.route],
         };
         let mut made = Vec::new();
-        while let Some(step) = route.get(request.step) {
+        while let Some(step) = route.get(request.step).filter(|_| !ends) {
             request.step += 1;
             made = step
                 .iter()

@@ -50,6 +50,10 @@ pub struct Tally {
     /// The greatest share of wrong ones in any window, whose calls are all that were
     /// made, those of the background and of the quiet start too.
     pub worst: f64,
+    /// The same of `exclusive`.
+    pub worst_exclusive: f64,
+    /// Of these calls, how many there were, and how many were wrong; and by `exclusive`.
+    pub all: [u32; 3],
     /// What could have been right, if that was asked for and is known.
     pub bound: Option<Bound>,
 }
@@ -66,6 +70,10 @@ impl Tally {
         }
         add_thousands(&mut self.thousands, other.thousands);
         self.worst = self.worst.max(other.worst);
+        self.worst_exclusive = self.worst_exclusive.max(other.worst_exclusive);
+        for (sum, other) in self.all.iter_mut().zip(other.all) {
+            *sum += other;
+        }
         if let Some(other) = other.bound {
             self.bound.get_or_insert_default().add(other);
         }
@@ -81,6 +89,11 @@ impl Tally {
 
     pub fn calls(&self) -> f64 {
         f64::from(self.right + self.unsure + self.wrong)
+    }
+
+    /// The part of all calls, those of the background included, that is in `all` at this place.
+    pub fn of_all(&self, at: usize) -> f64 {
+        f64::from(self.all[at]) / f64::from(self.all[0].max(1))
     }
 
     pub fn share(&self, count: u32) -> f64 {
@@ -128,6 +141,7 @@ struct Window {
     last: VecDeque<bool>,
     wrong: u32,
     most: u32,
+    in_all: u32,
 }
 
 impl Window {
@@ -138,6 +152,7 @@ impl Window {
         }
         self.last.push_back(is_wrong);
         self.wrong += u32::from(is_wrong);
+        self.in_all += u32::from(is_wrong);
         self.most = self.most.max(self.wrong);
     }
 
@@ -154,6 +169,8 @@ struct Judge {
     in_flight: Vec<u64>,
     begun: usize,
     window: Window,
+    window_exclusive: Window,
+    hosts: u32,
     tally: Tally,
 }
 
@@ -194,7 +211,10 @@ impl Judge {
     }
 
     fn call(&mut self, us: u64, call: SeenCall, counts: bool) {
-        let (kind, told) = ([call.kind, 99], call.owner.filter(|_| call.keyed));
+        let (kind, told) = (
+            [call.kind, 99 + call.kind % self.hosts],
+            call.owner.filter(|_| call.keyed),
+        );
         let mut what = Call {
             kind,
             tokens: tokens(call.token),
@@ -208,6 +228,10 @@ impl Judge {
         }
         let became = Became::of(sure.map(|v| v.request), call.owner);
         self.window.add(became == Became::Wrong);
+        let alone = alone.filter(|v| v.basis == Basis::Exclusive);
+        let became_alone = Became::of(alone.map(|v| v.request), call.owner);
+        self.window_exclusive.add(became_alone == Became::Wrong);
+        self.tally.all[0] += 1;
         if !counts {
             return;
         }
@@ -229,7 +253,7 @@ impl Judge {
                 thousand[2] += 1;
             }
         }
-        if let Some(v) = alone.filter(|v| v.basis == Basis::Exclusive) {
+        if let Some(v) = alone {
             tally.exclusive[usize::from(Some(v.request) != call.owner)] += 1;
         }
         if let [only] = self.in_flight[..] {
@@ -247,6 +271,8 @@ pub fn measure(app: &App, clients: usize, size: Size, seed: u64, wrong: f64) -> 
         in_flight: Vec::new(),
         begun: 0,
         window: Window::default(),
+        window_exclusive: Window::default(),
+        hosts: app.hosts,
         tally: Tally::default(),
     };
     judge.tracker.infer(wrong);
@@ -258,6 +284,9 @@ pub fn measure(app: &App, clients: usize, size: Size, seed: u64, wrong: f64) -> 
         judge.event(us, event, us >= counts_from);
     }
     judge.tally.worst = judge.window.worst();
+    judge.tally.worst_exclusive = judge.window_exclusive.worst();
+    judge.tally.all[1] = judge.window.in_all;
+    judge.tally.all[2] = judge.window_exclusive.in_all;
     judge.tally
 }
 

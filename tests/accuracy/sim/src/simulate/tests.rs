@@ -1,4 +1,6 @@
+use super::app::{App, call, plain};
 use super::apps::apps;
+use super::random::drawn;
 use super::tables::by_level;
 use super::*;
 
@@ -135,6 +137,50 @@ fn a_start_under_load_is_learned() {
         let [right, unsure, wrong] = sum.thousands[3].map(f64::from);
         let share = right / (right + unsure + wrong);
         assert!(share >= least, "{name} at {level}: {share:.3} right");
+    }
+}
+
+/// Pools whose limit is not that of the outstanding calls: requests make several at once, or
+/// the background has some.
+#[test]
+fn a_pool_that_makes_calls_at_once_is_safe() {
+    let size = Size {
+        requests: 3000,
+        quiet: 1,
+    };
+    let app = App {
+        threads: Some(4),
+        routes: vec![
+            vec![vec![call(1), call(2)], vec![call(3)]],
+            vec![vec![call(1)]],
+        ],
+        ..plain()
+    };
+    for level in [12, 16, 32] {
+        let sum = measure(&app, level, size, 0, WRONG);
+        assert!(sum.worst <= 1.6 * WRONG, "at {level}: {}", sum.worst);
+        let [right, unsure, wrong] = sum.thousands[2].map(f64::from);
+        let share = right / (right + unsure + wrong);
+        assert!(share >= 0.8, "at {level}: {share:.3} right");
+    }
+    for seed in [15, 27, 159, 188] {
+        let sum = drawn(seed).measure(WRONG);
+        let [all, wrong, _] = sum.all.map(f64::from);
+        assert!(wrong <= WRONG * all, "seed {seed}: {wrong} of {all}");
+    }
+}
+
+/// Applications that are drawn by lot. Of others a few are not: `b3relay-accuracy --random`.
+#[test]
+#[ignore = "takes a minute or more: make test-simulated"]
+fn applications_that_nobody_has_thought_of_are_safe() {
+    let found = measure_random(150..190, WRONG);
+    for (drawn, sum) in &found {
+        let [all, wrong, alone] = sum.all.map(f64::from);
+        let margin = 2.0 * wilson(sum.all[1], all.max(1.0));
+        let says = format!("seed {}: {wrong} of {all}, `exclusive` {alone}", drawn.seed);
+        assert!(wrong <= (WRONG + margin) * all, "{says}");
+        assert!(alone <= (WRONG + margin) * all, "{says}");
     }
 }
 

@@ -54,7 +54,8 @@ impl Run<'_> {
         self.calls.insert(id, made);
         let progress = self.started as f64 / self.size.requests as f64;
         let io = self.app.io_ms * (1.0 + (self.app.drift - 1.0) * progress);
-        let time = LogNormal::new(io.ln(), 0.6).unwrap();
+        let io = io * made.call.times;
+        let time = LogNormal::new(io.ln(), self.app.io_tail).unwrap();
         let ms: f64 = time.sample(&mut self.random);
         self.after(ms, Event::Returned(id));
     }
