@@ -577,7 +577,7 @@ $(BUILT): $(SOURCES) | cargo
 	printf -v flags '%s\x1f' "--remap-path-prefix=$(CURDIR)=." \
 	  "--remap-path-prefix=$${CARGO_HOME:-$$HOME/.cargo}=cargo" \
 	  "--remap-path-prefix=$$sysroot/lib/rustlib/src/rust=/rustc/$$hash" \
-	  -Cllvm-args=-inline-threshold=30 -Cllvm-args=-inlinehint-threshold=45 -Cllvm-args=-unroll-threshold=0 \
+	  -Cllvm-args=-inline-threshold=30 -Cllvm-args=-inlinehint-threshold=35 -Cllvm-args=-unroll-threshold=0 \
 	  -Cllvm-args=-unswitch-threshold=1 -Cllvm-args=-jump-threading-threshold=2; \
 	export CARGO_ENCODED_RUSTFLAGS="$${flags%?}"; set -x; \
 	cargo build --release --target $(TARGET) --target-dir target --locked
