@@ -69,7 +69,7 @@ pub fn rewrite(headers: &TraceHeaders<'_>, injection: &Injection, unchanged: For
 }
 
 /// A sampling decision for B3 that leaves it open, and the edits that add it: to those formats
-/// that have just the identifiers that count. A `traceparent` of the same span that says something
+/// that have just the identifiers that count. A `traceparent` of the same span that is not sampled
 /// counts before `sampling`.
 pub(super) fn added_decision(
     headers: &TraceHeaders<'_>,
