@@ -1,5 +1,5 @@
-//! What the journals of all workers say is told to the tracker in the order of time, a few
-//! milliseconds' worth at once: no call waits for more.
+//! What the journals of all workers say is read at once, and told to the tracker in the order of
+//! time, a few milliseconds' worth at once: no call waits for more.
 
 use super::journal::{Event, Read, Reader};
 use super::{Attribution, BLIND_US, number, request_of};
@@ -45,8 +45,8 @@ impl Attribution {
         0
     }
 
-    /// Reads all events since the last time; there are none that the tracker has not been told
-    /// of.
+    /// Reads all events since the last time. To be called when the tracker has been told of all
+    /// that were read before.
     fn read_journals(&mut self, workers: &[WorkerId], data: &impl SharedData, now_us: u64) {
         let mut gone: Vec<u16> = Vec::new();
         self.readers.retain(|reader| {

@@ -62,8 +62,9 @@ pub(super) struct Acceptance {
     requests: f64,
     /// The sum of what was missing to certainty of those that were accepted.
     spent: f64,
-    /// The part of the last verdicts that was accepted, or that the model fits: a moving average, in which a call
-    /// counts as far as it is none of the background, since that has no request to find.
+    /// The part of the last verdicts that was accepted, or that the model fits: a moving
+    /// average, in which a call counts as far as it is none of the background, since that has no
+    /// request to find.
     accepted: f32,
 }
 
