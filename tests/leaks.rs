@@ -277,6 +277,28 @@ fn a_late_call_that_names_its_request_gets_no_headers_of_another_one() {
     }
 }
 
+/// The same, and all that it carries besides its ID is the trace.
+#[test]
+fn a_late_call_with_its_id_and_a_trace_gets_no_headers_of_another_request() {
+    let mine = trace(0xaaaa);
+    for more in [&[][..], &["x-b3-sampled: 1"]] {
+        let sidecar = Sidecar::new(r#"{"copy_headers": ["x-tenant-*"]}"#);
+        let first = sidecar.inbound(&[ID, &mine, &span(0xa1), "x-tenant-id: a"]);
+        sidecar.inbound(&[OTHER_ID, &mine, &span(0xb1), "x-tenant-id: b"]);
+        sidecar.end(&first);
+        sidecar.wait(3000);
+        sidecar.tick();
+        let call =
+            |id| sidecar.outbound(&[&[":authority: b", ":path: /b", id, &mine], more].concat());
+        assert_got_nothing(&call(ID), Decision::Completed);
+        let seen = call(OTHER_ID);
+        assert_eq!(
+            only(&seen.headers, &["x-tenant-"]),
+            headers(&["x-tenant-id: b"])
+        );
+    }
+}
+
 /// It names the trace of another request: that is so however many requests have its ID.
 #[test]
 fn a_conflict_is_one_where_an_id_is_shared() {

@@ -48,6 +48,7 @@ impl Filter {
             all,
             is_forgotten: false,
             names_unknown: false,
+            by_trace: false,
         };
         match look_up.by_first_key(&keys) {
             Ok(one) if one.matched_by == MatchedBy::Guess => {
@@ -74,6 +75,8 @@ struct LookUp<'a, H> {
     is_forgotten: bool,
     /// A key of the application's own, not of a trace, is one of no request.
     names_unknown: bool,
+    /// The key that decided was a trace, which several requests may have.
+    by_trace: bool,
 }
 
 impl<H: Host> LookUp<'_, H> {
@@ -107,7 +110,10 @@ impl<H: Host> LookUp<'_, H> {
             }
             match self.match_request(&candidates, key) {
                 Err(Decision::Unknown | Decision::Ambiguous) if result.is_ok() => {}
-                found => result = found,
+                found => {
+                    result = found;
+                    self.by_trace = key.is_trace();
+                }
             }
             let is_one = candidates.complete && candidates.found.len() == 1;
             among = candidates;
@@ -141,7 +147,8 @@ impl<H: Host> LookUp<'_, H> {
     /// What the other keys of the call say to the request that one key has led to.
     fn beside_other_keys(&mut self, keys: &[Key], mut one: Match) -> ByKeys {
         // It may be a late one of another request of the trace, which has been forgotten.
-        if self.names_unknown && !one.by_span && !self.spans.is_empty() {
+        let names_span = !self.spans.is_empty();
+        if self.names_unknown && !one.by_span && (names_span || self.by_trace) {
             one.stored.opaque.clear();
             one.stored.copied.clear();
         }
