@@ -382,7 +382,7 @@ fn a_trace_that_the_application_made_up_groups_the_calls_of_a_request() {
         sidecar.end(&first);
         sidecar.wait(1000);
         sidecar.inbound(&[&["x-request-id: 7"], &B3[..]].concat());
-        assert_seen(&call(&sidecar, 0, MADE_UP), Decision::Unsure, &[MADE_UP]);
+        assert_seen(&call(&sidecar, 0, MADE_UP), Decision::Unknown, &[MADE_UP]);
     }
 }
 

@@ -13,8 +13,9 @@ pub(super) enum ByKeys {
     /// The request.
     Found(Match),
     /// None, for this reason. With a match: a trace ID of the application's own, which an
-    /// earlier call had that was attributed to this request.
-    Nobody(Decision, Option<Match>),
+    /// earlier call had that was attributed to this request. Last, since when it is known that
+    /// the trace ID began in this pod ([`relay::OF_ANY`]), in milliseconds.
+    Nobody(Decision, Option<Match>, u64),
     /// None is known, but one may have been removed from the store for lack of room; or the
     /// request has ended, and its grace is over.
     Forgotten(Decision),
@@ -49,15 +50,16 @@ impl Filter {
             is_forgotten: false,
             names_unknown: false,
             by_trace: false,
+            since_ms: u64::MAX,
         };
         match look_up.by_first_key(&keys) {
             Ok(one) if one.matched_by == MatchedBy::Guess => {
-                ByKeys::Nobody(Decision::Unknown, Some(one))
+                ByKeys::Nobody(Decision::Unknown, Some(one), look_up.since_ms)
             }
             Ok(one) => look_up.beside_other_keys(&keys, one),
             // It is of one that is over, or may be of one that had to go.
             Err(decision) if look_up.is_forgotten => ByKeys::Forgotten(decision),
-            Err(decision) => ByKeys::Nobody(decision, None),
+            Err(decision) => ByKeys::Nobody(decision, None, look_up.since_ms),
         }
     }
 }
@@ -77,6 +79,8 @@ struct LookUp<'a, H> {
     names_unknown: bool,
     /// The key that decided was a trace, which several requests may have.
     by_trace: bool,
+    /// See [`ByKeys::Nobody`].
+    since_ms: u64,
 }
 
 impl<H: Host> LookUp<'_, H> {
@@ -94,9 +98,14 @@ impl<H: Host> LookUp<'_, H> {
         let mut result = Err(Decision::NoKey);
         for key in keys {
             let mut candidates = self.candidates(key);
+            // A late call names its request: it is of no other.
+            self.is_forgotten |= !candidates.complete || !candidates.past.is_empty();
+            if let Some(first) = candidates.found.first()
+                && first.context == relay::OF_ANY
+            {
+                self.since_ms = first.started_ms;
+            }
             if candidates.found.is_empty() {
-                // A late call names its request: it is of no other.
-                self.is_forgotten |= !candidates.complete || !candidates.past.is_empty();
                 let is_made_up = key.is_request_id() && self.request.headers.has_new_request_id;
                 self.names_unknown |= !key.is_trace() && !is_made_up;
             }
@@ -160,7 +169,7 @@ impl<H: Host> LookUp<'_, H> {
                 let now_ms = || self.host.now_ms();
                 let candidates = self.store.find(self.host, &now_ms, key);
                 if relay::all_of_other_traces(&candidates.found, &one.stored) {
-                    return ByKeys::Nobody(Decision::Conflict, None);
+                    return ByKeys::Nobody(Decision::Conflict, None, u64::MAX);
                 }
             } else if !one.by_span && !self.spans.is_empty() && key.is_trace() {
                 // The span that a call names says more than a key does.

@@ -113,15 +113,16 @@ impl Filter {
                 });
             }
             // An ID that Envoy has made up, since the application forwarded none.
-            ByKeys::Nobody(Decision::Unknown | Decision::NoKey, guess)
+            ByKeys::Nobody(Decision::Unknown | Decision::NoKey, guess, since_ms)
                 if before.is_ok()
                     && self.attributes()
                     && self.names_nothing(request, worker)
                     && !lacks_key(request, worker, host) =>
             {
-                (looked_up.owner, looked_up.number) = self.attribute(worker, host, request, guess);
+                (looked_up.owner, looked_up.number) =
+                    self.attribute(worker, host, request, (guess, since_ms));
             }
-            ByKeys::Nobody(decision, _) | ByKeys::Forgotten(decision) => {
+            ByKeys::Nobody(decision, ..) | ByKeys::Forgotten(decision) => {
                 looked_up.owner = Err(decision);
             }
         }
@@ -192,13 +193,14 @@ impl Filter {
 
     /// The last three steps, for a call without any context, or with nothing but a trace ID
     /// that the application has generated. `guess`: the request that an earlier call with that
-    /// trace ID was attributed to. Returns the call's number, too.
+    /// trace ID was attributed to. `since_ms`: when an earlier one was left alone. Returns the
+    /// call's number, too.
     fn attribute(
         &self,
         worker: &mut WorkerState,
         host: &impl Host,
         request: &Request<'_>,
-        guess: Option<Match>,
+        (guess, since_ms): (Option<Match>, u64),
     ) -> (Result<Owner, Decision>, Option<u64>) {
         let WorkerState {
             store, attribution, ..
@@ -215,8 +217,14 @@ impl Filter {
         };
         let now_us = host.now_us();
         let (number, judged) = attribution.judge(store, host, now_us, call, wrong);
-        let judged =
-            judged.filter(|(verdict, _)| !is_exclusive || verdict.basis == Basis::Exclusive);
+        // A trace that an earlier call had is not of a request that began later, nor of another
+        // one than that call.
+        let judged = judged.filter(|(verdict, found)| {
+            let is_same = |earlier: &Match| earlier.request.0 == found.request;
+            (!is_exclusive || verdict.basis == Basis::Exclusive)
+                && found.started_ms <= since_ms
+                && guess.as_ref().is_none_or(is_same)
+        });
         let (mut stored, guess) = match (judged, guess) {
             (Some((verdict, found)), _) => {
                 let headers = store.headers(host, &found).unwrap_or_default();

@@ -69,7 +69,8 @@ pub struct Candidates {
     /// A call may be a late one of theirs.
     pub past: Vec<Found>,
     /// These are all requests in flight that have the key. False if there may be one that
-    /// is not stored: it was evicted, or could not be written or read.
+    /// is not stored: it was evicted, or could not be written or read. And false if the key is
+    /// an alias of a request that is over.
     pub complete: bool,
     /// Those that have the key, for certain, and are in flight and not stored under it.
     pub missing: Vec<RequestRef>,
@@ -77,7 +78,6 @@ pub struct Candidates {
 
 /// An alias that was found.
 struct FoundAlias {
-    serial: u64,
     request: RequestRef,
     bucket: u16,
     matched_by: MatchedBy,
@@ -86,7 +86,6 @@ struct FoundAlias {
 impl FoundAlias {
     fn new(alias: &Alias<'_>) -> Self {
         Self {
-            serial: alias.serial,
             request: alias.request,
             bucket: alias.bucket,
             matched_by: match alias.guessed {
@@ -95,15 +94,6 @@ impl FoundAlias {
             },
         }
     }
-}
-
-/// The request of an alias.
-enum Resolved {
-    Found(Found),
-    /// It is in flight, and not stored.
-    NotStored,
-    /// It has ended.
-    Gone,
 }
 
 /// A bucket that has been read.
@@ -226,7 +216,6 @@ impl Store {
         // A worker without a number has only tombstones.
         let own_number = self.workers.number.unwrap_or_default();
         look_up.read_bucket(own_number, self.table.records(bucket));
-        let own_aliases = look_up.aliases.len();
         for (worker, _) in &self.workers.others {
             if look_up.candidates.found.iter().any(enough) {
                 look_up.candidates.complete = false;
@@ -242,7 +231,7 @@ impl Store {
             ..
         } = look_up;
         let mut asked: Vec<RequestRef> = Vec::new();
-        for (n, alias) in aliases.into_iter().enumerate() {
+        for alias in aliases {
             let is_same = |found: &Found| found.request == alias.request;
             if asked.contains(&alias.request) || candidates.found.iter().any(is_same) {
                 continue;
@@ -256,10 +245,8 @@ impl Store {
             }
             asked.push(alias.request);
             match self.resolve(data, now_ms, &alias) {
-                Resolved::Found(found) => candidates.found.push(found),
-                Resolved::NotStored => candidates.complete = false,
-                Resolved::Gone if n < own_aliases => self.table.remove_alias(bucket, alias.serial),
-                Resolved::Gone => {}
+                Some(found) => candidates.found.push(found),
+                None => candidates.complete = false,
             }
         }
         candidates
@@ -302,38 +289,19 @@ impl Store {
         })
     }
 
-    /// The request of an alias.
+    /// The request of an alias; `None` if it is over, or not stored.
     fn resolve(
         &self,
         data: &impl SharedData,
         now_ms: &dyn Fn() -> u64,
         alias: &FoundAlias,
-    ) -> Resolved {
+    ) -> Option<Found> {
         let (worker, id) = alias.request;
-        let Some(bytes) = self.bucket(data, worker, alias.bucket) else {
-            return Resolved::Gone;
-        };
-        let mut records = bytes.records();
-        let mut has_tombstone = false;
-        for record in records.by_ref() {
-            match record {
-                Record::Entry(entry) if entry.id == id => {
-                    if entry.expires_ms.is_some_and(|at| now_ms() >= at) {
-                        return Resolved::Gone;
-                    }
-                    let found = Found::new(worker, alias.bucket, &entry, alias.matched_by);
-                    return Resolved::Found(found);
-                }
-                Record::Tombstone { id: other, .. } => has_tombstone |= other == id,
-                // It may be one of these.
-                Record::TombstoneCount(_) => has_tombstone = true,
-                _ => {}
-            }
-        }
-        match has_tombstone || !records.is_whole() {
-            true => Resolved::NotStored,
-            false => Resolved::Gone,
-        }
+        let bytes = self.bucket(data, worker, alias.bucket)?;
+        let mut entries = bytes.records().entries();
+        let entry = entries.find(|entry| entry.id == id)?;
+        let is_over = entry.expires_ms.is_some_and(|at| now_ms() >= at);
+        (!is_over).then(|| Found::new(worker, alias.bucket, &entry, alias.matched_by))
     }
 
     /// A bucket of any worker; `None` if it was never written.

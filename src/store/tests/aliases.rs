@@ -31,14 +31,22 @@ fn an_alias_is_found_on_every_worker_for_as_long_as_its_request() {
     }
     workers[0].end(10, ticket);
     for worker in workers.iter_mut() {
-        assert!(worker.find(109, "made-up")[0].ended);
-        assert!(worker.find(110, "made-up").is_empty());
+        let candidates = worker.candidates(109, "made-up");
+        assert!(candidates.found[0].ended && candidates.complete);
+        let candidates = worker.candidates(110, "made-up");
+        assert!(candidates.found.is_empty() && !candidates.complete);
     }
-    // Whoever wrote it drops it.
-    assert_eq!(workers[1].store.table.size().2, 0);
     workers[1].tick(111);
     workers[0].tick(111);
-    assert!(workers[2].find(5, "made-up").is_empty());
+    for worker in workers.iter_mut() {
+        let candidates = worker.candidates(59_999, "made-up");
+        assert!(candidates.found.is_empty() && !candidates.complete);
+    }
+    // Whoever wrote it drops it when its time is over.
+    workers[1].tick(60_001);
+    assert_eq!(workers[1].store.table.size().2, 0);
+    let candidates = workers[2].candidates(5, "made-up");
+    assert!(candidates.found.is_empty() && candidates.complete);
 }
 
 #[test]
@@ -111,10 +119,11 @@ fn an_alias_of_an_evicted_request_is_not_complete() {
         let candidates = worker.candidates(0, "made-up");
         assert!(candidates.found.is_empty() && !candidates.complete);
     }
+    // Nor is one of a request that is over.
     workers[0].end(0, ticket);
     for worker in workers.iter_mut() {
         let candidates = worker.candidates(0, "made-up");
-        assert!(candidates.found.is_empty() && candidates.complete);
+        assert!(candidates.found.is_empty() && !candidates.complete);
     }
 }
 
