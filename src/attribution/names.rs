@@ -7,6 +7,9 @@ const NAMES_MOST: usize = 255;
 pub(super) const NAMES: usize = NAMES_MOST + 1;
 /// Names of one class at most, the class's own among them.
 const NAMES_OF_CLASS: usize = 24;
+/// A name of a class of many is not taken from another hash that came within so many uses:
+/// with fewer, names would go round among the kinds that are in use, and nothing be learned.
+const USED_LATELY: u64 = 4096;
 /// A hash that came so often is not forgotten for one that has come for the first time.
 const USED_OFTEN: u8 = 8;
 
@@ -69,11 +72,13 @@ impl Names {
     }
 
     /// The name of the first hash; or of the second, its class, if that has many names
-    /// already: of each one then little would be seen.
+    /// already, or all names are in use: of each one then little would be seen.
     pub(super) fn of_class(&mut self, [hash, class]: [u32; 2]) -> (Name, bool) {
         let known = self.names.iter().any(|known| known.hash == hash);
         let others = self.names.iter().filter(|known| known.class == class);
-        if known || others.count() < NAMES_OF_CLASS {
+        let lately = |known: &Named| self.clock - known.used < USED_LATELY;
+        let is_room = self.names.len() < NAMES_MOST || !self.names.iter().all(lately);
+        if known || (is_room && others.count() < NAMES_OF_CLASS) {
             self.of(hash, class)
         } else {
             self.of(class, class)
