@@ -252,6 +252,24 @@ fn a_call_with_a_context_of_its_own_gets_its_request_id_back() {
     assert_eq!(only(&seen.headers, &["x-request-id"]), [header(ID)]);
 }
 
+/// A trace ID with a digit too many is none. Its beginning is that of another trace, whose
+/// calls are left alone where a request has brought both.
+#[test]
+fn a_trace_id_that_is_too_long_is_no_key() {
+    const OTHER: &str = "0af7651916cd43dd8448eb211c80319c";
+    for (given, decision) in [
+        (OTHER.to_string(), Decision::Ambiguous),
+        (format!("{OTHER}1"), Decision::Completed),
+    ] {
+        let sidecar = Sidecar::new(r#"{"keys": ["b3"], "attribution": "off"}"#);
+        let b3 = |trace: &str| format!("b3: {trace}-a2fb4a1d1a96d312-1");
+        sidecar.inbound(&[&b3(TRACE), &format!("x-b3-traceid: {given}")]);
+        sidecar.inbound(&[&b3(OTHER)]);
+        let seen = sidecar.outbound(&[&format!("x-b3-traceid: {OTHER}")]);
+        assert_eq!(seen.decision, Some(decision), "{given}");
+    }
+}
+
 /// What the outbound side lists need not be what the inbound side remembers.
 #[test]
 fn a_header_that_is_there_is_not_doubled() {

@@ -386,6 +386,23 @@ fn a_trace_that_the_application_made_up_groups_the_calls_of_a_request() {
     }
 }
 
+/// A trace that was attributed names its request for a minute, unless it comes again.
+#[test]
+fn a_trace_that_the_application_made_up_is_forgotten() {
+    for (wait_s, decision) in [(55, Decision::Exclusive), (65, Decision::Unsure)] {
+        let sidecar = Sidecar::new("{}");
+        sidecar.inbound(&[&[ID], &B3[..]].concat());
+        let call = || sidecar.outbound(&[":authority: b", ":path: /b", MADE_UP, PROTO, NEW_ID]);
+        assert_eq!(call().decision, Some(Decision::Exclusive));
+        sidecar.inbound(&[OTHER_ID, TRACE, "x-b3-spanid: b2fb4a1d1a96d312"]);
+        for _ in 0..wait_s {
+            sidecar.wait(1000);
+            sidecar.tick();
+        }
+        assert_eq!(call().decision, Some(decision), "after {wait_s} s");
+    }
+}
+
 /// As an ordinary HTTP filter it sees what the caller sent; the sidecar's tracer writes
 /// something newer, and the application may carry that on.
 #[test]
@@ -544,6 +561,18 @@ fn a_clients_decision_in_b3_does_not_decide_for_a_traceparent() {
     let unsampled = SERVER.replace("-01", "-00");
     let expected = [TRACE, SPAN, PARENT, denied, &unsampled];
     assert_seen(&seen, Decision::Completed, &expected);
+}
+
+/// Nor does it before the router, where the span of the `traceparent` is put into B3.
+#[test]
+fn a_clients_decision_in_b3_is_not_that_of_a_newer_traceparent() {
+    let denied = "x-b3-sampled: 0";
+    // The inbound side leaves B3 as the client has sent it.
+    let sidecar = Sidecar::with("{}", r#"{"emit": ["b3multi"]}"#, 1);
+    sidecar.host.before_router.set(true);
+    sidecar.inbound(&[ID, denied, CALLER]);
+    let seen = sidecar.outbound(&[ID, denied, SERVER]);
+    assert_seen(&seen, Decision::Copied, &[TRACE, SPAN, SAMPLED, SERVER]);
 }
 
 /// Envoy before 1.40 renews `x-b3-*` and leaves a client's `b3`: so would the next one, whose

@@ -203,6 +203,25 @@ mod tests {
         }
     }
 
+    /// What has been so for long counts no more than some hundred calls.
+    #[test]
+    fn an_application_that_gives_keys_no_more() {
+        for keyless in 0..2 {
+            let mut keyed = Keyed::default();
+            for _ in 0..70_000 {
+                keyed.add(HOST);
+                keyed.add(10);
+            }
+            (0..keyless).for_each(|_| keyed.add_keyless(10));
+            assert!(keyed.is_keyed_host(HOST) && keyed.is_keyed(HOST, 10));
+            for _ in 0..2 * HALVED_AT {
+                keyed.add_keyless(HOST);
+                keyed.add_keyless(10);
+            }
+            assert!(!keyed.is_keyed_host(HOST) && !keyed.is_keyed(HOST, 10));
+        }
+    }
+
     #[test]
     fn memory_does_not_grow() {
         let mut keyed = Keyed::default();

@@ -85,3 +85,56 @@ impl Names {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of a class that has many names, a further one has that of its class; and other classes
+    /// have names of their own.
+    #[test]
+    fn many_of_a_class_share_its_name() {
+        let mut names = Names::default();
+        let class = names.of(1000, 1000).0;
+        let shared: Vec<bool> = (0..40)
+            .map(|n| names.of_class([n, 1000]).0 == class)
+            .collect();
+        let own = NAMES_OF_CLASS - 1;
+        assert_eq!(shared, (0..40).map(|n| n >= own).collect::<Vec<_>>());
+        // Those that have a name keep it.
+        let before = names.of_class([3, 1000]);
+        assert!(before.0 != class && !before.1);
+        let other = names.of_class([100, 2000]).0;
+        assert!(other != class && names.of_class([101, 2000]).0 != other);
+    }
+
+    /// What comes often keeps its name, whatever comes once.
+    #[test]
+    fn what_comes_once_takes_no_name_from_what_came_often() {
+        let mut names = Names::default();
+        let often = |names: &mut Names| (0..100).map(|n| names.of(n, n)).collect::<Vec<_>>();
+        let first = often(&mut names);
+        for _ in 1..USED_OFTEN {
+            assert_eq!(often(&mut names), first);
+        }
+        for n in 1000..2000 {
+            let (name, _) = names.of(n, n);
+            assert!(name > 0 && !first.contains(&(name, false)));
+        }
+        assert_eq!(often(&mut names), first);
+    }
+
+    /// If nearly all came often, the one goes that has not come for longest.
+    #[test]
+    fn what_has_not_come_for_longest_makes_room() {
+        let mut names = Names::default();
+        for _ in 0..=USED_OFTEN {
+            for n in 0..NAMES_MOST as u32 {
+                names.of(n, n);
+            }
+        }
+        let oldest = names.of(0, 0).0 + 1;
+        assert_eq!(names.of(5000, 5000), (oldest, true));
+        assert_eq!(names.of(5001, 5001), (oldest + 1, true));
+    }
+}

@@ -262,6 +262,84 @@ mod tests {
         assert!(found.iter().any(|token| token.rarity() == 3), "{found:?}");
     }
 
+    #[test]
+    fn how_rare_it_looks() {
+        for (text, rarity) in [
+            ("abc", 0),
+            ("a12", 0),
+            ("ab1c", 0),
+            ("ab12", 1),
+            ("abcdefg", 0),
+            ("abcdef1h", 0),
+            ("abcdef12", 2),
+            ("abcdefghijklmno", 0),
+            ("abcdefghijklmnop", 0),
+            ("abcdefghijklmn12", 2),
+            ("abcdefghijklm123", 3),
+        ] {
+            let token = Token::of(0, text.as_bytes()).unwrap();
+            assert_eq!(token.rarity(), rarity, "{text}");
+        }
+    }
+
+    /// Without the seed a hash tells nothing, and each of its bits tells as much.
+    #[test]
+    fn bits_of_a_hash() {
+        let of = |seed: u64, n: u32| Token::of(seed, format!("user{n}x").as_bytes()).unwrap();
+        let plain = of(0, 7).to_u32() >> 2;
+        assert!((0..64).all(|bit| of(1 << bit, 7).to_u32() >> 2 != plain));
+        for bit in 2..32 {
+            let set =
+                |seed: u64| (0..2000).filter(move |n| of(seed, *n).to_u32() & (1 << bit) != 0);
+            assert!((800..1200).contains(&set(7).count()), "{bit}");
+            assert!((800..1200).contains(&set(!7).count()), "{bit}");
+        }
+    }
+
+    #[test]
+    fn of_those_that_look_alike_the_first_ones_stay() {
+        let texts: Vec<String> = (0..20).map(|n| format!("word{n:04}x")).collect();
+        let of = |text: &String| Token::of(0, text.as_bytes()).unwrap();
+        let found = tokens(0, format!("/{}", texts.join("/")).as_bytes(), []);
+        let expected: Vec<Token> = texts.iter().take(TOKENS_MOST).map(of).collect();
+        assert_eq!(found, expected);
+    }
+
+    /// A value without a name, one behind a long path, and those of several headers.
+    #[test]
+    fn identifiers_at_odd_places() {
+        let id = Token::of(7, b"9b1deb4d").unwrap();
+        let long = format!("/{}?id=9b1deb4d", "a".repeat(2000));
+        let others: [&[u8]; 3] = [b"a=xyz1", b"b=xyz2", b"9b1deb4d"];
+        for found in [
+            tokens(7, b"/x?9b1deb4d", []),
+            tokens(7, long.as_bytes(), []),
+            tokens(7, b"/", others),
+        ] {
+            assert!(found.contains(&id), "{found:?}");
+        }
+    }
+
+    /// So much of all headers together is looked at, and so many parts.
+    #[test]
+    fn many_headers_cost_no_more_than_one() {
+        let id = Token::of(7, b"9b1deb4d").unwrap();
+        let found = |before: &str, times: usize| {
+            let headers = std::iter::repeat_n(before.as_bytes(), times);
+            tokens(7, b"/", headers.chain([&b"9b1deb4d"[..]])).contains(&id)
+        };
+        assert!(found("a", LOOKED_AT_PARTS - 1) && !found("a", LOOKED_AT_PARTS));
+        let half = "a".repeat(LOOKED_AT / 2);
+        assert!(found(&half, 1) && !found(&half, 2));
+    }
+
+    #[test]
+    fn a_long_word_is_an_identifier() {
+        let word = |length: usize| format!("/a/{}", "x".repeat(length));
+        assert!(!same(&word(40), "/a/7"));
+        assert!((49..80).all(|length| same(&word(length), "/a/7")));
+    }
+
     /// An identifier near the beginning counts, whatever follows.
     #[test]
     fn long_texts() {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::attribution::Call;
 use crate::attribution::signature::Token;
-use crate::store::{InMemory, RequestRef, SharedData, seal};
+use crate::store::{IDS, InMemory, RequestRef, SharedData, seal};
 use proptest::prelude::*;
 
 fn end(request: u64) -> Event {
@@ -156,6 +156,82 @@ fn a_spoiled_segment_is_left_behind() {
     assert_eq!(read(&mut reader, &data), (Read::All, vec![end(n)]));
 }
 
+/// What a reader and a writer do.
+#[derive(Clone, Debug)]
+enum Do {
+    Begin,
+    End(usize),
+    /// Requests that come and go.
+    Serve(u64),
+    Read,
+    Forget,
+}
+
+fn dos() -> impl Strategy<Value = Vec<Do>> {
+    let one = prop_oneof![
+        4 => Just(Do::Begin),
+        4 => any::<usize>().prop_map(Do::End),
+        2 => (1u64..200).prop_map(Do::Serve),
+        // More than the journal holds.
+        1 => (4000u64..6000).prop_map(Do::Serve),
+        4 => Just(Do::Read),
+        1 => Just(Do::Forget),
+    ];
+    proptest::collection::vec(one, 1..60)
+}
+
+/// A journal, and what is true of it.
+struct Told {
+    data: InMemory,
+    writer: Writer,
+    log: Vec<Event>,
+    next: u64,
+    in_flight: Vec<u64>,
+}
+
+impl Told {
+    fn write(&mut self, event: Event) {
+        self.writer.write(&self.data, 9, &event);
+        self.log.push(event);
+    }
+
+    fn begin(&mut self) {
+        let request = self.next;
+        self.next = (request + 1) % IDS;
+        self.in_flight.push(request);
+        self.write(Event::Begin {
+            request,
+            bucket: 1,
+            route: 2,
+            tokens: vec![],
+        });
+    }
+
+    fn end(&mut self, at: usize) {
+        if !self.in_flight.is_empty() {
+            let request = self.in_flight.remove(at % self.in_flight.len());
+            self.write(end(request));
+        }
+    }
+}
+
+/// A worker that was taken for dead begins a new journal, with requests in flight.
+#[test]
+fn a_journal_that_begins_with_requests_in_flight() {
+    let data = InMemory::default();
+    let mut writer = Writer::new(3, 77, 2);
+    writer.publish(&data);
+    let mut reader = Reader::new((3, 77));
+    for (request, knows_all) in [(5, false), (7, true)] {
+        read(&mut reader, &data);
+        assert!(!reader.knows_all());
+        writer.write(&data, 0, &end(request));
+        read(&mut reader, &data);
+        assert_eq!(reader.knows_all(), knows_all);
+    }
+    assert_eq!(writer.in_flight(), 0);
+}
+
 fn events() -> impl Strategy<Value = Event> {
     let tokens = || proptest::collection::vec(any::<u32>().prop_map(Token::from_u32), 0..20);
     prop_oneof![
@@ -193,6 +269,67 @@ proptest! {
             writer.write(&data, 9, event);
         }
         prop_assert_eq!(read(&mut Reader::new((1, 2)), &data), (Read::All, written));
+    }
+
+    /// A reader says that it knows all requests in flight if and only if it has read the
+    /// beginning of each, and that it began anew if and only if it did.
+    #[test]
+    fn a_reader_knows_what_it_does_not_know(
+        dos in dos(), next in prop_oneof![Just(0), IDS - 40..IDS], is_own: bool, late: bool
+    ) {
+        let mut told = Told {
+            data: InMemory::default(),
+            writer: Writer::new(1, 2, 0),
+            log: vec![],
+            next,
+            in_flight: vec![],
+        };
+        let mut reader = Reader::new((1, 2));
+        let (mut read_to, mut known) = (None, Vec::new());
+        let first = if late { vec![] } else { vec![Do::Begin, Do::Read] };
+        for one in first.into_iter().chain(dos).chain([Do::Read, Do::Begin, Do::Read]) {
+            match one {
+                Do::Begin => told.begin(),
+                Do::End(at) => told.end(at),
+                Do::Serve(requests) => for _ in 0..requests {
+                    told.begin();
+                    told.end(told.in_flight.len() - 1);
+                },
+                Do::Forget => {
+                    reader.forget();
+                    known.clear();
+                }
+                Do::Read => {
+                    let mut events = Vec::new();
+                    let own = is_own.then_some(&told.writer);
+                    let found = reader.read(&told.data, own, &mut events);
+                    let events: Vec<Event> = events.into_iter().map(|(_, _, event)| event).collect();
+                    let from = told.log.len() - events.len();
+                    prop_assert_eq!(&events[..], &told.log[from..]);
+                    prop_assert_eq!(found == Read::Lost, read_to.is_some_and(|to| to != from));
+                    // One's own is there before its first event is written.
+                    let is_there = is_own || !events.is_empty();
+                    let is_anew = found == Read::Lost || (read_to.is_none() && is_there);
+                    prop_assert_eq!(reader.began_anew(), is_anew);
+                    prop_assert_eq!(reader.began_late(), is_anew && from > 0);
+                    if is_there {
+                        read_to = Some(told.log.len());
+                    }
+                    if is_anew {
+                        known.clear();
+                    }
+                    for event in events {
+                        match event {
+                            Event::Begin { request, .. } => known.push(request),
+                            Event::End { request, .. } => known.retain(|known| *known != request),
+                            _ => {}
+                        }
+                    }
+                    let knows_all = told.in_flight.iter().all(|request| known.contains(request));
+                    prop_assert_eq!(reader.knows_all(), knows_all);
+                }
+            }
+        }
     }
 
     #[test]

@@ -240,6 +240,28 @@ fn a_spoiled_list_is_written_anew() {
     }
 }
 
+/// Who has read the spoiled list reads it again once it is mended, and no heartbeat makes
+/// others read a list that is whole.
+#[test]
+fn that_a_spoiled_list_was_mended_is_news_for_the_others() {
+    let data = Counting::default();
+    let [mut here, mut new] = [7, 8].map(|n| Store::open(&data, n));
+    here.insert(&data, MANY, 0, &[key("a")], b"ctx", &[]);
+    data.data.set(&WORKERS, b"spoiled", 0).unwrap();
+    let found = find(&mut new, &data, 5_000, &key("a"));
+    assert!(found.found.is_empty() && !found.complete);
+    here.tick(&data, 10_000);
+    assert_eq!(find(&mut new, &data, 10_000, &key("a")).found.len(), 1);
+    // The doubt has gone.
+    let now = 60_000;
+    here.tick(&data, now);
+    new.tick(&data, now);
+    here.tick(&data, now + 10_000);
+    data.counts();
+    assert!(!new.refresh(&data, || now + 10_000));
+    assert_eq!(data.counts(), (1, 0));
+}
+
 #[test]
 fn a_spoiled_bucket_has_nothing() {
     let data = InMemory::default();
