@@ -118,7 +118,7 @@ impl Keyed {
         let known = |kind: &&Entry| kind.keyed + kind.keyless >= KNOWN;
         let kind = self.of(kind).filter(known);
         kind.or_else(|| self.of(host))
-            .is_some_and(|entry| entry.is_keyed(50) && entry.keyed > 0)
+            .is_some_and(|entry| entry.is_keyed(50))
     }
 
     /// To be called every second or so.

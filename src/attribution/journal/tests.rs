@@ -156,6 +156,25 @@ fn a_spoiled_segment_is_left_behind() {
     assert_eq!(read(&mut reader, &data), (Read::All, vec![end(n)]));
 }
 
+/// Behind it is one of the last round: the writer goes on with the spoiled one.
+#[test]
+fn a_spoiled_segment_of_a_later_round_is_waited_for() {
+    let data = InMemory::default();
+    let mut writer = Writer::new(3, 77, 0);
+    let mut reader = Reader::new((3, 77));
+    let mut n = 0;
+    while writer.number < SEGMENTS + 3 {
+        writer.write(&data, n, &end(n));
+        n += 1;
+        read(&mut reader, &data);
+    }
+    data.set(&key(3, writer.number), b"half", 0).unwrap();
+    assert_eq!(read(&mut reader, &data), (Read::Lost, vec![]));
+    writer.write(&data, n, &end(n));
+    let (_, events) = read(&mut reader, &data);
+    assert_eq!(events.last(), Some(&end(n)));
+}
+
 /// What a reader and a writer do.
 #[derive(Clone, Debug)]
 enum Do {
@@ -221,6 +240,7 @@ fn a_journal_that_begins_with_requests_in_flight() {
     let data = InMemory::default();
     let mut writer = Writer::new(3, 77, 2);
     writer.publish(&data);
+    assert_eq!(writer.in_flight(), 2);
     let mut reader = Reader::new((3, 77));
     for (request, knows_all) in [(5, false), (7, true)] {
         read(&mut reader, &data);

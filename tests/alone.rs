@@ -1,0 +1,230 @@
+//! The only request in flight, and what may have made a call in its place: the rules of
+//! `exclusive` of which one decides, on the tracker.
+// A test may panic: that is how it fails.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+use b3relay::attribution::Call;
+use b3relay::attribution::tracker::Tracker;
+
+/// A tracker, with a clock in microseconds.
+struct App {
+    tracker: Tracker,
+    now_us: u64,
+    next: u64,
+}
+
+impl App {
+    fn new() -> Self {
+        Self {
+            tracker: Tracker::default(),
+            now_us: 1_000_000_000,
+            next: 0,
+        }
+    }
+
+    fn wait(&mut self, ms: u64) {
+        self.now_us += 1000 * ms;
+    }
+
+    fn begin(&mut self, route: u32) -> u64 {
+        self.next += 1;
+        let request = self.next;
+        self.tracker.begin(self.now_us, request, 0, route, vec![]);
+        request
+    }
+
+    fn end(&mut self, request: u64) {
+        self.tracker.end(self.now_us, request);
+    }
+
+    /// A call of this kind and class, which takes 2 ms. Whether it was given to a request.
+    fn call_of(&mut self, kind: [u32; 2]) -> bool {
+        self.next += 1;
+        let what = Call {
+            kind,
+            tokens: vec![],
+            port: 0,
+        };
+        let verdict = self.tracker.call(self.now_us, self.next, &what, None);
+        self.now_us += 2000;
+        self.tracker.call_end(self.now_us, self.next);
+        verdict.is_some()
+    }
+
+    fn call(&mut self, kind: u32) -> bool {
+        self.call_of([kind; 2])
+    }
+
+    /// A request that makes these calls, a millisecond after each other, and takes 5 ms more.
+    fn click(&mut self, route: u32, kinds: &[u32]) -> Vec<bool> {
+        let request = self.begin(route);
+        let call = |kind: &u32| {
+            self.wait(1);
+            self.call(*kind)
+        };
+        let given = kinds.iter().map(call).collect();
+        self.wait(5);
+        self.end(request);
+        self.wait(20);
+        given
+    }
+
+    /// An application of which these requests are known.
+    fn trained(route: u32, kinds: &[u32]) -> Self {
+        let mut app = Self::new();
+        for _ in 0..60 {
+            app.click(route, kinds);
+        }
+        assert!(app.click(route, kinds).iter().all(|given| *given));
+        app
+    }
+}
+
+const ROUTE: u32 = 7;
+const A: u32 = 101;
+const B: u32 = 102;
+
+/// A request that was broken off may go on for half as long as the longest one of its route,
+/// even if it has taken longer than any.
+#[test]
+fn a_request_that_was_broken_off_late() {
+    for (after_ms, is_given) in [(40, false), (80, true)] {
+        let mut app = App::new();
+        for _ in 0..60 {
+            let request = app.begin(ROUTE);
+            app.wait(1);
+            app.call(A);
+            app.wait(97);
+            app.end(request);
+            app.wait(20);
+        }
+        let gone = app.begin(ROUTE);
+        app.wait(160);
+        app.tracker.broken_off(app.now_us, gone);
+        app.wait(after_ms);
+        app.begin(ROUTE);
+        app.wait(1);
+        assert_eq!(app.call(A), is_given, "after {after_ms} ms");
+    }
+}
+
+/// One of a route of which nothing is known may go on for twice as long as it has taken, and
+/// make calls of any kind.
+#[test]
+fn a_request_of_an_unknown_route_that_was_broken_off() {
+    for (lasted_ms, after_ms, is_given) in [
+        (10, 900, false),
+        (10, 1100, true),
+        (3000, 5500, false),
+        (3000, 6500, true),
+        (30_000, 9500, false),
+        (30_000, 10_500, true),
+    ] {
+        let mut app = App::trained(ROUTE, &[A, B]);
+        let gone = app.begin(ROUTE + 1);
+        app.wait(lasted_ms);
+        app.tracker.broken_off(app.now_us, gone);
+        app.wait(after_ms);
+        let given = app.click(ROUTE, &[A, B]);
+        assert_eq!(given[0], is_given, "{lasted_ms} ms, after {after_ms} ms");
+    }
+}
+
+/// There are names for 255 routes, too: nothing is known of one that gets the name of another.
+#[test]
+fn a_route_that_gets_the_name_of_another() {
+    for (after_ms, is_given) in [(900, false), (1100, true)] {
+        let mut app = App::trained(ROUTE, &[A, B]);
+        for n in 0..260 * 6 {
+            app.click(1000 + n / 6, &[]);
+        }
+        app.click(ROUTE, &[A, B]);
+        let gone = app.begin(5000);
+        app.wait(10);
+        app.tracker.broken_off(app.now_us, gone);
+        app.wait(after_ms);
+        assert_eq!(
+            app.click(ROUTE, &[A, B])[0],
+            is_given,
+            "after {after_ms} ms"
+        );
+    }
+}
+
+/// There are names for 255 kinds. One that gets the name of another is as new as any, and the
+/// others are known as before.
+#[test]
+fn a_kind_that_gets_the_name_of_another() {
+    let mut app = App::trained(ROUTE, &[A, B]);
+    for kind in 1000..1260 {
+        for _ in 0..3 {
+            app.call(kind);
+            app.wait(50);
+        }
+        assert_eq!(app.click(ROUTE, &[A, B]), [true, true], "{kind}");
+    }
+    for kind in 2000..2004 {
+        assert_eq!(app.click(ROUTE, &[A, B, kind]), [true; 3], "{kind}");
+    }
+}
+
+/// A kind that is new is taken for what others of its class are.
+#[test]
+fn a_new_kind_of_a_class_of_the_background() {
+    let mut app = App::trained(ROUTE, &[A, B]);
+    const CLASS: u32 = 500;
+    for n in 0..12 {
+        for _ in 0..3 {
+            app.call_of([600 + n, CLASS]);
+            app.wait(50);
+        }
+    }
+    for (kind, is_given) in [([700, CLASS], false), ([701, CLASS + 1], true)] {
+        let request = app.begin(ROUTE);
+        app.wait(1);
+        assert!(app.call(A) && app.call(B));
+        app.wait(1);
+        assert_eq!(app.call_of(kind), is_given);
+        app.end(request);
+        app.wait(20);
+    }
+}
+
+/// Of calls whose kind nobody has seen before, as one that has an identifier in its path may
+/// look, a few are given to the only request in flight, and no more.
+#[test]
+fn kinds_that_come_once() {
+    let mut app = App::trained(ROUTE, &[A, B]);
+    let given: Vec<bool> = (0..200)
+        .map(|n| app.click(ROUTE, &[A, B, 10_000 + n])[2])
+        .collect();
+    let count = given.iter().filter(|given| **given).count();
+    assert!((5..=15).contains(&count) && given[0], "{count}");
+    assert_eq!(app.click(ROUTE, &[A, B]), [true, true]);
+}
+
+/// As many calls of a kind as requests make, and none that comes later.
+#[test]
+fn many_calls_of_a_kind() {
+    let mut app = App::trained(ROUTE, &[A; 9]);
+    for _ in 0..20 {
+        assert_eq!(app.click(ROUTE, &[A; 9]), [true; 9]);
+    }
+}
+
+/// For most of an hour a job makes calls of a kind while nothing is in flight. Then it stops,
+/// and requests make them.
+#[test]
+fn what_was_long_ago_is_forgotten() {
+    let mut app = App::trained(ROUTE, &[A]);
+    for _ in 0..2400 {
+        app.wait(1000);
+        app.call(B);
+        app.click(ROUTE, &[A]);
+    }
+    for n in 0..1000 {
+        app.wait(1000);
+        let given = app.click(ROUTE, &[A, B]);
+        assert!(n < 400 || given == [true, true], "{n}");
+    }
+}
