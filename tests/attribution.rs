@@ -792,6 +792,23 @@ fn more_requests_in_flight_than_are_followed_and_a_worker_that_goes() {
     assert_alone(&app);
 }
 
+/// Nor can they have made a call, where several may have.
+#[test]
+fn requests_of_a_worker_that_has_gone_make_no_calls() {
+    let app = App::trained(INFERRED);
+    let _gone = ["/a", "/b", "/b"].map(|path| app.begin_on(0, path));
+    app.sidecar.wait(1);
+    app.call("h9", "/");
+    app.sidecar.replace(0);
+    for _ in 0..70 {
+        app.sidecar.wait(1000);
+        app.sidecar.tick_on(1);
+    }
+    let (_a, b) = (app.begin_on(1, "/a"), app.begin_on(1, "/b"));
+    app.sidecar.wait(1);
+    assert_copied(&app.call("h3", "/items/7"), &b, Decision::Inferred);
+}
+
 /// One that is not followed is in flight all the same when the others have ended.
 #[test]
 fn a_request_beyond_those_that_are_followed() {

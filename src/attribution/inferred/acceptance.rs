@@ -231,4 +231,77 @@ mod tests {
         assert!(beside(1, 0.0));
         assert!(!beside(3, 0.0));
     }
+
+    /// Of so many calls, two of a request, in turn with one of these probabilities, and with
+    /// that one as is known when the request ends, if it ever is: the part of each that was
+    /// accepted, and the part of all calls that was given to a wrong request.
+    fn run(calls: usize, verdicts: &[(f32, f64)], turn_out: bool) -> (Vec<f64>, f64) {
+        let mut acceptance = Acceptance::default();
+        let mut accepted = vec![0.0; verdicts.len()];
+        let mut wrong = 0.0;
+        for n in 0..calls {
+            let at = n % verdicts.len();
+            let (share, right) = verdicts[at];
+            acceptance.add(share, 0.0);
+            if acceptance.accept(share, 0.0, TRUST, WRONG).is_some() {
+                accepted[at] += verdicts.len() as f64 / calls as f64;
+                wrong += (1.0 - right) / calls as f64;
+            }
+            if turn_out {
+                acceptance.turned_out(share, right);
+            }
+            if n % 2 == 1 {
+                acceptance.end();
+            }
+        }
+        (accepted, wrong)
+    }
+
+    const SURE: (f32, f64) = (0.9999, 0.9999);
+
+    /// Whatever verdicts say of themselves, and however few are known to have turned out.
+    #[test]
+    fn no_more_than_the_allowed_part_is_wrong() {
+        for calls in [200, 2000, 20_000] {
+            for (share, right) in [
+                (0.9999, 0.99),
+                (0.9999, 0.9),
+                (0.996, 0.996),
+                (0.996, 0.97),
+                (0.96, 0.96),
+                (0.96, 0.8),
+                (0.6, 0.6),
+            ] {
+                for verdicts in [
+                    &[(share, right)][..],
+                    &[SURE, (share, right)],
+                    &[(share, right), SURE, SURE, SURE],
+                ] {
+                    let (accepted, wrong) = run(calls, verdicts, true);
+                    let says = format!("{calls} of {verdicts:?}: {accepted:?}, {wrong}");
+                    // It takes some to notice that they say too much.
+                    let noticed = 12.0 * (1.0 - right) / calls as f64;
+                    assert!(wrong <= 0.6 * WRONG + noticed, "{says}");
+                    if (right - f64::from(share)).abs() < 1e-6 {
+                        let (_, wrong) = run(calls, verdicts, false);
+                        assert!(wrong <= 0.5 * WRONG, "{says}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Those that are sure are accepted, and of the others as many as there is room for.
+    #[test]
+    fn what_is_sure_is_accepted() {
+        for (share, least, most) in [(0.993, 0.5, 0.9), (0.96, 0.0, 0.05), (0.6, 0.0, 0.0)] {
+            let others = (share, f64::from(share));
+            let (accepted, _) = run(20_000, &[SURE, SURE, others, SURE], true);
+            let [.., others, sure] = accepted[..] else {
+                panic!("four");
+            };
+            assert!(sure > 0.99, "{accepted:?}");
+            assert!((least..=most).contains(&others), "{accepted:?}");
+        }
+    }
 }
