@@ -33,8 +33,14 @@ stop() { printf 'check: %s\n' "$*" >&2; exit 2; }
 
 command -v kubectl >/dev/null 2>&1 || stop 'kubectl is missing'
 
-# get NAMESPACE KIND JSONPATH: nothing if the cluster has no such kind.
-get() { kubectl -n "$1" get "$2" -o "jsonpath=$3" 2>"$work/error" || true; }
+# get NAMESPACE KIND JSONPATH: nothing if the cluster has no such kind. What else went wrong
+# is noted in `unread.NAMESPACE`.
+get() {
+  kubectl -n "$1" get "$2" -o "jsonpath=$3" 2>"$work/error" ||
+    grep -v 'have a resource type' "$work/error" >>"$work/unread.$1" || true
+}
+# Stops if something of the namespace could not be read: what follows would be wrong.
+all_read() { [ ! -s "$work/unread.$namespace" ] || stop "could not look: $(head -n 1 "$work/unread.$namespace")"; }
 ask() { kubectl -n "$namespace" exec "$1" -c istio-proxy -- pilot-agent request GET "$2" 2>"$work/error"; }
 
 mode=$(kubectl get namespace "$namespace" -o 'jsonpath={.metadata.labels.istio\.io/dataplane-mode}' 2>"$work/error") ||
@@ -55,8 +61,15 @@ forms() {
   done
 }
 forms >"$work/forms"
+all_read
+[ ! -s "$work/unread.$root" ] ||
+  note "form: what is in $root could not be read: $(head -n 1 "$work/unread.$root")"
 from_file=no
-if [ ! -s "$work/forms" ]; then
+if [ -s "$work/forms" ]; then
+  :
+elif [ -s "$work/unread.$root" ]; then
+  note "form: nothing of b3relay in $namespace; it may be in $root (envoyfilter/mesh)"
+else
   wrong "form: nothing of b3relay in $namespace or $root"
   do_ "kubectl -n $namespace apply -k envoyfilter/sidecars, after the module is mounted (envoyfilter/README.md)"
 fi
@@ -104,7 +117,8 @@ fi
 
 # --- pods ---------------------------------------------------------------------------
 
-get "$namespace" pods '{range .items[*]}{.metadata.name}{"\t"}{.status.phase}{"\t"}{.metadata.deletionTimestamp}{"\t"}{.spec.containers[*].name} {.spec.initContainers[*].name}{"\t"}{.spec.volumes[*].name}{"\t"}{.metadata.labels.gateway\.networking\.k8s\.io/gateway-name}{"\t"}{.spec.containers[?(@.name=="istio-proxy")].args}{.spec.initContainers[?(@.name=="istio-proxy")].args}{"\t"}{.metadata.labels.istio\.io/dataplane-mode}{"\t"}{.metadata.labels.sidecar\.istio\.io/inject} {.metadata.annotations.sidecar\.istio\.io/inject}{"\t"}{.spec.hostNetwork}{"\n"}{end}' >"$work/all"
+get "$namespace" pods '{range .items[*]}{.metadata.name}{"\t"}{.status.phase}{"\t"}{.metadata.deletionTimestamp}{"\t"}{.spec.containers[*].name} {.spec.initContainers[*].name}{"\t"}{.spec.volumes[*].name}{"\t"}{.metadata.labels.gateway\.networking\.k8s\.io/gateway-name}{"\t"}{.spec.containers[?(@.name=="istio-proxy")].args}{.spec.initContainers[?(@.name=="istio-proxy")].args}{"\t"}{.metadata.labels.istio\.io/dataplane-mode}{"\t"}{.metadata.labels.sidecar\.istio\.io/inject} {.metadata.annotations.sidecar\.istio\.io/inject}{"\t"}{.spec.hostNetwork}{"\t"}{.metadata.labels}{"\n"}{end}' >"$work/all"
+all_read
 for kind in ending gateways pods ambient apart bare; do : >"$work/$kind"; done
 awk -F '\t' -v mode="$mode" -v to="$work/" '
   $3 != "" { print >(to "ending"); next }
@@ -129,6 +143,31 @@ fi
 if [ ! -s "$work/pods" ]; then
   wrong "pods: none in $namespace is running with a sidecar"
 fi
+
+# Those that no form selects are to be without b3relay; and a form here that selects none of
+# them has the labels of something else.
+for kind in others idle; do : >"$work/$kind"; done
+[ ! -s "$work/forms" ] || awk -F '\t' -v here=" $namespace/" -v to="$work/" '
+  # Both as JSON, in which no label has a comma or a brace.
+  function has(labels, selector, n, pair) {
+    gsub(/[{}]/, "", selector)
+    for (n = split(selector, pair, ","); n > 0; n--) if (!index(labels, pair[n])) return 0
+    return 1
+  }
+  FILENAME == ARGV[1] { name[++forms] = $1; selector[forms] = $2; next }
+  {
+    found = 0; pods++
+    for (i = 1; i <= forms; i++) if (has($11, selector[i])) found = used[i] = 1
+    if (!found) print >(to "others")
+  }
+  END { for (i = 1; i <= forms; i++) if (pods && !used[i] && index(name[i], here)) print name[i] >(to "idle") }
+' "$work/forms" "$work/pods"
+while IFS= read -r named; do
+  wrong "form: $named selects no pod with a sidecar"
+  do_ 'correct the labels in its selector (and in that of its Telemetry): kubectl get pods --show-labels'
+done <"$work/idle"
+[ $# -gt 0 ] || [ ! -s "$work/others" ] ||
+  note "pods: $(some others)selected by no form above, and so without b3relay: not looked at"
 
 # --- sidecars -----------------------------------------------------------------------
 
@@ -382,6 +421,7 @@ counters() {
   explain ambiguous 'calls had a request ID that two traces share: let the gateway make the IDs'
   explain conflict 'calls carried a part of some other context'
   explain malformed 'calls carried identifiers that cannot be read (docs/rules.md)'
+  explain sampling_only 'calls carried a sampling decision alone (b3), and were left as they are'
   explain outside 'calls went to hosts outside the mesh: `mesh_hosts` (docs/configuration.md)'
   explain too_large 'calls had no room for the context'
   explain off 'calls came while the relay is switched off: `relay`'
@@ -409,6 +449,8 @@ while IFS= read -r line; do
   name=$(printf '%s\n' "$line" | cut -f 1)
   if [ $# -gt 0 ]; then
     case " $* " in *" $name "*) ;; *) continue ;; esac
+  elif cut -f 1 "$work/others" | grep -qx -- "$name"; then
+    continue
   fi
   sidecar "$name" "$(printf '%s\n' "$line" | cut -f 5)" </dev/null
 done <"$work/pods"

@@ -112,6 +112,8 @@ class Cluster:
     sidecars: dict[str, Recorded] = field(default_factory=dict)
     analysis: str = "\n✔ No validation issues found when analyzing namespace: shop.\n"
     unknown_kinds: tuple[str, ...] = ("trafficextension",)
+    # NAMESPACE/kind, of those that the user may not read.
+    forbidden: tuple[str, ...] = ()
 
     def put(self, *objects: Object) -> "Cluster":
         self.objects += objects
@@ -150,6 +152,7 @@ def check(
     (state / "pods").mkdir(parents=True)
     (state / "objects.json").write_text(json.dumps(cluster.objects))
     (state / "unknown-kinds.json").write_text(json.dumps(cluster.unknown_kinds))
+    (state / "forbidden.json").write_text(json.dumps(cluster.forbidden))
     (state / "analysis").write_text(cluster.analysis)
     for name, recorded in cluster.sidecars.items():
         (state / "pods" / name).mkdir()

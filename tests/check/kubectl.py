@@ -74,6 +74,8 @@ def get(folder: Path, namespace: str, kind: str, name: str | None, output: str) 
     singular = {"telemetrie": "telemetry"}.get(singular, singular)
     if singular in json.loads((folder / "unknown-kinds.json").read_text()):
         raise Refused(f'error: the server doesn\'t have a resource type "{kind}"')
+    if f"{namespace}/{singular}" in json.loads((folder / "forbidden.json").read_text()):
+        raise Refused(f'Error from server (Forbidden): {kind} is forbidden: User "dev" cannot list it')
     of_kind = [one for one in objects if one["kind"].lower() == singular]
     if singular != "namespace":
         of_kind = [one for one in of_kind if one["metadata"]["namespace"] == namespace]

@@ -229,6 +229,41 @@ def test_an_image_that_cannot_be_fetched_while_one_is_at_work(tmp_path: Path) ->
     right(check(before, tmp_path / "before"))
 
 
+@pytest.mark.parametrize("kind", ["envoyfilter", "wasmplugin", "telemetry", "pod"])
+def test_a_user_who_may_not_read_the_namespace(kind: str, tmp_path: Path) -> None:
+    """What cannot be read is not said to be missing."""
+    state = cluster()
+    state.forbidden = (f"shop/{kind}",)
+    said = check(state, tmp_path)
+    assert said.exit_code == 2
+    assert "could not look: Error from server (Forbidden): " in said.errors
+    assert said.lines("WRONG") == []
+
+
+def test_a_user_who_may_not_read_the_root_namespace(tmp_path: Path) -> None:
+    state = cluster()
+    state.forbidden = ("istio-system/envoyfilter",)
+    said = check(state, tmp_path / "here")
+    right(said)
+    (note,) = said.lines("note")
+    assert note.startswith("note   form: what is in istio-system could not be read: Error from server")
+    # The form of the whole mesh is not seen, but the sidecars have it.
+    state.without("EnvoyFilter")
+    said = check(state, tmp_path / "mesh")
+    right(said)
+    assert "note   form: nothing of b3relay in shop; it may be in istio-system" in said.text
+
+
+def test_every_decision_has_an_explanation() -> None:
+    """Those of docs/metrics.md, which are those of the code."""
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    _, table = page.split("<!-- generated: decisions -->")
+    decisions = re.findall(r"^\| `(\w+)` \|", table.partition("<!-- end -->")[0], re.MULTILINE)
+    explained = re.findall(r"^  explain (\w+) ", SCRIPT.read_text(), re.MULTILINE)
+    assert len(decisions) > 10
+    assert sorted(explained) == sorted(decisions)
+
+
 def test_the_pages_that_it_names_are_there() -> None:
     named = set(re.findall(r"[a-z/-]+\.md", SCRIPT.read_text(), re.IGNORECASE))
     assert "docs/metrics.md" in named

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from check.cluster import check, gateway, namespace, pod
-from check.setups import cluster, right, wrong
+from check.cluster import ROOT_NAMESPACE, Object, check, gateway, namespace, pod, shipped
+from check.setups import cluster, right, sidecar, wrong
 
 
 def test_pods_without_a_sidecar(tmp_path: Path) -> None:
@@ -94,6 +94,44 @@ def test_old_pods_are_left_out(tmp_path: Path) -> None:
     said = check(cluster().put(pod("front-0", mounted=False, ending=True)), tmp_path)
     right(said)
     assert "note   pods: front-0 still terminating" in said.text
+
+
+def of_one_workload(app: str) -> Object:
+    """The form `workload`, as it is applied."""
+    form = shipped("sidecars/envoyfilter.yaml")
+    form["metadata"]["name"] += f"-{app}"
+    form["spec"]["workloadSelector"] = {"labels": {"app": app}}
+    return form
+
+
+def test_the_form_of_one_workload(tmp_path: Path) -> None:
+    """The other pods are without b3relay on purpose. One that is named is looked at."""
+    state = cluster().without("EnvoyFilter").put(of_one_workload("front-1"))
+    state.put(pod("details-1", mounted=False))
+    state.sidecars["details-1"] = sidecar("before")
+    said = check(state, tmp_path / "all")
+    right(said)
+    (note,) = said.lines("note")
+    assert note.startswith("note   pods: details-1 selected by no form above")
+    assert "front-1: inbound, 3 requests seen" in said.text
+    named = check(state, tmp_path / "named", "shop", "details-1")
+    wrong(named, "details-1: the module is not mounted", "details-1: no listener has a place")
+
+
+def test_a_form_that_selects_nothing(tmp_path: Path) -> None:
+    """Of several labels a pod must have all."""
+    form = of_one_workload("front-1")
+    form["spec"]["workloadSelector"]["labels"]["version"] = "v2"
+    state = cluster().without("EnvoyFilter").put(form)
+    said = check(state, tmp_path)
+    wrong(said, "form: EnvoyFilter shop/b3relay-front-1 selects no pod with a sidecar")
+    assert "pods: front-1 selected by no form above" in said.text
+
+
+def test_a_form_of_the_whole_mesh_beside_that_of_a_workload(tmp_path: Path) -> None:
+    everywhere = shipped("sidecars/envoyfilter.yaml", ROOT_NAMESPACE)
+    state = cluster().without("EnvoyFilter").put(everywhere, of_one_workload("elsewhere"))
+    wrong(check(state, tmp_path), "form: EnvoyFilter shop/b3relay-elsewhere selects no pod")
 
 
 def test_a_sidecar_that_does_not_answer(tmp_path: Path) -> None:

@@ -34,8 +34,13 @@ def states() -> dict[str, Cluster]:
     )
     ambient = Cluster(unknown_kinds=()).without("Namespace")
     ambient.put(namespace(**{"istio.io/dataplane-mode": "ambient"}), pod("ambient-1", sidecar=False))
+    form = shipped("sidecars/envoyfilter.yaml")
+    form["spec"]["workloadSelector"] = {"labels": {"app": "front-1", "istio.io/rev": "canary"}}
+    workload = Cluster(unknown_kinds=()).without("EnvoyFilter").without("Pod").put(form)
+    workload.put(pod("front-1", labels={"istio.io/rev": "canary", "version": "v1"}), pod("front-2"))
     return {
         "every": every,
+        "workload": workload,
         "ambient": ambient,
         "nothing": Cluster([{"kind": "Namespace", "metadata": {"name": "shop"}}], unknown_kinds=()),
         "no namespace": Cluster([], unknown_kinds=()),
