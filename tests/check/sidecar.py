@@ -111,7 +111,7 @@ def _attach(config: Config, setup: Setup, directory: Path) -> None:
         filters = managers(config)[side]["http_filters"]
         if patch["applyTo"] == "EXTENSION_CONFIG":
             more = setup.outbound if side == "OUTBOUND" else setup.inbound
-            _extension(value["name"], setup.module, more, directory)
+            extension(value["name"], setup.module, more, directory)
         elif side == "OUTBOUND":
             filters.insert(0, _from_file(value, directory))
         else:
@@ -130,7 +130,7 @@ def _from_file(filter_: Config, directory: Path) -> Config:
     return filter_
 
 
-def _extension(name: str, module: Path, more: dict[str, object], directory: Path) -> None:
+def extension(name: str, module: Path, more: dict[str, object], directory: Path) -> None:
     """Writes the file that Envoy watches."""
     (shipped,) = yaml.safe_load_all(MANIFEST.read_text())
     (value,) = (
@@ -193,34 +193,61 @@ def click_at_once(port: int, setup: Setup) -> None:
         user.join()
 
 
-def record(setup: Setup) -> Recorded:
-    """Start such a sidecar, click, and note what it says of itself."""
+@dataclass(frozen=True)
+class Running:
+    """A sidecar between a client and its application."""
+
+    envoy: Envoy
+    inbound: int
+    setup: Setup
+    directory: Path
+
+    def click(self) -> None:
+        click_at_once(self.inbound, self.setup)
+
+    def tell_outbound(self, more: dict[str, object]) -> None:
+        """The outbound filter another configuration; until it has it, or has refused it."""
+        before = self._tellings()
+        extension("b3relay.outbound", self.setup.module, more, self.directory)
+        while self._tellings() == before:
+            time.sleep(0.1)
+
+    def _tellings(self) -> int:
+        return int(self.envoy.admin(f"/stats?filter={_RELOADED}").split()[-1])
+
+
+@contextmanager
+def running(setup: Setup) -> Iterator[Running]:
     with Processes() as processes:
-        ports: dict[str, int] = {"outbound": 0}
         outbound = free_port()
         with application(outbound, setup.forwards) as app:
             config = bootstrap(setup, processes.directory, app, app)
+            inbound = 0
             for listener in config["static_resources"]["listeners"]:
                 if listener["traffic_direction"] == "OUTBOUND":
                     listener["address"]["socket_address"]["port_value"] = outbound
                 else:
-                    ports["inbound"] = listener["address"]["socket_address"]["port_value"]
-            running = Envoy(
+                    inbound = listener["address"]["socket_address"]["port_value"]
+            front = Envoy(
                 processes,
                 "front",
                 config,
                 arguments=("--disable-hot-restart", "--log-format", _LOG_FORMAT),
             )
-            running.start()
-            processes.wait_ready({running.process: running.ready})
-            click_at_once(ports["inbound"], setup)
-            if setup.afterwards is not None:
-                _extension("b3relay.outbound", setup.module, setup.afterwards, processes.directory)
-                while running.admin(f"/stats?filter={_RELOADED}").split()[-1] != "2":
-                    time.sleep(0.1)
-                click_at_once(ports["inbound"], setup)
-            time.sleep(1.5)  # what is counted on a tick
-            pages: dict[str, Any] = {page: running.admin(f"/{page}") for page in PAGES}
-            # What Envoy says of what came by xDS.
-            log = running.log().replace("Filesystem config update", UPDATE)
-            return Recorded(pages, log)
+            front.start()
+            processes.wait_ready({front.process: front.ready})
+            yield Running(front, inbound, setup, processes.directory)
+
+
+def record(setup: Setup) -> Recorded:
+    """Start such a sidecar, click, and note what it says of itself."""
+    with running(setup) as front:
+        front.click()
+        if setup.afterwards is not None:
+            front.tell_outbound(setup.afterwards)
+            front.click()
+        time.sleep(1.5)  # what is counted on a tick
+        pages: dict[str, Any] = {page: front.envoy.admin(f"/{page}") for page in PAGES}
+        # What Envoy says of what came by xDS.
+        log = front.envoy.log().replace("Filesystem config update", UPDATE)
+        return Recorded(pages, log)
