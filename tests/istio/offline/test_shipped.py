@@ -1,5 +1,6 @@
 """What `envoyfilter/` ships, through Istio's own tools and Envoy."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -7,9 +8,11 @@ import pytest
 from istio import checks, cluster
 from istio.checks import ONE
 from istio.cluster import GATEWAY, NAMESPACE, ROOT_NAMESPACE
-from istio.generator import generate
+from istio.generator import CODEC, generate
 from istio.manifests import SHIPPED, Document, Form, forms, in_namespace, load
 from istio.tools import VERSIONS, istio
+from mesh import envoy
+from mesh.mesh import wasm_path
 
 FORMS = {form.name: form for form in forms(NAMESPACE, ROOT_NAMESPACE)}
 
@@ -28,6 +31,37 @@ def test_nothing_is_found(name: str) -> None:
 def test_nothing_is_found_with_an_older_istio(name: str, version: str) -> None:
     found = checks.generated(FORMS[name], shipped(FORMS[name]), istio(version))
     assert list(found) == []
+
+
+@pytest.mark.parametrize("name", ["sidecars", "wasmplugin"])
+@pytest.mark.parametrize("sidecar", ["1.26", "1.27", "1.28", "1.29"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_nothing_is_found_with_older_sidecars(name: str, sidecar: str, version: str) -> None:
+    """Those that have not restarted since an upgrade of the control plane."""
+    program = replace(istio(version), version=sidecar)
+    assert list(checks.generated(FORMS[name], shipped(FORMS[name]), program)) == []
+
+
+def test_another_envoyfilter_with_upstream_filters() -> None:
+    """envoyfilter/README.md: Istio appends the lists, and Envoy refuses the listener."""
+    ours = shipped(FORMS["sidecars"])
+    (other,) = (copy.deepcopy(one) for one in ours if one["kind"] == "EnvoyFilter")
+    other["metadata"]["name"] = "other"
+    (patch,) = (
+        one for one in other["spec"]["configPatches"] if one["patch"]["operation"] == "MERGE"
+    )
+    other["spec"]["configPatches"] = [patch]
+    mutation = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation"
+    patch["patch"]["value"]["typed_config"]["upstream_http_filters"][0] = {
+        "name": "other",
+        "typed_config": {"@type": f"type.googleapis.com/{mutation}"},
+    }
+    proxy = generate([*ours, other], [ONE])[ONE.name]
+    appended = ("b3relay.inbound", CODEC, "other", CODEC)
+    assert {tuple(sorted(chain.upstream)) for chain in proxy.inbound()} == {tuple(sorted(appended))}
+    result = envoy.validate(proxy.bootstrap(wasm_path()))
+    assert result.exit_code != 0
+    assert "must be the last filter in a router upstream http filter chain" in result.log
 
 
 def test_every_manifest_is_one_of_the_forms() -> None:
