@@ -384,7 +384,7 @@ accuracy-simulated: cargo $(TOOLS)/venv/.accuracy-done ## The same as accuracy, 
 ACCURACY ?= --markdown docs/accuracy.md
 .PHONY: accuracy
 accuracy: accuracy-simulated go node java $(WASM) $(TOOLS)/venv/.accuracy-done ## An application that forwards nothing, in Go, Node, Python and Java: which calls are attributed, and how well; writes docs/accuracy.md
-	$(call say,accuracy: four stacks on real Envoys$(comma) about 30 minutes in all; leave the machine alone meanwhile)
+	$(call say,accuracy: four stacks on real Envoys$(comma) about 50 minutes more; leave the machine alone meanwhile)
 	$(PYTHON) -m pytest -q tests/accuracy
 	$(PYTHON) -m accuracy.run $(ACCURACY)
 
