@@ -27,8 +27,15 @@ struct Named {
     used: u64,
 }
 
+impl Named {
+    fn is_used_lately(&self, clock: u64) -> bool {
+        clock - self.used < USED_LATELY
+    }
+}
+
 /// Gives small numbers to hashes. When there are no more, the one goes that has not been
-/// used for longest; of those that came a few times first, as long as there are many.
+/// used for longest; of those that came a few times first, as long as there are many, unless
+/// another one has not been used lately.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     names: Vec<Named>,
@@ -60,9 +67,10 @@ impl Names {
         }
         let rarely = |known: &Named| known.uses < USED_OFTEN;
         let all = self.names.iter().filter(|known| rarely(known)).count() < NAMES_MOST / 4;
+        let goes = |known: &Named| all || rarely(known) || !known.is_used_lately(used);
         let names = self.names.iter_mut().enumerate();
         let oldest = names
-            .filter(|(_, known)| all || rarely(known))
+            .filter(|(_, known)| goes(known))
             .min_by_key(|(_, known)| known.used);
         let Some((at, known)) = oldest else {
             return (0, false);
@@ -74,11 +82,15 @@ impl Names {
     /// The name of the first hash; or of the second, its class, if that has many names
     /// already, or all names are in use: of each one then little would be seen.
     pub(super) fn of_class(&mut self, [hash, class]: [u32; 2]) -> (Name, bool) {
-        let known = self.names.iter().any(|known| known.hash == hash);
-        let others = self.names.iter().filter(|known| known.class == class);
-        let lately = |known: &Named| self.clock - known.used < USED_LATELY;
-        let is_room = self.names.len() < NAMES_MOST || !self.names.iter().all(lately);
-        if known || (is_room && others.count() < NAMES_OF_CLASS) {
+        let is_known = self.names.iter().any(|known| known.hash == hash);
+        let others = || self.names.iter().filter(|known| known.class == class);
+        let all_in_use = || {
+            self.names
+                .iter()
+                .all(|known| known.is_used_lately(self.clock))
+        };
+        let is_room = || self.names.len() < NAMES_MOST || !all_in_use();
+        if is_known || (others().count() < NAMES_OF_CLASS && is_room()) {
             self.of(hash, class)
         } else {
             self.of(class, class)
@@ -122,6 +134,42 @@ mod tests {
             assert!(name > 0 && !first.contains(&(name, false)));
         }
         assert_eq!(often(&mut names), first);
+    }
+
+    /// However many kinds of one or two hundred classes are in use.
+    #[test]
+    fn names_do_not_go_round_among_kinds() {
+        for (classes, kinds) in [(200, 4), (40, 10), (12, 100)] {
+            let mut names = Names::default();
+            for round in 0..20 {
+                let mut reused = 0;
+                for class in 1..=classes {
+                    for kind in 0..kinds {
+                        let (_, of_class) = names.of(class, class);
+                        let (_, of_kind) = names.of_class([10_000 * class + kind, class]);
+                        reused += u32::from(of_class) + u32::from(of_kind);
+                    }
+                }
+                assert!(round < 10 || reused == 0, "{reused} in {round}");
+            }
+        }
+    }
+
+    /// However often it came, and however rarely the others.
+    #[test]
+    fn what_is_used_no_more_goes_first() {
+        let mut names = Names::default();
+        for n in 0..NAMES_MOST as u32 {
+            names.of(n, n);
+        }
+        let of_class = |names: &mut Names| names.of_class([5000, 7]);
+        assert_eq!(of_class(&mut names), (8, false), "that of its class");
+        names.clock += USED_LATELY;
+        let now = names.clock;
+        names.names.iter_mut().for_each(|known| known.used = now);
+        names.names[100].used = 0;
+        names.names[100].uses = USED_OFTEN;
+        assert_eq!(of_class(&mut names), (101, true));
     }
 
     /// If nearly all came often, the one goes that has not come for longest.
