@@ -125,7 +125,8 @@ impl Learner {
         if self.study.is_none() && (self.recording.requests() >= *due || self.recording.is_full()) {
             let events = self.recording.events();
             // After the first study, whose requests are few, few calls are accepted in any case.
-            let is_believed = self.studies == 1 || live.acceptance.is_high();
+            let is_second = self.studies == 1 && self.in_vain == 0;
+            let is_believed = is_second || live.acceptance.is_high();
             let knows = self.studies > 0 && is_believed && !live.is_doubtful;
             let study = Study::new(events, &live.model, limit, !knows);
             self.study = Some(Box::new(study));
