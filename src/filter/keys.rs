@@ -12,13 +12,20 @@ use crate::store::{Candidates, Found, MatchedBy, RequestRef, Store};
 pub(super) enum ByKeys {
     /// The request.
     Found(Match),
-    /// None, for this reason. With a match: a trace ID of the application's own, which an
-    /// earlier call had that was attributed to this request. Last, since when it is known that
-    /// the trace ID began in this pod ([`relay::OF_ANY`]), in milliseconds.
-    Nobody(Decision, Option<Match>, u64),
+    /// None, for this reason.
+    Nobody(Decision, Earlier),
     /// None is known, but one may have been removed from the store for lack of room; or the
     /// request has ended, and its grace is over.
     Forgotten(Decision),
+}
+
+/// What is known of earlier calls with the same trace ID, if that is of the application's own.
+#[derive(Default)]
+pub(super) struct Earlier {
+    /// The request that one of them was attributed to.
+    pub(super) request: Option<Match>,
+    /// When one of them was left alone ([`relay::OF_ANY`]), in milliseconds.
+    pub(super) left_alone_ms: Option<u64>,
 }
 
 impl Filter {
@@ -50,16 +57,22 @@ impl Filter {
             is_forgotten: false,
             names_unknown: false,
             by_trace: false,
-            since_ms: u64::MAX,
+            left_alone_ms: None,
         };
-        match look_up.by_first_key(&keys) {
+        let found = look_up.by_first_key(&keys);
+        let left_alone_ms = look_up.left_alone_ms;
+        let earlier = |request| Earlier {
+            request,
+            left_alone_ms,
+        };
+        match found {
             Ok(one) if one.matched_by == MatchedBy::Guess => {
-                ByKeys::Nobody(Decision::Unknown, Some(one), look_up.since_ms)
+                ByKeys::Nobody(Decision::Unknown, earlier(Some(one)))
             }
             Ok(one) => look_up.beside_other_keys(&keys, one),
             // It is of one that is over, or may be of one that had to go.
             Err(decision) if look_up.is_forgotten => ByKeys::Forgotten(decision),
-            Err(decision) => ByKeys::Nobody(decision, None, look_up.since_ms),
+            Err(decision) => ByKeys::Nobody(decision, earlier(None)),
         }
     }
 }
@@ -79,8 +92,8 @@ struct LookUp<'a, H> {
     names_unknown: bool,
     /// The key that decided was a trace, which several requests may have.
     by_trace: bool,
-    /// See [`ByKeys::Nobody`].
-    since_ms: u64,
+    /// See [`Earlier`].
+    left_alone_ms: Option<u64>,
 }
 
 impl<H: Host> LookUp<'_, H> {
@@ -103,7 +116,7 @@ impl<H: Host> LookUp<'_, H> {
             if let Some(first) = candidates.found.first()
                 && first.context == relay::OF_ANY
             {
-                self.since_ms = first.started_ms;
+                self.left_alone_ms = Some(first.started_ms);
             }
             if candidates.found.is_empty() {
                 let is_made_up = key.is_request_id() && self.request.headers.has_new_request_id;
@@ -169,7 +182,7 @@ impl<H: Host> LookUp<'_, H> {
                 let now_ms = || self.host.now_ms();
                 let candidates = self.store.find(self.host, &now_ms, key);
                 if relay::all_of_other_traces(&candidates.found, &one.stored) {
-                    return ByKeys::Nobody(Decision::Conflict, None, u64::MAX);
+                    return ByKeys::Nobody(Decision::Conflict, Earlier::default());
                 }
             } else if !one.by_span && !self.spans.is_empty() && key.is_trace() {
                 // The span that a call names says more than a key does.

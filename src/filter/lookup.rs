@@ -10,7 +10,7 @@
 //! 5. what requests do, and when: [`crate::attribution`] for these three.
 
 use super::Filter;
-use super::keys::ByKeys;
+use super::keys::{ByKeys, Earlier};
 use super::request::Request;
 use super::worker::WorkerState;
 use crate::attribution::tracker::Basis;
@@ -113,14 +113,14 @@ impl Filter {
                 });
             }
             // An ID that Envoy has made up, since the application forwarded none.
-            ByKeys::Nobody(Decision::Unknown | Decision::NoKey, guess, since_ms)
+            ByKeys::Nobody(Decision::Unknown | Decision::NoKey, earlier)
                 if before.is_ok()
                     && self.attributes()
                     && self.names_nothing(request, worker)
                     && !lacks_key(request, worker, host) =>
             {
                 (looked_up.owner, looked_up.number) =
-                    self.attribute(worker, host, request, (guess, since_ms));
+                    self.attribute(worker, host, request, earlier);
             }
             ByKeys::Nobody(decision, ..) | ByKeys::Forgotten(decision) => {
                 looked_up.owner = Err(decision);
@@ -192,15 +192,14 @@ impl Filter {
     }
 
     /// The last three steps, for a call without any context, or with nothing but a trace ID
-    /// that the application has generated. `guess`: the request that an earlier call with that
-    /// trace ID was attributed to. `since_ms`: when an earlier one was left alone. Returns the
-    /// call's number, too.
+    /// that the application has generated. `earlier`: of earlier calls with that trace ID. Returns
+    /// the call's number, too.
     fn attribute(
         &self,
         worker: &mut WorkerState,
         host: &impl Host,
         request: &Request<'_>,
-        (guess, since_ms): (Option<Match>, u64),
+        earlier: Earlier,
     ) -> (Result<Owner, Decision>, Option<u64>) {
         let WorkerState {
             store, attribution, ..
@@ -220,12 +219,14 @@ impl Filter {
         // A trace that an earlier call had is not of a request that began later, nor of another
         // one than that call.
         let judged = judged.filter(|(verdict, found)| {
-            let is_same = |earlier: &Match| earlier.request.0 == found.request;
+            let is_same = |of: &Match| of.request.0 == found.request;
             (!is_exclusive || verdict.basis == Basis::Exclusive)
-                && found.started_ms <= since_ms
-                && guess.as_ref().is_none_or(is_same)
+                && earlier
+                    .left_alone_ms
+                    .is_none_or(|ms| found.started_ms <= ms)
+                && earlier.request.as_ref().is_none_or(is_same)
         });
-        let (mut stored, guess) = match (judged, guess) {
+        let (mut stored, guess) = match (judged, earlier.request) {
             (Some((verdict, found)), _) => {
                 let headers = store.headers(host, &found).unwrap_or_default();
                 let Some(stored) = StoredContext::decode(&found.context, &headers) else {
