@@ -1,6 +1,7 @@
 //! An application whose own tracing makes a trace up for each request, since the sidecar gives
 //! it none that it reads: an OpenTelemetry SDK behind sidecars that trace with B3. Its calls
 //! carry a `traceparent` of that trace, also those that come after the answer.
+// A test may panic: that is how it fails.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

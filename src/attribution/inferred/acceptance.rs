@@ -278,13 +278,13 @@ mod tests {
                     &[(share, right), SURE, SURE, SURE],
                 ] {
                     let (accepted, wrong) = run(calls, verdicts, true);
-                    let says = format!("{calls} of {verdicts:?}: {accepted:?}, {wrong}");
+                    let case = format!("{calls} of {verdicts:?}: {accepted:?}, {wrong}");
                     // It takes some to notice that they say too much.
                     let noticed = 12.0 * (1.0 - right) / calls as f64;
-                    assert!(wrong <= 0.6 * WRONG + noticed, "{says}");
+                    assert!(wrong <= 0.6 * WRONG + noticed, "{case}");
                     if (right - f64::from(share)).abs() < 1e-6 {
                         let (_, wrong) = run(calls, verdicts, false);
-                        assert!(wrong <= 0.5 * WRONG, "{says}");
+                        assert!(wrong <= 0.5 * WRONG, "{case}");
                     }
                 }
             }
