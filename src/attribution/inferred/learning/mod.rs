@@ -18,7 +18,7 @@ mod study;
 use super::engine::Engine;
 use crate::attribution::names::{NAMES, Name};
 use recording::{Recorded, Recording};
-use study::Study;
+use study::{ANEW, Study};
 
 pub(super) use recording::What;
 pub(super) use study::Learned;
@@ -123,23 +123,17 @@ impl Learner {
             return (None, 0);
         };
         if self.study.is_none() && (self.recording.requests() >= *due || self.recording.is_full()) {
-            let events = self.recording.events();
-            // After the first study, whose requests are few, few calls are accepted in any case.
-            let is_second = self.studies == 1 && self.in_vain == 0;
-            let is_believed = is_second || live.acceptance.is_high();
-            let knows = self.studies > 0 && is_believed && !live.is_doubtful;
-            let study = Study::new(events, &live.model, limit, !knows);
+            let others = self.others(live);
+            let study = Study::new(self.recording.events(), &live.model, limit, others);
             self.study = Some(Box::new(study));
         }
         let Some(study) = &mut self.study else {
             return (None, 0);
         };
         let mut learned = study.work(self.recording.events(), SLICE, self.wrong);
-        if let Some(Learned { engine, .. }) = &mut learned {
-            self.suspicion = match engine.is_doubtful {
-                true => SUSPICION,
-                false => self.suspicion.saturating_sub(1),
-            };
+        if let Some(learned) = &mut learned {
+            self.suspicion = self.suspicion_after(learned, live);
+            let engine = &mut learned.engine;
             engine.is_doubtful = self.suspicion > 0;
             while let Some(forgotten) = self.forgotten.pop() {
                 engine.forget_name(forgotten >= KIND, forgotten as Name);
@@ -152,6 +146,31 @@ impl Learner {
         match self.study {
             Some(_) => (learned, self.pace.max(1)),
             None => (learned, 0),
+        }
+    }
+
+    /// How many first guesses a study has besides the present model.
+    fn others(&self, live: &Engine) -> usize {
+        match (self.studies, self.in_vain) {
+            (0, _) => ANEW,
+            _ if live.is_doubtful => ANEW,
+            // The first study was of a few requests: few calls are accepted in any case, and
+            // it may not have seen that another guess explains as much.
+            (1, 0) => 1,
+            _ if live.acceptance.is_high() => 0,
+            _ => ANEW,
+        }
+    }
+
+    /// How many studies without a doubt are wanted after this one.
+    fn suspicion_after(&self, learned: &Learned, live: &Engine) -> u8 {
+        // The first study is of a few requests. If the present model, which was taught by what
+        // was certain, explains them best, and finds most calls, a rival is chance.
+        let is_first = self.studies == 0 && self.in_vain == 0;
+        let is_taught = is_first && learned.is_present && live.acceptance.is_high();
+        match learned.engine.is_doubtful && !is_taught {
+            true => SUSPICION,
+            false => self.suspicion.saturating_sub(1),
         }
     }
 
@@ -226,6 +245,64 @@ mod tests {
                 let is_known = learned.engine.is_known_route(route);
                 assert_eq!(is_known, !is_forgotten || route != 2, "route {route}");
             }
+        }
+    }
+
+    fn live(is_high: bool) -> Engine {
+        let mut live = Engine::default();
+        let share = if is_high { 0.9999 } else { 0.6 };
+        for _ in 0..1000 {
+            live.acceptance.add(share, 0.0);
+            live.acceptance.accept(share, 0.0, 1.0, 0.005);
+        }
+        live
+    }
+
+    #[test]
+    fn a_doubt_of_the_first_study_is_chance_if_the_present_model_is_best() {
+        let learned = |is_doubtful, is_present| {
+            let mut learned = Learned::default();
+            learned.engine.is_doubtful = is_doubtful;
+            learned.is_present = is_present;
+            learned
+        };
+        let mut learner = Learner::default();
+        for (is_doubtful, is_present, is_high, suspicion) in [
+            (true, true, true, 0),
+            (true, false, true, SUSPICION),
+            (true, true, false, SUSPICION),
+            (false, false, false, 0),
+        ] {
+            let learned = learned(is_doubtful, is_present);
+            let found = learner.suspicion_after(&learned, &live(is_high));
+            assert_eq!(found, suspicion, "{is_doubtful} {is_present} {is_high}");
+        }
+        for (studies, in_vain) in [(1, 0), (0, 1)] {
+            (learner.studies, learner.in_vain) = (studies, in_vain);
+            let found = learner.suspicion_after(&learned(true, true), &live(true));
+            assert_eq!(found, SUSPICION, "{studies} {in_vain}");
+        }
+    }
+
+    #[test]
+    fn a_study_has_no_other_guess_only_if_most_calls_were_found_after_the_second() {
+        let mut learner = Learner::default();
+        for (studies, in_vain, is_high, is_doubtful, others) in [
+            (0, 0, true, false, ANEW),
+            (1, 0, true, false, 1),
+            (1, 0, false, false, 1),
+            (1, 0, true, true, ANEW),
+            (1, 1, true, false, 0),
+            (1, 1, false, false, ANEW),
+            (2, 0, true, false, 0),
+            (2, 0, false, false, ANEW),
+            (2, 0, true, true, ANEW),
+        ] {
+            (learner.studies, learner.in_vain) = (studies, in_vain);
+            let mut live = live(is_high);
+            live.is_doubtful = is_doubtful;
+            let case = format!("{studies} {in_vain} {is_high} {is_doubtful}");
+            assert_eq!(learner.others(&live), others, "{case}");
         }
     }
 }

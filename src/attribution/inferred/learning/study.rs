@@ -23,6 +23,24 @@ const BY_CHANCE: f32 = 2.0;
 /// Work of an event, at least.
 const EVENT: usize = 24;
 
+/// First guesses that know nothing of the present model. The first one assumes least.
+const STARTS: [Start; 3] = [
+    Start {
+        background: false,
+        budget: false,
+    },
+    Start {
+        background: false,
+        budget: true,
+    },
+    Start {
+        background: true,
+        budget: true,
+    },
+];
+/// All of them.
+pub(super) const ANEW: usize = STARTS.len();
+
 /// What a first guess rests on.
 #[derive(Clone, Copy, Debug)]
 struct Guess {
@@ -51,11 +69,14 @@ impl Guess {
 
 /// What has been learned.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Default))]
 pub(in crate::attribution::inferred) struct Learned {
     /// With what was found out about the verdicts by its model.
     pub(in crate::attribution::inferred) engine: Engine,
     /// How many requests the application serves at once.
     pub(in crate::attribution::inferred) limit: Option<usize>,
+    /// No other first guess explained the events better than the present model.
+    pub(super) is_present: bool,
     evidence: f64,
     /// Of each call: the likeliest request, if it is likely enough.
     verdicts: Vec<Option<u64>>,
@@ -102,13 +123,13 @@ pub(super) struct Study {
 }
 
 impl Study {
-    /// Of these events. The present model is the first guess, and the only one unless this
-    /// begins `anew`; `limit`: how many requests are served at once by that.
+    /// Of these events. The present model is the first guess, besides so many `others`, with
+    /// each of the limits; `limit`: how many requests are served at once by the present model.
     pub(super) fn new(
         events: &[Recorded],
         present: &Model,
         limit: Option<usize>,
-        anew: bool,
+        others: usize,
     ) -> Self {
         let [by_calls, by_ends] = admission::limits(events);
         let by_calls = match by_calls {
@@ -127,9 +148,7 @@ impl Study {
                 guess.limit = at;
             }
         }
-        let starts = [(false, false), (false, true), (true, true)];
-        for (background, budget) in starts.into_iter().filter(|_| anew) {
-            let start = Some(Start { background, budget });
+        for start in STARTS.into_iter().take(others).map(Some) {
             for limit in 0..=Guess::NONE.limit {
                 let guess = Guess { start, limit };
                 if limit == Guess::NONE.limit || guess.admitted(&admitted).is_some() {
@@ -220,6 +239,7 @@ impl Study {
         let mut learned = Learned {
             engine,
             limit,
+            is_present: self.guess.start.is_none(),
             evidence: lesson.evidence,
             verdicts: lesson.verdicts,
         };
