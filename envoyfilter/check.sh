@@ -3,9 +3,9 @@
 #
 #   envoyfilter/check.sh NAMESPACE [POD...]
 #
-# Needs kubectl, with the rights to read pods, their logs and Istio's objects, and to
-# `exec` in pods; and istioctl, for what it finds itself. Changes nothing. Make a click
-# or two before: much is seen only from requests.
+# Needs kubectl, with the rights to read the namespace, its pods, their logs, ConfigMaps and
+# Istio's objects, and to `exec` in pods; and istioctl, for what it finds itself. Changes
+# nothing. Make a click or two before: much is seen only from requests.
 #
 # Environment: ISTIO_NAMESPACE, the root namespace of the mesh (istio-system).
 # Exit status: 0 all right; 1 something is wrong; 2 it could not look.
@@ -98,7 +98,13 @@ if [ $from_file = yes ]; then
     -o 'go-template={{range $key, $value := .binaryData}}{{$key}} {{len $value}} {{end}}' 2>"$work/error") || size=none
   case $size in
     *'plugin.wasm '*) ok "module: ConfigMap b3relay, key plugin.wasm" ;;
-    none) note "module: no ConfigMap b3relay in $namespace: right only if an image is mounted (mount-image.yaml)" ;;
+    none)
+      if grep -q NotFound "$work/error"; then
+        note "module: no ConfigMap b3relay in $namespace: right only if an image is mounted (mount-image.yaml)"
+      else
+        note "module: the ConfigMap b3relay could not be read: $(head -n 1 "$work/error")"
+      fi
+      ;;
     *)
       wrong 'module: the ConfigMap b3relay has no key plugin.wasm'
       do_ "kubectl -n $namespace create configmap b3relay --from-file=plugin.wasm=b3relay.wasm --dry-run=client -o yaml | kubectl apply --server-side -f -"

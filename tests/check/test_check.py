@@ -254,6 +254,15 @@ def test_a_user_who_may_not_read_the_root_namespace(tmp_path: Path) -> None:
     assert "note   form: nothing of b3relay in shop; it may be in istio-system" in said.text
 
 
+def test_a_user_who_may_not_read_the_config_map(tmp_path: Path) -> None:
+    state = cluster()
+    state.forbidden = ("shop/configmap",)
+    said = check(state, tmp_path)
+    right(said)
+    (note,) = said.lines("note")
+    assert note.startswith("note   module: the ConfigMap b3relay could not be read: Error from server")
+
+
 def test_every_decision_has_an_explanation() -> None:
     """Those of docs/metrics.md, which are those of the code."""
     page = (ROOT / "docs" / "metrics.md").read_text()
