@@ -1,5 +1,5 @@
 # b3relay: everything is installed into .tools, from package registries, with
-# pinned versions. Prerequisites: rustup and Python 3.11 or newer.
+# pinned versions. Prerequisites: rustup, a C compiler, and Python 3.11 or newer.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -12,6 +12,11 @@ TOOLS := $(CURDIR)/.tools
 # Make takes a path with a space for two.
 ifneq ($(words $(TOOLS)),1)
 $(error b3relay: the path $(TOOLS) has a space: move this folder to one without)
+endif
+# What make, the shell or Python's venv take for something else.
+ODD := $(shell pwd -P | LC_ALL=C tr -d 'A-Za-z0-9/._+@,=!^~\200-\377\n-')
+ifneq ($(ODD),)
+$(error b3relay: the path $(CURDIR) has an odd character ($(ODD)): move this folder to one with letters, digits and ._-)
 endif
 export B3RELAY_TOOLS := $(TOOLS)
 export PYTHONPATH := $(CURDIR)/tests
@@ -109,7 +114,7 @@ docs: cargo ## Write docs/config.schema.json and the tables in docs anew, from t
 .PHONY: test-wasm
 test-wasm: $(WASM) $(TOOLS)/venv/.done ## The compiled module, in a small proxy-wasm host and in real Envoys; and check.sh on what goes wrong for users
 	$(call say,module: alone and in real Envoys: vectors$(comma) trees$(comma) bad input$(comma) load$(comma) check.sh; about 4 minutes)
-	$(PYTHON) -m pytest -q -n 6 --dist loadfile -m 'not long' tests/module tests/envoy tests/check tests/cluster/pages tests/worlds
+	$(PYTHON) -m pytest -q -rfEs -n 6 --dist loadfile -m 'not long' tests/module tests/envoy tests/check tests/cluster/pages tests/worlds
 
 .PHONY: test-long
 test-long: $(WASM) $(NEIGHBOUR) $(OTHER) $(TOOLS)/venv/.done ## What takes longer: bad neighbours, bad collectors, clocks that jump, upgrades, and further cases of what `make test` tries
@@ -124,7 +129,7 @@ test-simulated: cargo ## Every simulated application, whatever the load: is more
 .PHONY: test-module
 test-module: $(WASM) $(TOOLS)/venv/.done ## Of test-wasm: the compiled module in a small proxy-wasm host
 	$(call say,module: the vectors and the life of a stream in the compiled module)
-	$(PYTHON) -m pytest -q tests/module
+	$(PYTHON) -m pytest -q -rfEs tests/module
 
 .PHONY: test-envoy
 test-envoy: $(WASM) $(NEIGHBOUR) $(OTHER) $(TOOLS)/venv/.done ## Of test-wasm: real Envoys, with what test-long has
@@ -151,7 +156,7 @@ clicks: $(WASM) $(TOOLS)/venv/.done ## CLICKS (1000) one after the other, of ser
 
 # tests/istio and tests/docker have requirements of their own.
 .PHONY: test-types
-test-types: $(TOOLS)/venv/.accuracy-done $(TOOLS)/venv/.browser $(TOOLS)/venv/.docker $(TOOLS)/mypy/.done-$(MYPY) ## The types of the Python in tests/, by mypy --strict
+test-types: $(TOOLS)/venv/.accuracy-done $(TOOLS)/venv/.browser $(TOOLS)/venv/.docker $(TOOLS)/mypy/.done-$(MYPY) ## The types of the Python in tests/ and release/, by mypy --strict
 	$(call say,types: mypy$(comma) half a minute the first time)
 	cd tests && '$(TOOLS)/mypy/bin/mypy' --config-file mypy.ini --python-executable '$(PYTHON)' \
 	  accuracy agreement backends bench bookinfo browser check cluster docker envoy istio load mesh module monitoring release sdks worlds
@@ -254,11 +259,11 @@ instrumented: node maven $(WASM) $(TOOLS)/venv/.done ## The table of test-sdks; 
 
 AGREEMENT ?= --random 15000 --markdown docs/agreement.md
 .PHONY: agreement
-agreement: cargo $(TOOLS)/venv/.done ## What seven implementations of B3 read, before and after repair; writes docs/agreement.md (Go, Node, Java 17 and Maven)
+agreement: cargo go node maven $(TOOLS)/venv/.done ## What seven implementations of B3 read, before and after repair; writes docs/agreement.md (Go, Node, Java 17 and Maven)
 	$(PYTHON) -m agreement.run $(AGREEMENT)
 
 .PHONY: test-istio
-test-istio: test-manifests test-sidecars ## Istio's own control plane, sidecars and istioctl on what envoyfilter/ ships
+test-istio: test-manifests test-sidecars ## Istio's own control plane, sidecars and istioctl on what envoyfilter/ ships (Go, Java 17 and Maven, root; about 15 min, the first time 20 more)
 
 # Needs no root.
 .PHONY: test-manifests
@@ -536,7 +541,7 @@ $(FUZZ):
 
 .PHONY: clean
 clean: ## Remove what was built (not .tools)
-	rm -rf target dist
+	rm -rf target dist tests/fuzz/target
 
 .PHONY: help
 help: ## This list

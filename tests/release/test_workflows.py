@@ -63,15 +63,24 @@ def test_tools_of_one_version() -> None:
     assert f"cargo-deny@{ours}" in (WORKFLOWS / "ci.yml").read_text()
 
 
-@pytest.mark.parametrize("folder", ["plain", "with a space"])
-def test_a_path_with_a_space(folder: str, tmp_path: Path) -> None:
-    """Make takes it for two: it says so, and does nothing."""
+@pytest.mark.parametrize(
+    ("folder", "complaint"),
+    [
+        ("plain", ""),
+        ("b3relay-0.1.0_é+@,=!^~x", ""),
+        # Make takes it for two.
+        ("with a space", "has a space"),
+        *((f"a{odd}b", f"has an odd character ({odd})") for odd in "':;&()$#%*\"`|"),
+    ],
+)
+def test_the_path_of_a_clone(folder: str, complaint: str, tmp_path: Path) -> None:
+    """Where it would break something, make says so, and does nothing."""
     clone = tmp_path / folder
     clone.mkdir()
     (clone / "Makefile").write_text((ROOT / "Makefile").read_text())
     done = subprocess.run(["make", "-C", clone, "help"], capture_output=True, text=True)
-    assert (done.returncode == 0) == (folder == "plain")
-    assert ("has a space" in done.stderr) == (folder != "plain")
+    assert (done.returncode == 0) == (not complaint), done.stderr
+    assert complaint in done.stderr
 
 
 def test_targets_exist() -> None:
