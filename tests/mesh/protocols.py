@@ -36,7 +36,6 @@ from mesh.tree import Node, normal_forms
 Headers = dict[str, str]
 H1Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 H2Handler = Callable[[h2c.Stream, Headers], Awaitable[None]]
-GrpcHandler = Callable[[Any, grpc.aio.ServicerContext], Any]
 
 GRACE_MS = 200
 MIB = 2**20

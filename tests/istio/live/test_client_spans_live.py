@@ -37,10 +37,6 @@ def told(spans: list[Span]) -> list[str]:
     return facts(spans, varies=["response_size"])
 
 
-def of_sidecars(spans: list[Span]) -> list[Span]:
-    return [span for span in spans if service(span).endswith(f".{NAMESPACE}")]
-
-
 def test_they_are_those_of_istio(tmp_path: Path) -> None:
     """Service by service, tag by tag: as of applications that forward everything, without
     b3relay and its Telemetry."""
