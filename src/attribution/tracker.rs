@@ -150,10 +150,8 @@ impl Tracker {
             true => self.exclusive.call(call, [kind, class], owner.is_some()),
             false => (None, true),
         };
-        if likely {
-            if let [only] = self.in_flight.tracked_mut() {
-                only.hear(now_us);
-            }
+        if likely && let [only] = self.in_flight.tracked_mut() {
+            only.hear(now_us);
         }
         let exclusive = match (self.in_flight.tracked(), doubt) {
             ([only], Some(doubt)) => Some(Verdict {

@@ -139,12 +139,12 @@ impl<'a> TraceHeaders<'a> {
         for (name, value) in pairs {
             headers.all.push((name, value));
             for (index, key) in wanted.keys.iter().enumerate() {
-                if key.header.as_bytes() == name {
-                    if let Some((first, last)) = key.values(value) {
-                        headers.keys.push((index, first));
-                        if last != first {
-                            headers.keys.push((index, last));
-                        }
+                if key.header.as_bytes() == name
+                    && let Some((first, last)) = key.values(value)
+                {
+                    headers.keys.push((index, first));
+                    if last != first {
+                        headers.keys.push((index, last));
                     }
                 }
             }

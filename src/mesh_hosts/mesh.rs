@@ -31,10 +31,9 @@ impl Mesh {
         let suffix = node_id.split(|&byte| byte == b'~').nth(3);
         let mut labels = suffix.unwrap_or_default().splitn(3, |&byte| byte == b'.');
         if let (Some(_), Some(b"svc"), Some(domain)) = (labels.next(), labels.next(), labels.next())
+            && is_name(domain)
         {
-            if is_name(domain) {
-                mesh.domain = domain.to_vec();
-            }
+            mesh.domain = domain.to_vec();
         }
         mesh
     }

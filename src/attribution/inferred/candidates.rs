@@ -103,12 +103,12 @@ impl Engine {
                 request.is_some_and(|request| request.is_active(now_us))
             };
             let (own, others) = self.model.background.rates_alone(kind);
-            if others <= EXCLUSIVE * own {
-                if let Some(only) = candidates.iter_mut().find(is_active) {
-                    only.is_least |= only.rate < f64::from(own);
-                    only.rate = only.rate.max(f64::from(own));
-                    background = background.min(f64::from(others));
-                }
+            if others <= EXCLUSIVE * own
+                && let Some(only) = candidates.iter_mut().find(is_active)
+            {
+                only.is_least |= only.rate < f64::from(own);
+                only.rate = only.rate.max(f64::from(own));
+                background = background.min(f64::from(others));
             }
         }
         (candidates, background)

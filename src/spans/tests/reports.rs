@@ -205,11 +205,11 @@ proptest! {
                         recorder.sent((token, u32::from(number % 3)), report.spans, now);
                     }
                 },
-                3 => if let Some(token) = open.pop() {
-                    if let Some((spans, _)) = recorder.answered(token, number, now) {
-                        prop_assert_eq!(in_flight.remove(&token), Some(spans));
-                        gone += spans;
-                    }
+                3 => if let Some(token) = open.pop()
+                    && let Some((spans, _)) = recorder.answered(token, number, now)
+                {
+                    prop_assert_eq!(in_flight.remove(&token), Some(spans));
+                    gone += spans;
                 },
                 step => {
                     now += u64::from(number) * 10;

@@ -105,11 +105,11 @@ impl Nodes {
     ) -> f32 {
         let Some(node) = self.get(id) else { return 0.0 };
         let mut share = node.kind_share(kind);
-        if node.exits < KNOWN {
-            if let Some(general) = self.get(node.general) {
-                let own = node.exits / (node.exits + 2.0);
-                share = own * share + (1.0 - own) * general.kind_share(kind);
-            }
+        if node.exits < KNOWN
+            && let Some(general) = self.get(node.general)
+        {
+            let own = node.exits / (node.exits + 2.0);
+            share = own * share + (1.0 - own) * general.kind_share(kind);
         }
         node.curve.at(us).call * share
     }
