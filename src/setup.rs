@@ -1,6 +1,7 @@
 //! What is wrong with how b3relay was set up in a pod, as far as it can notice: the two
 //! filters of a pod that are configured differently, one that is missing, client spans
-//! that overwrite what it writes, client spans that are asked for in vain. Each is said once in a pod, with the remedy.
+//! that overwrite what it writes, client spans that are asked for in vain. Each is said once
+//! in a pod, with the remedy.
 
 use crate::b3::SpanId;
 use crate::bytes::read_u64;

@@ -217,7 +217,8 @@ pub struct Settings {
     /// "format": "zipkin"}`. `cluster` is the Envoy cluster of the collector, and `format` what it
     /// takes: `zipkin` (v2, JSON) or `otlp` (over HTTP, protobuf). `path` is by default
     /// `/api/v2/spans`, or `/v1/traces`; `authority` is the collector's host, by default that in
-    /// the name of the cluster. Needs `relay`: without, none is reported, and the log says so. See [docs/spans.md](docs/spans.md).
+    /// the name of the cluster. Needs `relay`: without, none is reported, and the log says so. See
+    /// [docs/spans.md](docs/spans.md).
     #[cfg_attr(test, schemars(extend("x-side" = "outbound")))]
     pub spans: Spans,
 }
