@@ -563,6 +563,21 @@ fn relay_off_only_checks() {
     assert_b3(&sidecar.outbound(&[ID]), Decision::Off, &[]);
 }
 
+/// What envoyfilter/README.md tells users to set, to switch it off at once.
+#[test]
+fn switched_off_it_changes_nothing() {
+    let sidecar = Sidecar::new(r#"{"relay": false, "generate_request_id": false}"#);
+    let page = include_str!("../envoyfilter/README.md");
+    assert!(page.contains(r#"`"relay": false, "generate_request_id": false`"#));
+    let odd = ["x-b3-traceid: XYZ", "x-b3-spanid: A", "traceparent: 00"];
+    for given in [&[][..], &[ID], &[ID, TRACE, SPAN], &odd] {
+        let given = headers(given);
+        for direction in [Direction::Inbound, Direction::Outbound] {
+            assert_eq!(sidecar.request(Some(direction), &given).headers, given);
+        }
+    }
+}
+
 #[test]
 fn without_a_direction_nothing_changes() {
     let sidecar = sidecar();
