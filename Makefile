@@ -353,7 +353,7 @@ worlds: $(WASM) $(TOOLS)/venv/.done $(OLD_ENVOYS) ## WORLDS (500) random meshes 
 RANDOM_SETS ?= 100000
 .PHONY: test-random
 test-random: $(WASM) $(TOOLS)/venv/.done ## Random header sets through real Envoys, RANDOM_SETS (100000): observing changes nothing
-	$(call say,random: $(RANDOM_SETS) header sets$(comma) three requests each$(comma) about 10 minutes)
+	$(call say,random: $(RANDOM_SETS) header sets$(comma) three requests each$(comma) about 3 minutes)
 	B3RELAY_RANDOM_SETS=$(RANDOM_SETS) $(PYTHON) -m pytest -q -n 2 tests/envoy/test_headers.py -k odd_bytes
 
 KEYED ?= --markdown docs/accuracy-keyed.md
