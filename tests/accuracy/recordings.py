@@ -37,7 +37,9 @@ class Cell:
 
     def __str__(self) -> str:
         mark = "*" if self.busy > SATURATED else ""
-        return f"{self.right:.1f} / {100 - self.right - self.wrong:.1f} / {self.wrong:.2f}{mark}"
+        # Both are rounded.
+        alone = max(0.0, 100 - self.right - self.wrong)
+        return f"{self.right:.1f} / {alone:.1f} / {self.wrong:.2f}{mark}"
 
 
 @dataclass(frozen=True)
