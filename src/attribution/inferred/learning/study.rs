@@ -23,7 +23,8 @@ const BY_CHANCE: f32 = 2.0;
 /// Work of an event, at least.
 const EVENT: usize = 24;
 
-/// First guesses that know nothing of the present model. The first one assumes least.
+/// First guesses that know nothing of the present model. The first is the only rival that the
+/// second study has: where it says otherwise, jobs in a queue are found out.
 const STARTS: [Start; 3] = [
     Start {
         background: false,
