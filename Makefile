@@ -9,12 +9,12 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 
 TOOLS := $(CURDIR)/.tools
-# Make takes a path with a space for two.
+# Make takes a path with a space for two: only tools of another folder allow one (TOOLS=...).
 ifneq ($(words $(TOOLS)),1)
 $(error b3relay: the path $(TOOLS) has a space: move this folder to one without)
 endif
 # What make, the shell or Python's venv take for something else.
-ODD := $(shell pwd -P | LC_ALL=C tr -d 'A-Za-z0-9/._+@,=!^~\200-\377\n-')
+ODD := $(shell pwd -P | LC_ALL=C tr -d 'A-Za-z0-9 /._+@,=!^~\200-\377\n-')
 ifneq ($(ODD),)
 $(error b3relay: the path $(CURDIR) has an odd character ($(ODD)): move this folder to one with letters, digits and ._-)
 endif
