@@ -174,6 +174,31 @@ fn the_only_request_in_flight() {
     }
 }
 
+/// A tunnel from a pod in ambient mode (HBONE) stays open for as long as its connection, and
+/// has a `traceparent` of the client's proxy, which nobody reports.
+#[test]
+fn a_tunnel_is_no_request() {
+    let app = App::new("{}");
+    let headers = [
+        ":method: CONNECT",
+        ":authority: 10.0.0.7:8080",
+        "x-forwarded-proto: http",
+        "x-request-id: 9e8a1c2e-1b2d-4c3e-9d4f-5a6b7c8d9e0f",
+        "traceparent: 00-dddddddddddddddddddddddddddddddd-cccccccccccccccc-00",
+    ]
+    .map(header);
+    let tunnel = app.sidecar.on(0, Some(Inbound), &headers.into());
+    assert!(tunnel.ticket.is_none());
+    assert!(!tunnel.counters.contains(&Counter::Remembered));
+    // A call of the background is not of it, and a request is the only one beside it.
+    let call = app.call("h1", "/items/7");
+    assert_left_alone(&call, Decision::Unsure);
+    assert!(only(&call.headers, &["traceparent"]).is_empty());
+    let app = App::new("{}");
+    app.sidecar.on(0, Some(Inbound), &tunnel.headers);
+    assert_alone(&app);
+}
+
 #[test]
 fn two_in_flight_of_which_nothing_is_known() {
     let app = App::new(INFERRED);

@@ -215,6 +215,8 @@ fn a_request_id_of_the_applications_own_stays() {
     // Behind x-forwarded-proto, and before what Envoy adds later: Envoy made it up.
     let new = [PROTO, NEW_ID];
     let new_too = [PROTO, NEW_ID, "x-envoy-peer-metadata-id: x"];
+    // Istio's proxyHeaders.xForwardedPort.
+    let new_with_port = [PROTO, "x-forwarded-port: 9080", NEW_ID];
     let own = [NEW_ID, PROTO];
     let own_too = [PROTO, NEW_ID, "accept: */*"];
     let unclear = [PROTO, "accept: */*", NEW_ID];
@@ -223,7 +225,7 @@ fn a_request_id_of_the_applications_own_stays() {
         r#"{"restore_request_id": "any_uuid"}"#,
         r#"{"restore_request_id": "never"}"#,
     );
-    for lines in [&new[..], &new_too] {
+    for lines in [&new[..], &new_too, &new_with_port] {
         assert!(
             of(default, lines) && of(any, lines) && !of(never, lines),
             "{lines:?}"

@@ -349,6 +349,18 @@ fn a_traceparent_of_nobodys_is_the_calls_own_context() {
     assert_seen(&seen, Decision::Present, &[MADE_UP]);
 }
 
+/// No tracer has written what is in the headers of a tunnel (HBONE).
+#[test]
+fn a_tunnel_does_not_show_which_formats_the_tracer_writes() {
+    let tunnel = [":method: CONNECT", PROTO, OTHER_ID, MADE_UP];
+    for (inbound, decision) in [(&B3[..], Decision::Unknown), (&[SERVER], Decision::Present)] {
+        let sidecar = sidecar(r#"{"attribution": "off"}"#, inbound);
+        sidecar.inbound(&tunnel);
+        let seen = sidecar.outbound(&[MADE_UP, PROTO, NEW_ID]);
+        assert_seen(&seen, decision, &[MADE_UP]);
+    }
+}
+
 /// The calls of one request share the trace that its application makes up, so that they
 /// are found when other requests are in flight too.
 #[test]

@@ -93,9 +93,18 @@ impl<'a> Request<'a> {
         }
     }
 
+    /// It opens a tunnel (HBONE, from a pod in ambient mode): the requests come through it. It
+    /// is none that the application serves, and no tracer has written its headers.
+    pub fn is_tunnel(&self) -> bool {
+        self.headers.method.is(b"CONNECT")
+    }
+
     /// Reads the newer one of two formats that are at odds, and notes which of them the
     /// sidecar's tracer writes.
     pub fn read_newest(&mut self, worker: &mut WorkerState, is_before_router: bool) {
+        if self.is_tunnel() {
+            return;
+        }
         let extracted = &mut self.extracted;
         let shown = Tracer::shown(&self.headers, extracted);
         let has_b3 = extracted.b3.ids.is_some();

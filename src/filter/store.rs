@@ -52,7 +52,7 @@ impl Filter {
         request: &Request<'_>,
         written: &Written,
     ) -> Stored {
-        if !self.config.relay {
+        if !self.config.relay || request.is_tunnel() {
             return Stored::default();
         }
         let mut counters = Vec::new();

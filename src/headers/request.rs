@@ -109,8 +109,9 @@ pub struct TraceHeaders<'a> {
 ///
 /// Envoy adds `x-forwarded-proto` to a request that lacks it, and then `x-request-id`
 /// (`ConnectionManagerUtility::mutateRequestHeaders`), each behind what the client sent.
-/// So an ID that Envoy made up stands directly behind `x-forwarded-proto`, and before
-/// nothing but what Envoy adds later. Where a client sends `x-forwarded-proto` itself,
+/// So an ID that Envoy made up stands directly behind `x-forwarded-proto` (and
+/// `x-forwarded-port`, where it is told to add that), and before nothing but what Envoy adds
+/// later. Where a client sends `x-forwarded-proto` itself,
 /// the order does not tell, and the ID counts as the client's.
 fn new_request_id(all: &[(&[u8], &[u8])]) -> (bool, bool) {
     let at = all
@@ -118,6 +119,10 @@ fn new_request_id(all: &[(&[u8], &[u8])]) -> (bool, bool) {
         .position(|(name, _)| *name == REQUEST_ID.as_bytes());
     let Some((before, [_, after @ ..])) = at.and_then(|at| all.split_at_checked(at)) else {
         return (false, false);
+    };
+    let before = match before {
+        [before @ .., (b"x-forwarded-port", _)] => before,
+        _ => before,
     };
     let added_by_envoy = |(name, _): &(&[u8], &[u8])| name.starts_with(b"x-envoy-");
     let is_proto = |(name, _): &(&[u8], &[u8])| *name == b"x-forwarded-proto";

@@ -23,8 +23,9 @@ impl<'a> Cluster<'a> {
     /// Istio's names: `outbound|port|subset|host`, `outbound_.port_.subset_.host` for
     /// what comes through a gateway by its server name, and some without a host.
     pub(super) fn read(name: &'a [u8]) -> Self {
-        let unknown: [&[u8]; 3] = [
+        let unknown: [&[u8]; 4] = [
             b"PassthroughCluster",
+            b"AllowAnyDynamicDNSCluster",
             b"BlackHoleCluster",
             b"InboundPassthroughCluster",
         ];

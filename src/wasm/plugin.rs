@@ -37,6 +37,14 @@ thread_local! {
 #[derive(Default)]
 pub(super) struct Root(Option<Rc<Plugin>>);
 
+/// Envoy goes on with the ticks of a root context that is gone: it would wake up each worker
+/// for nothing, at the last period, up to a thousand times a second.
+impl Drop for Root {
+    fn drop(&mut self) {
+        let _ = host_calls::set_tick_period(0);
+    }
+}
+
 impl Context for Root {
     fn on_http_call_response(&mut self, token: u32, _: usize, _: usize, _: usize) {
         if let Some(plugin) = &self.0 {

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,49 @@ def test_pushed_configurations(attribution: str) -> None:
         # And the refused one was refused for that reason.
         assert "b3relay: configuration key `capacity`: found 1, " in running.log()
         assert "panic" not in running.log()
+
+
+def wakes(running: Envoy, seconds: float = 5) -> int:
+    """How often its threads wake up in so many seconds."""
+
+    def so_far() -> int:
+        statuses = Path("/proc", str(running.process.pid), "task").glob("*/status")
+        lines = [line for each in statuses for line in each.read_text().splitlines()]
+        return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt"))
+
+    before = so_far()
+    time.sleep(seconds)
+    return so_far() - before
+
+
+@pytest.mark.long
+def test_configurations_that_are_gone_wake_nobody_up() -> None:
+    with Processes() as processes:
+        pod = Pod(processes.directory, "exclusive")
+        pushes = Pushes(pod, processes.directory)
+        running = Envoy(
+            processes,
+            "gone",
+            pushes.bootstrap(pod.bootstrap({})),
+            concurrency=2,
+            arguments=("--disable-hot-restart", "--drain-time-s", "1", *AT_ONCE),
+        )
+        running.start()
+        processes.wait_ready({running.process: running.ready})
+
+        async def push() -> None:
+            async with pod.load.running():
+                for capacity in range(64, 76):
+                    await pushes.push(running, pod.bootstrap({"capacity": capacity}))
+
+        time.sleep(2)
+        before = wakes(running)
+        asyncio.run(push())
+        time.sleep(4)
+        now = wakes(running)
+        print(before, now)
+        # Two filters, twelve times, on two workers: with a timer each, 240 more.
+        assert now < before + 100
 
 
 @pytest.mark.long

@@ -578,6 +578,24 @@ async def test_connect_over_http2(net: Protocols) -> None:
         stream.reset()
 
 
+async def test_an_inbound_tunnel(net: Protocols) -> None:
+    """As pods in ambient mode come to a sidecar (HBONE): it stays open, and is none of the
+    requests that the application serves. A request beside it is the only one."""
+    before = net.counts()
+    head = f"CONNECT app-tunnel:8080 HTTP/1.1\nhost: app-tunnel:8080\nx-request-id: {new_id()}"
+    reader, writer = await raw(net.inbound, head)
+    answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n"), answer
+    async with serving(net, new_id()) as app:
+        answered = await net.send(net.outbound, "plain-keyless", "/call", {})
+        assert b3(answered.received) == b3(app)
+    writer.write(b"ping")
+    assert await asyncio.wait_for(reader.readexactly(4), 10) == b"ping"
+    writer.close()
+    found = net.since(before)
+    assert (found["remembered"], found["exclusive"]) == (1, 1)
+
+
 # Tries
 
 

@@ -36,6 +36,7 @@ def sidecar() -> Iterator[Connection]:
         listener = bootstrap["static_resources"]["listeners"][0]
         [manager] = listener["filter_chains"][0]["filters"]
         manager["typed_config"]["tracing"]["random_sampling"] = {"value": 50.0}
+        manager["typed_config"]["append_x_forwarded_port"] = True
         started = Envoy(processes, "pod", bootstrap, concurrency=1)
         started.start()
         processes.wait_ready({started.process: started.ready}, 60)
@@ -57,6 +58,15 @@ def test_a_missing_id_is_filled_in(sidecar: Connection, given: list[bytes]) -> N
     [found], _ = received(sidecar, *given)
     # Its 15th character says why the request is traced.
     assert re.fullmatch(UUID, found[:14] + b"4" + found[15:]), found
+
+
+def test_a_made_up_id_stands_behind_what_envoy_adds_before(sidecar: Connection) -> None:
+    headers = sidecar.get([("a", b"b")]).received
+    assert headers is not None
+    names = [name for name, _ in headers]
+    at = names.index("x-request-id")
+    assert names.index("a") < at
+    assert names[at - 2 : at] == ["x-forwarded-proto", "x-forwarded-port"]
 
 
 def test_the_first_digits_decide(sidecar: Connection) -> None:

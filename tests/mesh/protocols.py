@@ -479,9 +479,8 @@ def _app(
     fault = {**_to("h1"), "typed_per_filter_config": {_FAULT: aborted}}
     # WebSocket as in Istio's listeners, and over HTTP/2 as well.
     inbound["http2_protocol_options"] = {"allow_connect": True}
-    inbound["upgrade_configs"] = [{"upgrade_type": "websocket"}]
-    inbound["route_config"]["virtual_hosts"] = [*_special("app"), _host("app-fault", fault)]
-    outbound["upgrade_configs"] = [{"upgrade_type": "websocket"}, {"upgrade_type": "CONNECT"}]
+    upgrades = [{"upgrade_type": "websocket"}, {"upgrade_type": "CONNECT"}]
+    inbound["upgrade_configs"] = outbound["upgrade_configs"] = upgrades
     outbound["http2_protocol_options"] = {"allow_connect": True}
     hedged = {
         # The second try has as long: on a busy machine, enough of it.
@@ -490,6 +489,11 @@ def _app(
     }
     connect: Config = {"connect_matcher": {}}
     ends_here = [{"upgrade_type": "CONNECT", "connect_config": {}}]
+    inbound["route_config"]["virtual_hosts"] = [
+        *_special("app"),
+        _host("app-fault", fault),
+        _host("app-tunnel", _to("tcp", upgrade_configs=ends_here), connect),
+    ]
     outbound["route_config"]["virtual_hosts"] = [
         *_special("plain"),
         _host("plain-fault", fault),
@@ -499,6 +503,8 @@ def _app(
         _host("plain-empty", _to("empty")),
         _host("plain-nowhere", _to("h1"), {"path": "/nowhere"}),
         _host("plain-hedge", _to("h1", **hedged)),
+        # No call to it has a key.
+        _host("plain-keyless", _to("h1")),
         _host("tunnel", _to("tcp", upgrade_configs=ends_here), connect),
         _host("passed-on", _to("proxy", upgrade_configs=[{"upgrade_type": "CONNECT"}]), connect),
         _outside(bootstrap),

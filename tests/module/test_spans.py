@@ -177,6 +177,20 @@ def test_a_full_batch_that_has_gone_before_the_early_tick(gone_with: str) -> Non
     assert sidecar.outbound.tick_period_ms == 1000
 
 
+def test_a_plugin_that_has_gone_asks_for_no_more_ticks() -> None:
+    """Envoy would go on with them, at the last period."""
+    sidecar = Sidecar()
+    for _ in range(99):
+        sidecar.call()
+    stream = sidecar.begin()
+    gone = sidecar.outbound
+    sidecar.outbound = sidecar.configured({**SPANS, "mode": "repair"})
+    stream.end()
+    assert gone.tick_period_ms == 1
+    sidecar.worker.enter(gone, "proxy_on_delete")
+    assert (gone.tick_period_ms, sidecar.outbound.tick_period_ms) == (0, 1000)
+
+
 def test_two_plugins_that_share_their_reports_send_one_a_second() -> None:
     sidecar = Sidecar()
     other = sidecar.configured({**SPANS, "mode": "repair"})
