@@ -228,3 +228,41 @@ fn what_was_long_ago_is_forgotten() {
         assert!(n < 400 || given == [true, true], "{n}");
     }
 }
+
+/// What comes soon after an answer, while a stream is open, is of the one that was answered, not of
+/// the stream.
+#[test]
+fn jobs_after_the_answer_beside_a_stream() {
+    for open_ms in [20_000, 600_000] {
+        let mut app = App::trained(ROUTE, &[A]);
+        let stream = app.begin(ROUTE + 1);
+        app.wait(open_ms);
+        for n in 0..200 {
+            assert_eq!(app.click(ROUTE, &[A]), [false], "either may have made it");
+            assert!(!app.call(B), "{n}");
+            app.wait(100 + n * 37 % 200);
+        }
+        app.end(stream);
+        app.wait(20);
+        assert_eq!(app.click(ROUTE, &[A]), [true], "nothing was learned of it");
+    }
+}
+
+/// What others of its route make may be its own, or not: that speaks against nobody.
+#[test]
+fn calls_of_a_long_request_that_others_were_beside() {
+    let mut app = App::trained(ROUTE, &[A]);
+    for _ in 0..60 {
+        app.click(ROUTE + 1, &[B]);
+    }
+    let long = app.begin(ROUTE + 1);
+    app.wait(12_000);
+    for _ in 0..20 {
+        app.click(ROUTE, &[A]);
+        assert!(!app.call(B));
+        app.wait(100);
+    }
+    app.end(long);
+    app.wait(20);
+    assert_eq!(app.click(ROUTE + 1, &[B]), [true]);
+}

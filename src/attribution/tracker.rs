@@ -282,7 +282,7 @@ impl Tracker {
     /// The number of requests in flight has changed.
     fn count(&mut self) {
         let only = match self.in_flight.tracked() {
-            [only] if self.in_flight.all_tracked() => Some((only.number, only.route)),
+            [only] if self.in_flight.all_tracked() => Some(only),
             _ => None,
         };
         self.exclusive.in_flight(self.in_flight.len(), only);

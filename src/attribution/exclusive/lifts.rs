@@ -32,6 +32,12 @@ impl Exclusive {
         self.kinds.get(usize::from(kind))?.as_deref()
     }
 
+    /// Requests of the route have made calls of this kind, while each was the only one.
+    pub(super) fn makes(&self, route: Name, kind: Name) -> bool {
+        let route = self.routes.get(usize::from(route));
+        route.is_some_and(|route| route.calls_of(kind).is_some())
+    }
+
     pub(super) fn odds(&self, kind: Name) -> f32 {
         self.known(kind).map_or(1.0, |kind| kind.odds)
     }

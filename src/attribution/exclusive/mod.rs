@@ -33,6 +33,7 @@ mod only_request;
 mod route;
 
 use super::buckets::{BUCKETS, ms, spans};
+use super::in_flight::Request;
 use super::names::{NAMES, Name};
 use cells::{ANY_TIME, CELLS, IDLE, add, get};
 use judge::{BUDGET, Evidence, REFUTED};
@@ -174,22 +175,22 @@ impl Exclusive {
         }
     }
 
-    /// Now so many requests are in flight. `only`: the number and the route of the only
-    /// one.
-    pub(super) fn in_flight(&mut self, requests: usize, only: Option<(u64, Name)>) {
+    /// Now so many requests are in flight. `only`: the only one.
+    pub(super) fn in_flight(&mut self, requests: usize, only: Option<&Request>) {
         // The request has just begun if there was none before.
         let first = std::mem::replace(&mut self.idle, requests == 0);
-        let Some((number, route)) = only else {
+        let Some(request) = only else {
             self.only = None;
             return;
         };
+        let number = request.number;
         if self.only.as_ref().is_some_and(|only| only.number == number) {
             return;
         }
         self.only = Some(OnlyRequest {
             number,
-            route,
-            began_us: self.now_us,
+            route: request.route,
+            began_us: request.began_us,
             overlapped: !first,
             last_event_us: self.now_us,
             last_events: [(0, self.now_us); 2],
@@ -263,13 +264,20 @@ impl Exclusive {
         if now_us < self.blind_until_us || (self.only.is_none() && !self.idle) {
             return (None, self.only.is_some());
         }
-        if !keyed && self.may_be_of_aborted(kind) {
+        let old = self
+            .only
+            .as_ref()
+            .filter(|only| only.is_old(now_us) && !keyed);
+        let may_be_of_old = old.is_some_and(|only| self.makes(only.route, kind));
+        let is_old = old.is_some();
+        if !keyed && (may_be_of_old || self.may_be_of_aborted(kind)) {
             if let Some(only) = &mut self.only {
                 only.overlapped = true;
             }
             return (None, false);
         }
-        let is_active = |only: &OnlyRequest| now_us.saturating_sub(only.last_event_us) < SILENT_US;
+        let is_active =
+            |only: &OnlyRequest| !is_old && now_us.saturating_sub(only.last_event_us) < SILENT_US;
         let Some(only) = self.only.clone().filter(is_active) else {
             let weight = ANY_TIME / timing.timer;
             self.learn_background_call(kind, weight);

@@ -2,8 +2,8 @@
 
 use super::super::buckets::BUCKETS;
 use super::super::names::Name;
-use super::Exclusive;
 use super::judge::KNOWN;
+use super::{Exclusive, SILENT_US};
 
 /// The calls of one request that are watched until they return, at most.
 pub(super) const OUTSTANDING: usize = 64;
@@ -52,6 +52,12 @@ pub(super) struct OnlyRequest {
 }
 
 impl OnlyRequest {
+    /// It is open for long, as a stream is, and others were in flight beside it: what comes now
+    /// may as well be of those.
+    pub(super) fn is_old(&self, now_us: u64) -> bool {
+        self.overlapped && now_us.saturating_sub(self.began_us) >= SILENT_US
+    }
+
     /// How many calls of a kind it has made, and when the last one was; if there was none,
     /// when the request began.
     pub(super) fn made(&self, kind: Name) -> (usize, u64) {
