@@ -33,6 +33,11 @@ impl App {
 
     /// A request of this number, with a trace of the same number.
     fn begin(&self, n: u128) -> Seen {
+        self.begin_with(n, &[])
+    }
+
+    /// The same, with these headers besides.
+    fn begin_with(&self, n: u128, more: &[&str]) -> Seen {
         let lines = [
             ":method: GET",
             ":path: /a",
@@ -41,6 +46,7 @@ impl App {
             &format!("x-b3-traceid: {n:032x}"),
             "x-b3-spanid: a2fb4a1d1a96d312",
         ];
+        let lines = [&lines[..], more].concat();
         self.sidecar.on(0, Some(Inbound), &headers(&lines))
     }
 
@@ -122,6 +128,26 @@ fn a_trace_that_is_older_than_a_request_is_not_of_it() {
     app.wait(2);
     assert_eq!(app.call(1), (Some(Decision::Unsure), None));
     assert_eq!(app.call(3), (Some(Decision::Exclusive), Some(3)));
+}
+
+/// Most clients bring a `traceparent`, which the application carries on: that a call of another
+/// client's request has none of those says nothing.
+#[test]
+fn a_trace_that_most_clients_bring() {
+    let app = App::new();
+    for n in 1..400 {
+        let own = format!("traceparent: 00-{:032x}-{n:016x}-01", n + 0xdddd_0000);
+        let brings = n % 20 != 0;
+        let request = app.begin_with(n, &[&*own][..usize::from(brings)]);
+        app.wait(2);
+        let decision = match brings {
+            true => Decision::Copied,
+            false => Decision::Exclusive,
+        };
+        assert_eq!(app.call(n), (Some(decision), Some(n)));
+        app.sidecar.end(&request);
+        app.wait(50);
+    }
 }
 
 #[derive(Clone, Debug)]

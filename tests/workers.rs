@@ -249,3 +249,28 @@ fn a_request_that_is_told_of_twice() {
     many.clone().for_each(|n| tracker.end(1_005_000, n));
     assert_eq!(tracker.in_flight(), 0);
 }
+
+/// More than are known by their number.
+#[test]
+fn requests_that_are_only_counted() {
+    let mut tracker = Tracker::default();
+    let last = 20_000;
+    (1..=last).for_each(|n| tracker.begin(1_000_000, n, 0, 7, vec![]));
+    assert_eq!(tracker.in_flight(), last as usize);
+    // One of each sort stays: followed, known, and counted.
+    let stay = [100, 200, last];
+    let ends = (1..=last).filter(|n| !stay.contains(n));
+    ends.for_each(|n| tracker.end(1_001_000, n));
+    assert_eq!(tracker.in_flight(), stay.len());
+    tracker.end(1_002_000, 100);
+    tracker.end(1_002_000, 200);
+    tracker.begin(1_003_000, last + 1, 0, 7, vec![]);
+    let what = Call {
+        kind: [8; 2],
+        tokens: vec![],
+        port: 0,
+    };
+    assert_eq!(tracker.call(1_004_000, 1, &what, None), None);
+    tracker.end(1_005_000, last);
+    assert!(tracker.call(1_006_000, 2, &what, None).is_some());
+}

@@ -41,18 +41,21 @@ pub(super) struct InFlight {
     tracked: Vec<Request>,
     /// Numbers of the others, in order: a BTreeSet would bring the module 5 KB.
     untracked: Vec<u64>,
+    /// How many more there are, of which not even that is known.
+    more: usize,
 }
 
 impl InFlight {
     /// How many there are.
     pub(super) fn len(&self) -> usize {
-        self.tracked.len() + self.untracked.len()
+        self.tracked.len() + self.untracked.len() + self.more
     }
 
     /// How many there are, without those of which nothing was heard for long.
     pub(super) fn active(&self, now_us: u64) -> usize {
         let active = |request: &&Request| request.is_active(now_us);
-        self.tracked.iter().filter(active).count() + self.untracked.len()
+        let tracked = self.tracked.iter();
+        tracked.filter(active).count() + self.untracked.len() + self.more
     }
 
     /// No request is tracked any more.
@@ -62,7 +65,7 @@ impl InFlight {
 
     /// All are tracked.
     pub(super) fn all_tracked(&self) -> bool {
-        self.untracked.is_empty()
+        self.untracked.is_empty() && self.more == 0
     }
 
     /// Those that are tracked.
@@ -90,23 +93,24 @@ impl InFlight {
         self.tracked.push(request);
     }
 
-    /// Adds one that is not. The earliest goes if there are too many.
+    /// Adds one that is not. If there are too many, it is counted alone.
     pub(super) fn add_untracked(&mut self, number: u64) {
         if let Err(at) = self.untracked.binary_search(&number) {
-            self.untracked.insert(at, number);
-        }
-        if self.untracked.len() > UNTRACKED {
-            self.untracked.remove(0);
+            match self.untracked.len() < UNTRACKED {
+                true => self.untracked.insert(at, number),
+                false => self.more += 1,
+            }
         }
     }
 
     /// Removes one, and returns it if it was tracked.
     pub(super) fn remove(&mut self, number: u64) -> Option<Request> {
         let at = self.tracked.iter().position(|known| known.number == number);
-        if at.is_none()
-            && let Ok(at) = self.untracked.binary_search(&number)
-        {
-            self.untracked.remove(at);
+        if at.is_none() {
+            match self.untracked.binary_search(&number) {
+                Ok(at) => drop(self.untracked.remove(at)),
+                Err(_) => self.more = self.more.saturating_sub(1),
+            }
         }
         Some(self.tracked.swap_remove(at?))
     }
@@ -125,5 +129,6 @@ impl InFlight {
     pub(super) fn clear(&mut self) {
         self.tracked.clear();
         self.untracked.clear();
+        self.more = 0;
     }
 }

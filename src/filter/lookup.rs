@@ -158,7 +158,10 @@ impl Filter {
         let WorkerState {
             store, attribution, ..
         } = worker;
-        if has_no_context {
+        // Of another trace, which not all requests bring, a call without it lacks nothing.
+        let by_other_trace =
+            request.headers.has_new_request_id && found.stored.w3c_state == W3cState::Other;
+        if has_no_context && !by_other_trace {
             attribution.carries_key(host_of(&request.headers));
         }
         attribution.is_awake().then(|| {
