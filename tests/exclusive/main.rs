@@ -104,6 +104,25 @@ fn clicks_without_a_pause_are_right() {
     }
 }
 
+/// However long requests work before a call, and however many there have been; also where the pod
+/// is hardly ever idle.
+#[test]
+fn requests_that_work_for_seconds() {
+    for work_ms in [1000.0, 3000.0, 8000.0] {
+        for pause in [Pause::None, Pause::Mean(1500.0), Pause::Mean(10_000.0)] {
+            let app = app(work_ms, 5.0, pause, plain());
+            for seed in seeds() {
+                let found = run(&app, &[], Breaks::default(), 0.0, seed);
+                let right = found.right(&[]);
+                assert!(
+                    right >= 0.99,
+                    "{work_ms} ms, {pause:?}, seed {seed}: {right}"
+                );
+            }
+        }
+    }
+}
+
 /// The worst window of all seeds; and on average the part that is right of the kinds which
 /// the background has no part in, and of all.
 fn beside(app: &App, background: Background) -> (u32, f64, f64) {

@@ -141,12 +141,15 @@ impl Exclusive {
         } else {
             mean_rate * lift.min(1.0)
         });
-        let background = self.background_rate(known);
+        let reached = get(&calls.reached, 0);
+        let each_makes_one =
+            get(&calls.went_on, 0) > 0.98 * reached && get(&calls.went_on, 1) < 0.02 * reached;
+        let always = reached >= ALWAYS && each_makes_one;
+        let background = self.background_rate(known, always && made == 0);
         let doubt = background / (background + rate);
-        let young = known.calls < FEW || get(&calls.reached, made.min(1)) < FEW - 1.0;
-        let always = get(&calls.reached, 0) >= ALWAYS
-            && get(&calls.went_on, 0) > 0.98 * get(&calls.reached, 0)
-            && get(&calls.went_on, 1) < 0.02 * get(&calls.reached, 0);
+        let young = known.calls < FEW
+            || get(&calls.reached, made.min(1)) < FEW - 1.0
+            || (made == 0 && each_makes_one && !always);
         let one_too_many = made > 0 && one_more < 0.5;
         let at_odd_time = !late && lift < 0.5;
         let next = calls.probability_of_one_more(made + 1);
@@ -202,7 +205,7 @@ impl Exclusive {
         let budget = self.budget;
         let room = budget / BUDGET;
         let known = self.known_mut(kind)?;
-        if odds < REFUTED || judgement.doubt > DOUBT {
+        if (odds < REFUTED && !judgement.always) || judgement.doubt > DOUBT {
             return None;
         }
         let good = match known.given_early < EARLY_CALLS {

@@ -150,13 +150,18 @@ impl Exclusive {
     }
 
     /// The rate at which the background makes calls of this kind now, per millisecond: an
-    /// upper limit.
-    pub(super) fn background_rate(&self, kind: &Kind) -> f32 {
+    /// upper limit. `always`: each request of the route makes just one such call. That few make
+    /// two says more of the background then than where in time the calls come: of those that
+    /// work for long, or now longer and now shorter, nearly all of the time is like any other.
+    pub(super) fn background_rate(&self, kind: &Kind, always: bool) -> f32 {
         let now_us = self.now_us;
-        let upper = |calls: f32| calls + calls.sqrt() + PRIOR_BACKGROUND.0;
+        let presumed = PRIOR_BACKGROUND.0 / (1.0 + self.halved);
+        let upper = |calls: f32| calls + calls.sqrt() + presumed;
         let mut rate = upper(kind.background) / (get(&self.sums, 0) + PRIOR_BACKGROUND.1);
-        let (calls, time) = self.quiet_half(kind);
-        rate = rate.max(upper(calls) / (time + PRIOR_BACKGROUND.1));
+        if !always {
+            let (calls, time) = self.quiet_half(kind);
+            rate = rate.max(upper(calls) / (time + PRIOR_BACKGROUND.1));
+        }
         rate = rate.max(kind.recent_rate(now_us));
         let after = bucket(now_us.saturating_sub(self.ended_us));
         for at in after.saturating_sub(LATER)..=after {

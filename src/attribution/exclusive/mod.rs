@@ -56,6 +56,8 @@ const TAUGHT: f32 = 0.05;
 const TAUGHT_WHOLE: f32 = 0.25;
 /// Milliseconds after which half is forgotten.
 const HALVED_MS: f32 = 300_000.0;
+/// What is presumed before anything was seen counts less each time, up to so many times.
+const HALVED_MOST: f32 = 20.0;
 /// A request without an event for so long is not taken for one that is about to make a call.
 const SILENT_US: u64 = 10_000_000;
 
@@ -83,6 +85,8 @@ pub(super) struct Exclusive {
     /// By name.
     kinds: Vec<Option<Box<Kind>>>,
     routes: Vec<Route>,
+    /// How often half was forgotten, up to [`HALVED_MOST`].
+    halved: f32,
     /// The doubt that may be spent, in calls.
     budget: f32,
     /// Unexpected calls that may be given to requests.
@@ -105,6 +109,7 @@ impl Default for Exclusive {
             after_answer: [0.0; BUCKETS],
             kinds: vec![None; NAMES],
             routes: vec![Route::default(); NAMES],
+            halved: 0.0,
             budget: BUDGET,
             unexpected: UNEXPECTED,
         }
@@ -149,6 +154,7 @@ impl Exclusive {
     }
 
     fn halve(&mut self) {
+        self.halved = (self.halved + 1.0).min(HALVED_MOST);
         for values in [&mut self.time, &mut self.calls] {
             for value in values {
                 *value *= 0.5;
@@ -308,7 +314,8 @@ impl Exclusive {
     ) -> bool {
         let now_us = self.now_us;
         let judgement = evidence.judgement;
-        let likely = keyed || (evidence.odds >= REFUTED && judgement.doubt <= 0.5);
+        let is_made = evidence.odds >= REFUTED || judgement.always;
+        let likely = keyed || (is_made && judgement.doubt <= 0.5);
         // A request that overlapped others may be about to do what requests do, unknown to
         // us: what is unexpected of it shows no background.
         let is_background =
