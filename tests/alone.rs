@@ -266,3 +266,46 @@ fn calls_of_a_long_request_that_others_were_beside() {
     app.wait(20);
     assert_eq!(app.click(ROUTE + 1, &[B]), [true]);
 }
+
+/// One call after the other, from the first request on: as many as a list has items.
+#[test]
+fn a_loop_of_many_calls() {
+    for class in [A, 500] {
+        let mut app = App::new();
+        for n in 0..20 {
+            let request = app.begin(ROUTE);
+            let call = |_: &u32| {
+                app.wait(1);
+                app.call_of([A, class])
+            };
+            let given = (0..100).filter(call).count();
+            assert!(n < 8 || given == 100, "{n}: {given}");
+            app.end(request);
+            app.wait(20);
+        }
+    }
+}
+
+/// The same of a job, in a pod that is never idle.
+#[test]
+fn a_loop_of_calls_of_a_job() {
+    let mut app = App::new();
+    let mut given = 0;
+    for n in 0..3000u64 {
+        let request = app.begin(ROUTE);
+        // Now sooner, now later.
+        let before = ((n * 2_654_435_761) >> 16) % 40;
+        app.wait(before);
+        if n % 30 == 7 {
+            for _ in 0..8 {
+                given += usize::from(app.call_of([B, 500]));
+                app.now_us += 200;
+            }
+        }
+        app.wait(40 - before);
+        app.call(A);
+        app.end(request);
+        app.now_us += 200;
+    }
+    assert!(given <= 10, "{given}");
+}

@@ -82,7 +82,7 @@ impl Exclusive {
         // kind are no events of their own then. If not, what the request did apart from them
         // counts as well.
         let (returned, at_us) = only.returned;
-        let follows = returned == kind && now_us.saturating_sub(at_us) < since_us / 4;
+        let follows = returned == kind && now_us.saturating_sub(at_us) < since_us / 2;
         let event_us = now_us.saturating_sub(only.last_event_us);
         let cell = only.first_cell(None) + bucket(event_us);
         let (other_cell, timer) = if follows {
@@ -101,6 +101,8 @@ impl Exclusive {
             false => lift,
         };
         let weight = (learned_lift * silence / timer).clamp(*WEIGHTS.start(), *WEIGHTS.end());
+        // One call after the other says as little as the first one of them.
+        let weight = if follows { 1.0 } else { weight };
         Evidence {
             cells,
             lift,

@@ -58,7 +58,9 @@ impl Exclusive {
             timer: 1.0,
             since_us: 0,
         };
-        for name in [class, kind] {
+        // Of one that has the name of its class, once.
+        let names = [Some(class).filter(|class| *class != kind), Some(kind)];
+        for name in names.into_iter().flatten() {
             if let Some(kind) = self.kinds.get_mut(usize::from(name)) {
                 let kind = kind.get_or_insert_with(|| Box::new(Kind::new(odds)));
                 let since_us = now_us.saturating_sub(kind.last_us);
