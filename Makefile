@@ -35,7 +35,7 @@ MYPY := 2.4.1
 WASM_FEATURES := --enable-bulk-memory --enable-sign-ext --enable-nontrapping-float-to-int \
   --enable-mutable-globals --enable-reference-types --enable-multivalue
 # The stack is first, and grows down: nothing lies in the first KB.
-WASM_OPT := -Oz --flatten --rereloop -Oz --flatten --rereloop -Oz --converge --const-hoisting --low-memory-unused --strip-debug --strip-producers
+WASM_OPT := -Oz --flatten --rereloop -Oz --flatten --rereloop -Oz --converge --gufa -Oz --const-hoisting --low-memory-unused --strip-debug --strip-producers
 # The callbacks that the module exports: Envoy calls each, for every request.
 WASM_EXPORTS := src/wasm/exports.json
 BINARYEN_BIN := $(TOOLS)/npm/node_modules/.bin
@@ -396,7 +396,7 @@ accuracy: accuracy-simulated go node java $(WASM) $(TOOLS)/venv/.accuracy-done #
 RECORDINGS ?= target/recordings
 RECORD = $(PYTHON) -m accuracy.record $(RECORDINGS) $(if $(STACKS),--stacks $(STACKS))
 .PHONY: accuracy-record
-accuracy-record: go node java $(TOOLS)/venv/.accuracy-done ## What a sidecar sees around STACKS (twelve) of applications, cold and warm, into RECORDINGS (target/recordings) (Go, Node, a JDK, Maven; Debian: puma, php-fpm, php-cli, php-curl, lighttpd)
+accuracy-record: go node java $(TOOLS)/venv/.accuracy-done ## What a sidecar sees around STACKS (thirteen) of applications, cold and warm, into RECORDINGS (target/recordings) (Go, Node, a JDK, Maven; Debian: puma, php-fpm, php-cli, php-curl, lighttpd)
 	$(call say,recordings: cold and warm$(comma) calls of 10 and of 100 ms; about 7 minutes a stack; leave the machine alone meanwhile)
 	$(RECORD) --variants sequential --levels 1 2 4 8 16 32
 	$(RECORD) --variants sequential --cold --levels 2x3000 4x3000 8x4000 16x4000 32x4000

@@ -21,6 +21,8 @@ pub(super) struct Request {
     pub(super) began_us: u64,
     /// When it last may have begun a call, or one has returned.
     pub(super) heard_us: u64,
+    /// Of [`Pool::take`]; 0: not known.
+    pub(super) connection: u8,
 }
 
 impl Request {

@@ -14,6 +14,7 @@
 //! | `inferred` | to which of several requests in flight a call belongs; off by default |
 //! | [`journal`] | which requests and calls of each worker have begun and ended |
 //! | [`look_back`] | calls that were left alone, and whose request is known later |
+//! | `pool` | which of the sidecar's connections to the application a request came through |
 //! | `keyed` | the calls to which the application gives keys, by host and by kind |
 //!
 //! Each worker that judges calls has a [`Tracker`] of its own, which gets the events in the
@@ -30,6 +31,7 @@ mod keyed;
 pub mod look_back;
 mod names;
 mod numbers;
+mod pool;
 pub mod signature;
 pub mod tracker;
 
@@ -92,7 +94,12 @@ fn number(worker: u16, id: u64) -> u64 {
 
 /// The inverse, of a request.
 fn request_of(number: u64) -> RequestRef {
-    ((number >> 48) as u16, number & 0xffff_ffff_ffff)
+    (worker_of(number), number & 0xffff_ffff_ffff)
+}
+
+/// The worker of a request or call.
+fn worker_of(number: u64) -> u16 {
+    (number >> 48) as u16
 }
 
 impl Attribution {

@@ -10,6 +10,7 @@ use super::in_flight::{InFlight, Request};
 use super::inferred::{Inferred, NewCall};
 use super::look_back::{LeftAlone, Told};
 use super::names::{Name, Names};
+use super::pool::Pool;
 use super::signature::Token;
 
 /// To which request a call belongs.
@@ -40,6 +41,8 @@ pub enum Basis {
 pub struct Tracker {
     now_us: u64,
     in_flight: InFlight,
+    /// For `inferred`.
+    pool: Pool,
     routes: Names,
     kinds: Names,
     exclusive: Exclusive,
@@ -101,7 +104,12 @@ impl Tracker {
         if is_tracked {
             let route = self.route(route);
             self.exclusive.begin(Some(route));
+            let connection = match self.inferred {
+                Some(_) => self.pool.take(request),
+                None => 0,
+            };
             self.in_flight.add(Request {
+                connection,
                 number: request,
                 bucket,
                 route,
@@ -272,6 +280,9 @@ impl Tracker {
                 route, began_us, ..
             } = *removed;
             self.exclusive.end(request, route, began_us, answered);
+            if answered {
+                self.pool.put(removed);
+            }
         }
         self.count();
         if let (Some(inferred), Some(removed)) = (&mut self.inferred, removed) {

@@ -129,6 +129,12 @@ STACKS = {
             _python("gunicorn_app.py"),
             more=("gthread",),
         ),
+        Stack(
+            "connections",
+            "Python's own server, a thread a connection, and requests, with sessions in each",
+            (),
+            _python("connections_app.py"),
+        ),
         Stack("aiohttp", "aiohttp, one event loop", (), _python("aiohttp_app.py")),
         Stack(
             "starlette",

@@ -117,7 +117,7 @@ impl Engine {
         let Some(request) = request else { return };
         let progress = Progress::start(request.route);
         let node = self.model.nodes.of(progress);
-        let cluster = Cluster::new(request.number, progress, node, now_us);
+        let cluster = Cluster::new(request, progress, node, now_us);
         self.clusters.push(cluster);
         self.requests.push(Notes {
             number: request.number,
@@ -236,7 +236,7 @@ impl Engine {
             let duration_us = now_us.saturating_sub(request.began_us);
             let taught = self.taught();
             taught.routes.learn_duration(notes.route, duration_us);
-            cluster.teach(taught, now_us, member, certain);
+            cluster.teach(taught, now_us, (member, request.connection), certain);
             if self.lesson.is_none() {
                 self.model.nodes.work_out();
             }
@@ -366,6 +366,7 @@ mod tests {
             route: 1,
             began_us: 1_000_000,
             heard_us: 1_000_000,
+            connection: 0,
         };
         engine.begin(1_000_000, Some(&request), false, vec![]);
         in_flight.add(request.clone());

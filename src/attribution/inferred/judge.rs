@@ -240,6 +240,7 @@ mod tests {
                 route: 1,
                 began_us: 1_000_000,
                 heard_us: 1_000_000,
+                connection: 0,
             };
             engine.begin(1_000_000, Some(&request), false, vec![]);
             in_flight.add(request);

@@ -101,7 +101,10 @@ impl Inferred {
     ) {
         match request {
             Some(request) => {
-                let what = What::Begun(request.route);
+                let what = What::Begun {
+                    route: request.route,
+                    connection: request.connection,
+                };
                 self.learner.record(now_us, request.number, what);
             }
             // What it does looks as if others did it.

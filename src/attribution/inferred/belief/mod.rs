@@ -7,6 +7,7 @@ mod silence;
 mod state;
 
 use super::model::{Connection, Counts, Model, NodeId, Progress, Step};
+use crate::attribution::in_flight::Request;
 use crate::attribution::names::Name;
 use crate::attribution::numbers::{ln, sort_key};
 use state::State;
@@ -156,13 +157,14 @@ impl Cluster {
     }
 
     /// A request that has just begun.
-    pub(super) fn new(request: u64, progress: Progress, node: NodeId, now_us: u64) -> Self {
+    pub(super) fn new(request: &Request, progress: Progress, node: NodeId, now_us: u64) -> Self {
+        let connection = Connection::to_application(request.connection);
         Self {
-            members: vec![request],
+            members: vec![request.number],
             calls: Vec::new(),
             hypotheses: vec![Hypothesis {
                 weight: 1.0,
-                states: vec![State::new(progress, node, now_us)],
+                states: vec![State::new(progress, node, now_us, connection)],
                 owners: Vec::new(),
             }],
             at_us: now_us,
@@ -245,7 +247,7 @@ impl Cluster {
         &self,
         model: &mut Model,
         now_us: u64,
-        member: usize,
+        (member, connection): (usize, u8),
         certain: Option<f32>,
     ) {
         for hypothesis in &self.hypotheses {
@@ -260,7 +262,7 @@ impl Cluster {
                 Some(least) => f32::from(u8::from(weight > least)),
                 None => weight,
             };
-            let mut next = Connection::NONE;
+            let (mut next, mut first) = (Connection::NONE, Connection::NONE);
             let us = state.waited_us(now_us);
             model.learn_step(state.progress(), us, Step::Ended, weight);
             model.learn_certain(state.progress(), true, certain(weight));
@@ -269,12 +271,17 @@ impl Cluster {
                 let weight = weight * step.share;
                 model.learn_step(step.progress, step.us, step.step, weight);
                 model.learn_certain(step.progress, false, certain(weight));
-                if weight > LIKELY && matches!(step.step, Step::Called(_)) {
-                    model.connections.learn(step.connection, next, weight);
-                    next = step.connection;
+                if matches!(step.step, Step::Called(_)) {
+                    first = Connection::NONE;
+                    if weight > LIKELY {
+                        model.connections.learn(step.connection, next, weight);
+                        (first, next) = (step.connection, step.connection);
+                    }
                 }
                 path = step.previous.as_deref();
             }
+            let connection = Connection::to_application(connection);
+            model.first_connections.learn(connection, first, weight);
         }
     }
 

@@ -126,6 +126,7 @@ impl Cluster {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attribution::in_flight::Request;
     use crate::attribution::inferred::belief::NO_OWNER;
     use crate::attribution::inferred::model::{Connection, Progress, Step};
 
@@ -133,7 +134,15 @@ mod tests {
     fn cluster(model: &mut Model) -> Cluster {
         let progress = Progress::start(1);
         let node = model.nodes.of(progress);
-        let mut cluster = Cluster::new(1, progress, node, 0);
+        let request = Request {
+            number: 1,
+            bucket: 0,
+            route: 1,
+            began_us: 0,
+            heard_us: 0,
+            connection: 0,
+        };
+        let mut cluster = Cluster::new(&request, progress, node, 0);
         let hypotheses = &mut cluster.hypotheses;
         let mut other = hypotheses.first().cloned().unwrap();
         for state in &mut other.states {

@@ -62,13 +62,18 @@ pub(super) struct State {
     pub(super) position: Option<Position>,
     /// How much likelier it goes on, for its position.
     pub(super) gain: f32,
-    /// That of its last call, where connections are evidence.
+    /// That to the application; from its first call on that call's, where these are evidence.
     pub(super) connection: Connection,
 }
 
 impl State {
     /// Of a request that has just begun.
-    pub(super) fn new(progress: Progress, node: NodeId, now_us: u64) -> Self {
+    pub(super) fn new(
+        progress: Progress,
+        node: NodeId,
+        now_us: u64,
+        connection: Connection,
+    ) -> Self {
         Self {
             progress,
             node,
@@ -76,7 +81,7 @@ impl State {
             path: None,
             position: None,
             gain: 1.0,
-            connection: Connection::NONE,
+            connection,
         }
     }
 
@@ -219,7 +224,7 @@ impl State {
         let rate = model
             .nodes
             .call_rate(self.node, self.waited_us(now_us), kind);
-        rate * self.gain * model.connections.lift(self.connection, connection)
+        rate * self.gain * model.lift(self.connection, connection)
     }
 
     /// Time in the node, in microseconds.
@@ -256,7 +261,7 @@ mod tests {
     fn calls_that_only_one_of_two_states_made_are_as_likely_as_that_one() {
         let model = &mut Model::default();
         let progress = Progress::start(1);
-        let begun = State::new(progress, model.nodes.of(progress), 0);
+        let begun = State::new(progress, model.nodes.of(progress), 0, Connection::NONE);
         let begun = after(model, &begun, &[1]);
         let mut joined = after(model, &begun, &[2, 4]);
         let other = after(model, &begun, &[3, 4]);

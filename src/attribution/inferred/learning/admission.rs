@@ -29,7 +29,7 @@ pub(super) fn limits(events: &[Recorded]) -> [usize; 2] {
         let number = event.number;
         // Those that began before the first event are not known.
         match event.what {
-            What::Begun(_) => requests.push(number),
+            What::Begun { .. } => requests.push(number),
             What::Ended { answered } => {
                 let at = requests.iter().position(|known| *known == number);
                 if answered {
@@ -66,7 +66,7 @@ pub(super) fn admitted(events: &[Recorded], limit: usize) -> Option<Vec<Recorded
     let (mut against, mut requests) = (0.0f32, 0.0f32);
     for event in events {
         match event.what {
-            What::Begun(_) => {
+            What::Begun { .. } => {
                 requests += 1.0;
                 match running.len() < limit {
                     true => {
@@ -102,6 +102,11 @@ pub(super) fn admitted(events: &[Recorded], limit: usize) -> Option<Vec<Recorded
 mod tests {
     use super::*;
 
+    const BEGUN: What = What::Begun {
+        route: 1,
+        connection: 0,
+    };
+
     fn event(at_us: u64, number: u64, what: What) -> Recorded {
         Recorded {
             at_us,
@@ -114,7 +119,7 @@ mod tests {
     /// are served at once. Their calls have the numbers of the requests.
     fn served(limit: u64) -> Vec<Recorded> {
         let answered = true;
-        let mut events: Vec<Recorded> = (1..=8).map(|n| event(n, n, What::Begun(1))).collect();
+        let mut events: Vec<Recorded> = (1..=8).map(|n| event(n, n, BEGUN)).collect();
         for first in (1..=40).step_by(limit as usize) {
             let batch = first..(first + limit).min(41);
             let at = 100 * first;
@@ -127,7 +132,7 @@ mod tests {
                 events.push(event(at + 50, number, What::Returned));
                 events.push(event(at + 60, number, What::Ended { answered }));
                 if number + 8 <= 40 {
-                    events.push(event(at + 70, number + 8, What::Begun(1)));
+                    events.push(event(at + 70, number + 8, BEGUN));
                 }
             }
         }
@@ -161,7 +166,7 @@ mod tests {
         let admitted = admitted(&events, 2).unwrap();
         assert_eq!(admitted.len(), events.len());
         let begun = |events: &[Recorded], number: u64| {
-            let is_it = |event: &&Recorded| event.number == number && event.what == What::Begun(1);
+            let is_it = |event: &&Recorded| event.number == number && event.what == BEGUN;
             events.iter().find(is_it).map(|event| event.at_us)
         };
         assert_eq!(begun(&admitted, 1), Some(1));
@@ -171,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_limit_that_requests_do_not_keep_is_none() {
-        let begun = (1..=3).map(|n| event(n, n, What::Begun(1)));
+        let begun = (1..=3).map(|n| event(n, n, BEGUN));
         let answered = true;
         let ended = [3, 1, 2].map(|n| event(10, n, What::Ended { answered }));
         let events: Vec<Recorded> = begun.chain(ended).collect();

@@ -68,7 +68,7 @@ pub(super) struct Learner {
 impl Learner {
     /// Something has happened to the request, or call, of this number.
     pub(super) fn record(&mut self, at_us: u64, number: u64, what: What) {
-        if let What::Begun(_) = what {
+        if let What::Begun { .. } = what {
             self.requests = self.requests.saturating_add(1);
             self.came += 1;
         }
@@ -195,6 +195,13 @@ impl Learner {
 mod tests {
     use super::*;
 
+    fn begun(route: Name) -> What {
+        What::Begun {
+            route,
+            connection: 0,
+        }
+    }
+
     /// Requests of routes 1 to 3, each of which makes a call of the kind of its route.
     fn record(learner: &mut Learner, requests: usize) {
         for n in 0..requests as u64 {
@@ -204,7 +211,7 @@ mod tests {
                 port: 0,
             };
             let end = What::Ended { answered: true };
-            learner.record(at_us, n, What::Begun(name));
+            learner.record(at_us, n, begun(name));
             learner.record(at_us + 1_000, 100_000 + n, call);
             learner.record(at_us + 2_000, 100_000 + n, What::Returned);
             learner.record(at_us + 3_000, n, end);
@@ -220,9 +227,9 @@ mod tests {
         let events = || learner.recording.events().iter();
         let with = |what: fn(What) -> bool| events().filter(|event| what(event.what)).count();
         assert_eq!(events().count(), 36);
-        assert_eq!(with(|what| what == What::Begun(0)), 3);
-        assert_eq!(with(|what| what == What::Begun(2)), 0);
-        assert_eq!(with(|what| what == What::Begun(3)), 3);
+        assert_eq!(with(|what| what == begun(0)), 3);
+        assert_eq!(with(|what| what == begun(2)), 0);
+        assert_eq!(with(|what| what == begun(3)), 3);
         assert_eq!(with(|what| matches!(what, What::Called { kind: 0, .. })), 3);
         assert_eq!(with(|what| matches!(what, What::Called { kind: 3, .. })), 0);
     }

@@ -8,8 +8,8 @@ pub(super) const EVENTS_MOST: usize = 6144;
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::attribution::inferred) enum What {
-    /// A request of this route has begun.
-    Begun(Name),
+    /// A request of this route has begun, that came through this connection.
+    Begun { route: Name, connection: u8 },
     /// It has been answered, or was broken off.
     Ended {
         /// It has been answered.
@@ -45,7 +45,7 @@ impl Recording {
         if self.is_full() {
             return;
         }
-        self.requests += usize::from(matches!(event.what, What::Begun(_)));
+        self.requests += usize::from(matches!(event.what, What::Begun { .. }));
         self.events.push(event);
     }
 
@@ -63,7 +63,7 @@ impl Recording {
     pub(super) fn forget_name(&mut self, is_kind: bool, forgotten: Name) {
         for event in &mut self.events {
             let name = match &mut event.what {
-                What::Begun(route) if !is_kind => route,
+                What::Begun { route, .. } if !is_kind => route,
                 What::Called { kind, .. } if is_kind => kind,
                 _ => continue,
             };

@@ -64,13 +64,14 @@ impl Replay {
         let active = self.in_flight.active(at_us);
         self.engine.pass(passed_us, active);
         match event.what {
-            What::Begun(route) => {
+            What::Begun { route, connection } => {
                 let request = Request {
                     number,
                     bucket: 0,
                     route,
                     began_us: at_us,
                     heard_us: at_us,
+                    connection,
                 };
                 let is_alone = active == 0;
                 self.engine

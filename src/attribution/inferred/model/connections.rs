@@ -9,7 +9,7 @@ use crate::attribution::names::Name;
 use crate::attribution::numbers::ln;
 
 /// Connections at most.
-const MOST: usize = 64;
+const MOST: usize = 128;
 /// As if a request had used so many as any request does.
 const PRIOR: f32 = 4.0;
 /// Connections are evidence if they are foretold so much better, in nats: in all, and for
@@ -18,6 +18,9 @@ const GAIN: f32 = 20.0;
 const GAIN_EACH: f32 = 0.7;
 /// Counts are halved after so many calls.
 const CALLS: f32 = 4000.0;
+
+/// A bit above all kinds.
+const TO_APPLICATION: u32 = 1 << 24;
 
 /// The connection of a call, by the application's port and the call's kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,6 +36,18 @@ impl Connection {
             0 => Self::NONE,
             port => Self(u32::from(kind) << 16 | u32::from(port)),
         }
+    }
+
+    /// To the application, of this number; 0: it is not known.
+    pub(in crate::attribution::inferred) fn to_application(number: u8) -> Self {
+        match number {
+            0 => Self::NONE,
+            number => Self(TO_APPLICATION | u32::from(number)),
+        }
+    }
+
+    pub(in crate::attribution::inferred) fn is_to_application(self) -> bool {
+        self.0 & TO_APPLICATION != 0
     }
 
     fn is_of_kind_of(self, other: Self) -> bool {

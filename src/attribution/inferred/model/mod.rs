@@ -47,9 +47,20 @@ pub(super) struct Model {
     pub(super) tokens: tokens::Tokens,
     pub(super) order: Order,
     pub(super) connections: connections::Connections,
+    /// Which connection the first call of a request uses, by that to the application.
+    pub(super) first_connections: connections::Connections,
 }
 
 impl Model {
+    /// How much likelier the next call of its kind has this connection if it belongs to a
+    /// request whose last call had that one, or that came through that one.
+    pub(super) fn lift(&self, last: Connection, next: Connection) -> f32 {
+        match last.is_to_application() {
+            true => self.first_connections.lift(last, next),
+            false => self.connections.lift(last, next),
+        }
+    }
+
     /// The name is of another route from now on.
     pub(super) fn forget_route(&mut self, route: Name) {
         self.nodes.remove(|progress| progress.route == route);

@@ -33,8 +33,43 @@ struct Row {
     path: String,
     /// The peer's, of the connection.
     port: u16,
+    /// Of the client to the sidecar, and of the sidecar to the application.
+    #[serde(default)]
+    connection: u64,
+    #[serde(default)]
+    upstream_connection: u64,
     /// The truth; none for a call of the background.
     request: Option<u64>,
+}
+
+/// The worker of each inbound request: those that share a connection have one.
+fn workers(rows: &[Row]) -> Vec<u64> {
+    let mut workers: Vec<u64> = (0..rows.len() as u64).collect();
+    let mut changed = true;
+    while changed {
+        changed = false;
+        let mut least: HashMap<(bool, u64), u64> = HashMap::new();
+        for pass in 0..2 {
+            for (row, worker) in rows.iter().zip(&mut workers) {
+                if row.side != "inbound" {
+                    continue;
+                }
+                for end in [(false, row.connection), (true, row.upstream_connection)] {
+                    let least = least.entry(end).or_insert(*worker);
+                    changed |= pass == 1 && *worker > *least;
+                    *least = (*least).min(*worker);
+                    *worker = *least;
+                }
+            }
+        }
+    }
+    // Named 0, 1, ...
+    let mut names: HashMap<u64, u64> = HashMap::new();
+    let named = |worker: u64| {
+        let next = names.len() as u64;
+        *names.entry(worker).or_insert(next)
+    };
+    workers.into_iter().map(named).collect()
 }
 
 /// The share of calls that are right, and wrong, by stage, but for the first so many, which are
@@ -55,6 +90,7 @@ pub fn replay(
         events.push((us(row.start_ms + row.ms), true, n));
     }
     events.sort();
+    let workers = workers(&rows);
     let mut tracker = Tracker::default();
     tracker.infer(wrong);
     let mut requests: HashMap<u64, u64> = HashMap::new();
@@ -67,7 +103,8 @@ pub fn replay(
         if us >= next_tick {
             next_tick = us + TICK_US / tracker.learn().max(1);
         }
-        let (row, id) = (&rows[n], n as u64);
+        let row = &rows[n];
+        let id = (workers[n] % 0x1_0000) << 48 | n as u64;
         let inbound = row.side == "inbound";
         let tokens = || signature::tokens(1, row.path.as_bytes(), []);
         match (inbound, ended) {

@@ -102,7 +102,7 @@ impl Declustering {
         let (mut routes, mut kinds) = (Vec::new(), Vec::new());
         for event in events {
             match event.what {
-                What::Begun(route) => index(&mut routes, route),
+                What::Begun { route, .. } => index(&mut routes, route),
                 What::Called { kind, .. } => index(&mut kinds, kind),
                 _ => 0,
             };
@@ -146,7 +146,7 @@ impl Declustering {
         }
         self.now_us = at_us;
         match what {
-            What::Begun(route) => {
+            What::Begun { route, .. } => {
                 let route = index(&mut self.routes, route);
                 let made = vec![0.0; self.kinds.len()];
                 self.running.push(Running {

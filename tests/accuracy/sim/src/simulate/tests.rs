@@ -156,6 +156,7 @@ fn a_start_under_load_is_learned() {
         ("fan-out-of-6", 8, 0.85),
         ("fan-out-of-6", 16, 0.78),
         ("cancelled-5", 8, 0.80),
+        ("client-per-connection", 16, 0.97),
         ("keyed-fan-out", 8, 0.88),
         ("keyed-threads", 8, 0.86),
     ];

@@ -1,0 +1,69 @@
+"""Python's own server, and requests.
+
+Each connection has a thread of its own, and each thread sessions of its own.
+"""
+
+import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import requests
+import service
+import threads
+
+EXECUTOR = ThreadPoolExecutor(32)
+OWN = threading.local()
+
+
+def session(host: str) -> requests.Session:
+    """One for each service, as in app.py, in each thread."""
+    sessions: dict[str, requests.Session] = OWN.__dict__.setdefault("sessions", {})
+    return sessions.setdefault(host, requests.Session())
+
+
+def call(host: str, user: str, truth: bytes, request_id: str | None, ours: bool) -> None:
+    response = session(host).post(
+        f"http://127.0.0.1:{service.OUTBOUND}{service.target(host, user)}",
+        data=truth,
+        headers=service.headers(host, truth, request_id, ours),
+    )
+    service.check(host, response.status_code)
+
+
+SERVE = threads.application(call, lambda: EXECUTOR)
+
+
+class Handler(BaseHTTPRequestHandler):
+    # With 1.0 a connection has one request.
+    protocol_version = "HTTP/1.1"
+    # An answer does not wait for the client to say that it has the first half.
+    disable_nagle_algorithm = True
+
+    def do_POST(self) -> None:
+        environ = {
+            "PATH_INFO": self.path,
+            "HTTP_X_REQUEST_ID": self.headers.get("x-request-id"),
+            "wsgi.input": io.BytesIO(self.rfile.read(int(self.headers["content-length"]))),
+        }
+
+        def start(status: str, headers: list[tuple[str, str]]) -> None:
+            self.send_response(int(status.split()[0]))
+            for name, value in headers:
+                self.send_header(name, value)
+            self.end_headers()
+
+        for part in SERVE(environ, start):
+            self.wfile.write(part)
+
+    def log_message(self, *_: object) -> None:
+        """No line for each request."""
+
+
+class Server(ThreadingHTTPServer):
+    request_queue_size = 128
+
+
+if __name__ == "__main__":
+    threads.start_background(call)
+    Server(("127.0.0.1", service.PORT), Handler).serve_forever()
