@@ -309,3 +309,81 @@ fn a_loop_of_calls_of_a_job() {
     }
     assert!(given <= 10, "{given}");
 }
+
+/// Milliseconds, about so many, in a row that is always the same.
+fn about(seed: &mut u64, ms: f64) -> u64 {
+    *seed = seed
+        .wrapping_mul(6_364_136_223_846_793_005)
+        .wrapping_add(1_442_695_040_888_963_407);
+    let part = (*seed >> 11) as f64 / (1u64 << 53) as f64;
+    (-ms * (1.0 - part).ln()) as u64
+}
+
+fn inferring() -> App {
+    let mut app = App::new();
+    app.tracker.infer(0.005);
+    app
+}
+
+/// With `inferred`, too: a poll is nearly always in flight, and hardly anything else.
+#[test]
+fn jobs_beside_long_polls() {
+    let (mut app, mut seed) = (inferring(), 1);
+    let mut given = 0;
+    let mut poll = app.begin(900);
+    let mut until_us = app.now_us + 30_000_000;
+    for job in 0..3000 {
+        let next_us = app.now_us + 1000 * about(&mut seed, 2000.0);
+        app.tracker.learn();
+        while next_us > until_us {
+            app.now_us = app.now_us.max(until_us);
+            app.end(poll);
+            poll = app.begin(900);
+            until_us = app.now_us + 30_000_000;
+        }
+        app.now_us = next_us;
+        for kind in [8, 9, 10] {
+            let is_given = app.call(kind);
+            // The first ones are learned from.
+            given += usize::from(is_given && job >= 300);
+        }
+        if job % 10 == 9 {
+            app.wait(about(&mut seed, 1000.0));
+            app.click(1, &[1]);
+        }
+    }
+    assert!(given <= 45, "{given} of 8,100");
+}
+
+/// With `inferred`, too: the calls of a job come one after the other, now and then while a
+/// request works.
+#[test]
+fn chains_of_a_job() {
+    for kinds in [[8, 9, 10, 11, 12], [8, 8, 8, 8, 8]] {
+        let (mut app, mut seed) = (inferring(), 1);
+        let (mut given, mut own) = (0, 0);
+        for _ in 0..3000 {
+            app.tracker.learn();
+            let request = app.begin(1);
+            let before = about(&mut seed, 1000.0) % 50;
+            app.wait(before);
+            if about(&mut seed, 10.0) < 1 {
+                for kind in kinds {
+                    given += usize::from(app.call(kind));
+                }
+            }
+            app.wait(50 - before);
+            own += usize::from(app.call(1)) + usize::from(app.call(2));
+            app.end(request);
+            app.wait(about(&mut seed, 50.0));
+            if about(&mut seed, 10.0) < 1 {
+                for kind in kinds {
+                    app.call(kind);
+                }
+                app.wait(about(&mut seed, 20.0));
+            }
+        }
+        assert!(given <= 30, "{given} of the job's {kinds:?}");
+        assert!(own >= 5900, "{own} of 6,000, {kinds:?}");
+    }
+}

@@ -5,7 +5,7 @@
 //! `Inferred`, if it is wanted, to which of several.
 
 use super::Call;
-use super::exclusive::Exclusive;
+use super::exclusive::{Against, Exclusive};
 use super::in_flight::{InFlight, Request};
 use super::inferred::{Inferred, NewCall};
 use super::look_back::{LeftAlone, Told};
@@ -177,14 +177,23 @@ impl Tracker {
                     tokens: &what.tokens,
                     port: what.port,
                 };
+                let against = self.exclusive.against;
                 match owner {
                     Some(owner) => {
                         inferred.called(now_us, call, owner);
                         None
                     }
+                    None if against == Against::All && what.tokens.is_empty() => {
+                        inferred.called_by_nobody(kind, self.in_flight.active(now_us));
+                        None
+                    }
                     None => {
                         let in_flight = &mut self.in_flight;
-                        inferred.judge(now_us, call, in_flight, exclusive, self.wrong)
+                        let verdict =
+                            inferred.judge(now_us, call, in_flight, exclusive, self.wrong);
+                        // An identifier, or that each request makes one, says more.
+                        let is_guess = |verdict: &Verdict| verdict.basis == Basis::Evidence;
+                        verdict.filter(|verdict| against == Against::Nothing || !is_guess(verdict))
                     }
                 }
             }

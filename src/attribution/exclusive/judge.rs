@@ -30,6 +30,8 @@ const DOUBT_UNEXPECTED: f32 = 0.008;
 /// If the background made more calls of a kind than this, none of the kind is given to a
 /// request that overlapped others.
 const OVERLAPPED_BACKGROUND: f32 = 1.0;
+/// With a greater doubt, a call is rather the background's.
+pub(super) const UNLIKELY: f32 = 0.5;
 /// A route is known after so many requests that were the only one from beginning to end.
 pub(super) const KNOWN: f32 = 5.0;
 /// Odds stay in this range, so that a change is noticed.
@@ -42,6 +44,16 @@ pub(super) const REFUTED: f32 = 0.04;
 pub(super) const FEW: f32 = 4.0;
 /// Requests after which it is known that each makes just one call of a kind.
 const ALWAYS: f32 = 30.0;
+
+/// What speaks against the only request in flight having made a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::attribution) enum Against {
+    Nothing,
+    /// Calls of its kind take no notice of requests.
+    Kind,
+    /// And it came where requests make no more calls than the background.
+    All,
+}
 
 /// What is known of a call that came while one request was in flight.
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +84,17 @@ pub(super) struct Judgement {
     pub(super) is_unexpected: bool,
     /// The share of requests that make an unexpected call next.
     pub(super) usual: f32,
+}
+
+impl Evidence {
+    /// What speaks against the request.
+    pub(super) fn against(&self) -> Against {
+        match self.odds < REFUTED {
+            true if self.judgement.doubt > UNLIKELY => Against::All,
+            true => Against::Kind,
+            false => Against::Nothing,
+        }
+    }
 }
 
 impl Exclusive {

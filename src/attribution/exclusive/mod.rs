@@ -26,6 +26,7 @@
 //! is coarser (they may be the same). Names are small numbers; 0 stands for any.
 
 mod cells;
+mod forget;
 mod judge;
 mod kind;
 mod lifts;
@@ -36,7 +37,8 @@ use super::buckets::{BUCKETS, ms, spans};
 use super::in_flight::Request;
 use super::names::{NAMES, Name};
 use cells::{ANY_TIME, CELLS, IDLE, add, get};
-use judge::{BUDGET, Evidence, REFUTED};
+pub(super) use judge::Against;
+use judge::{BUDGET, Evidence, REFUTED, UNLIKELY};
 use kind::Kind;
 use only_request::{AbortedRequest, OUTSTANDING, OnlyRequest, OutstandingCall};
 use route::Route;
@@ -91,6 +93,8 @@ pub(super) struct Exclusive {
     budget: f32,
     /// Unexpected calls that may be given to requests.
     unexpected: f32,
+    /// What speaks against the only request in flight having made the last call.
+    pub(super) against: Against,
 }
 
 impl Default for Exclusive {
@@ -112,6 +116,7 @@ impl Default for Exclusive {
             halved: 0.0,
             budget: BUDGET,
             unexpected: UNEXPECTED,
+            against: Against::Nothing,
         }
     }
 }
@@ -267,6 +272,10 @@ impl Exclusive {
         self.budget = (self.budget + INCOME).min(BUDGET);
         self.unexpected = (self.unexpected + UNEXPECTED_INCOME).min(UNEXPECTED);
         let timing = self.observe(kind, class);
+        self.against = match self.only.is_some() && self.odds(kind) < REFUTED {
+            true => Against::All,
+            false => Against::Nothing,
+        };
         if now_us < self.blind_until_us || (self.only.is_none() && !self.idle) {
             return (None, self.only.is_some());
         }
@@ -293,6 +302,7 @@ impl Exclusive {
             return (None, false);
         };
         let evidence = self.evidence(&only, kind, timing);
+        self.against = evidence.against();
         let given = match keyed {
             true => None,
             false => self.decide(&only, [kind, class], &evidence),
@@ -315,7 +325,7 @@ impl Exclusive {
         let now_us = self.now_us;
         let judgement = evidence.judgement;
         let is_made = evidence.odds >= REFUTED || judgement.always;
-        let likely = keyed || (is_made && judgement.doubt <= 0.5);
+        let likely = keyed || (is_made && judgement.doubt <= UNLIKELY);
         // A request that overlapped others may be about to do what requests do, unknown to
         // us: what is unexpected of it shows no background.
         let is_background =
@@ -372,26 +382,6 @@ impl Exclusive {
         }
         if only.outstanding.len() < OUTSTANDING {
             only.outstanding.push(OutstandingCall { call, kind, own });
-        }
-    }
-
-    /// A name is given to another kind.
-    pub(super) fn forget_kind(&mut self, kind: Name) {
-        if let Some(known) = self.kinds.get_mut(usize::from(kind)) {
-            *known = None;
-        }
-        for route in &mut self.routes {
-            route.calls.retain(|calls| calls.kind != kind);
-        }
-        if let Some(only) = &mut self.only {
-            only.calls.retain(|(known, _, _)| *known != kind);
-        }
-    }
-
-    /// A name is given to another route.
-    pub(super) fn forget_route(&mut self, route: Name) {
-        if let Some(route) = self.routes.get_mut(usize::from(route)) {
-            *route = Route::default();
         }
     }
 }

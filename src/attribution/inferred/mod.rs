@@ -172,6 +172,11 @@ impl Inferred {
         verdict
     }
 
+    /// A call of the background has begun, while so many requests were active.
+    pub(super) fn called_by_nobody(&mut self, kind: Name, active: usize) {
+        self.engine.called_by_nobody(kind, active);
+    }
+
     /// A call that was judged was left alone: its request is to be told when it is known.
     pub(super) fn leave_alone(&mut self, call: LeftAlone) {
         self.engine.leave_alone(call);
