@@ -38,10 +38,11 @@ impl ConfigError {
         let unknown = text.strip_prefix("unknown field `");
         let known =
             unknown.and_then(|text| text.get(path.len()..)?.strip_prefix("`, expected one of "));
-        let text = match (known, text.strip_prefix("duplicate field `")) {
+        let twice = text.strip_prefix("duplicate field `");
+        let text = match (known, twice.and_then(|name| name.strip_suffix('`'))) {
             (Some(known), _) => format!("not known, allowed: {known}"),
             (None, Some(name)) => {
-                path = name.trim_end_matches('`').to_string();
+                path = name.to_string();
                 let former = FORMER.iter().find(|(now, _)| *now == path);
                 let former = former.map(|(_, former)| format!("; `{former}` is its former name"));
                 "found twice, allowed: once".to_string() + &former.unwrap_or_default()

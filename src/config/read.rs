@@ -28,11 +28,16 @@ impl fmt::Display for Scalar<'_> {
             Self::Bool(true) => f.write_str("true"),
             Self::Bool(false) => f.write_str("false"),
             Self::Number(number) if (number as i64) as f64 == number => {
-                write!(f, "{}", number as i64)
+                // No other text has an i64: the module would have a second way to write numbers.
+                let sign = if number < 0.0 { "-" } else { "" };
+                write!(f, "{sign}{}", (number as i64).unsigned_abs())
             }
             Self::Number(number @ 0.000_001..1.0) => {
-                let digits = format!("{:06}", (number * 1e6 + 0.5) as u32);
-                write!(f, "0.{}", digits.trim_end_matches('0'))
+                let (mut digits, mut places) = ((number * 1e6 + 0.5) as u32, 6);
+                while digits % 10 == 0 && places > 0 {
+                    (digits, places) = (digits / 10, places - 1);
+                }
+                write!(f, "0.{digits:0places$}")
             }
             Self::Number(_) => f.write_str("a fraction or a very large number"),
             Self::Text(text) => write!(f, "\"{}\"", cut(text)),
