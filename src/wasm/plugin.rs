@@ -29,7 +29,9 @@ const AT_WORK_MS: u64 = 5 * TICK_MS as u64;
 thread_local! {
     /// What the plugins of this VM remember together: inbound and outbound meet here.
     /// Envoy has a VM on each worker thread.
-    static MEMORY: Rc<RefCell<WorkerState>> = Rc::new(RefCell::new(WorkerState::open(&Envoy, Envoy.seed())));
+    /// It goes with the VM, and never before.
+    static MEMORY: &'static RefCell<WorkerState> =
+        Box::leak(Box::new(RefCell::new(WorkerState::open(&Envoy, Envoy.seed()))));
 }
 
 /// The root context: one for each plugin configuration. Without a plugin until it is
@@ -154,7 +156,7 @@ struct Metric {
 /// What the streams of one plugin on one worker have in common.
 pub(super) struct Plugin {
     pub(super) filter: Filter,
-    pub(super) memory: Rc<RefCell<WorkerState>>,
+    pub(super) memory: &'static RefCell<WorkerState>,
     pub(super) setup: RefCell<Setup>,
     /// Where it announces that it is at work; see [`has_fallback`].
     extension: Option<Vec<u8>>,
@@ -177,7 +179,7 @@ impl Plugin {
         let reporter = config.spans.clone().map(Reporter::start);
         let plugin = Self {
             filter: Filter::new(config),
-            memory: MEMORY.with(Rc::clone),
+            memory: MEMORY.with(|memory| *memory),
             setup: RefCell::default(),
             extension: extension(),
             metrics: RefCell::default(),
