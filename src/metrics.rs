@@ -163,18 +163,18 @@ impl Counter {
 
     /// The values of the family's labels, in their order.
     pub fn values(self) -> Vec<&'static str> {
-        match self {
+        let value = match self {
             Self::Requests(direction)
             | Self::Repaired(direction)
             | Self::Rejected(direction)
-            | Self::NoRoom(direction) => vec![direction_label(direction)],
-            Self::Findings(rule, direction) => vec![rule.id(), direction_label(direction)],
-            Self::Calls(decision) => vec![decision.label()],
-            Self::Misconfigured(key) => vec![key],
-            Self::Ignored => vec!["ignored"],
-            Self::Dropped => vec!["dropped"],
-            Self::NoKey => vec!["no_key"],
-            Self::NotStored => vec!["store"],
+            | Self::NoRoom(direction) => direction_label(direction),
+            Self::Findings(rule, direction) => return vec![rule.id(), direction_label(direction)],
+            Self::Calls(decision) => decision.label(),
+            Self::Misconfigured(key) => key,
+            Self::Ignored => "ignored",
+            Self::Dropped => "dropped",
+            Self::NoKey => "no_key",
+            Self::NotStored => "store",
             Self::Remembered
             | Self::RequestIds
             | Self::Restored
@@ -186,8 +186,9 @@ impl Counter {
             | Self::SpansSent(_)
             | Self::SpansDropped(_)
             | Self::SpansLost(_)
-            | Self::HostErrors => Vec::new(),
-        }
+            | Self::HostErrors => return Vec::new(),
+        };
+        vec![value]
     }
 
     /// The same for every amount.

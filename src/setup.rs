@@ -35,6 +35,17 @@ pub struct Problem {
     pub text: String,
 }
 
+impl Problem {
+    /// Something that no key is to blame for.
+    #[inline(never)]
+    fn of_the_pod(text: &str) -> Self {
+        Self {
+            key: None,
+            text: text.to_string(),
+        }
+    }
+}
+
 /// What one plugin on one worker knows of the pod's setup.
 #[derive(Debug, Default)]
 pub struct Setup {
@@ -133,17 +144,11 @@ impl Setup {
             let text = "calls go out of this pod, but no request has come through an inbound filter: if \
                         this pod serves requests, its sidecar lacks the inbound half (an upstream \
                         HTTP filter; see envoyfilter/README.md)";
-            problems.push(Problem {
-                key: None,
-                text: text.to_string(),
-            });
+            problems.push(Problem::of_the_pod(text));
         }
         if direction == Direction::Outbound && !config.relay && config.spans.is_some() {
             let text = "`spans` is set, but no client span is reported: `relay` is false; right: `relay` true";
-            problems.push(Problem {
-                key: None,
-                text: text.to_string(),
-            });
+            problems.push(Problem::of_the_pod(text));
         }
         problems.retain(|problem| is_new(data, &problem.text));
         problems
@@ -279,10 +284,7 @@ pub fn without_labels(data: &impl SharedData, labels: Labels) -> Option<Problem>
     let text = "metrics: Istio is not told to take the labels apart, so they are part of the names; right: \
                 `proxy.istio.io/config: '{\"extraStatTags\": [\"action\", \"decision\", \"direction\", \"key\", \
                 \"reason\", \"rule\"]}'` as an annotation of the pod (docs/metrics.md)";
-    let problem = Problem {
-        key: None,
-        text: text.to_string(),
-    };
+    let problem = Problem::of_the_pod(text);
     (labels == Labels::Missing && is_new(data, &problem.text)).then_some(problem)
 }
 
@@ -291,10 +293,7 @@ pub fn overwritten(data: &impl SharedData) -> Option<Problem> {
     let text = "the context that was copied onto a call was overwritten by Envoy's own tracing of outbound \
                 calls; right: no client spans, by a Telemetry with `match: {mode: CLIENT}` and \
                 `disableSpanReporting: true` (envoyfilter/no-client-spans)";
-    let problem = Problem {
-        key: None,
-        text: text.to_string(),
-    };
+    let problem = Problem::of_the_pod(text);
     is_new(data, &problem.text).then_some(problem)
 }
 
