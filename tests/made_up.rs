@@ -150,6 +150,49 @@ fn a_trace_that_most_clients_bring() {
     }
 }
 
+/// One ID, or one `traceparent`, for many requests, one after the other: a call with it is of the only
+/// one in flight as much as a call with nothing is.
+#[test]
+fn a_key_that_a_client_uses_again() {
+    let page = |n: u64| format!("traceparent: 00-{:032x}-{n:016x}-01", 0xeeee);
+    for key in ["x-request-id: batch-17", &page(1)] {
+        for again in [false, true] {
+            let sidecar = Sidecar::new(r#"{"copy_headers": ["x-tenant"]}"#);
+            for n in 0..40u64 {
+                let trace = format!("x-b3-traceid: {:032x}", n + 1);
+                let context = [&*trace, "x-b3-spanid: a2fb4a1d1a96d312"];
+                let route = [":method: GET", ":path: /a", "x-tenant: 7"];
+                let request = sidecar.inbound(&[&route[..], &context, &[key]].concat());
+                sidecar.wait(2);
+                let id = format!("x-request-id: 8f7a1c2e-1b2d-4c3e-9d4f-{n:012x}");
+                let own = page(n + 9);
+                let to = [":method: GET", ":path: /b", ":authority: b"];
+                let call = match key.starts_with("traceparent") {
+                    true => [&to[..], &[&*own, PROTO, &id]].concat(),
+                    false => [&to[..], &[key, PROTO]].concat(),
+                };
+                let seen = sidecar.outbound(&call);
+                let others = n > 0 && again;
+                let decision = match (n, others) {
+                    (0, _) => Decision::Copied,
+                    (_, false) => Decision::Exclusive,
+                    (_, true) => Decision::Ambiguous,
+                };
+                assert_eq!(seen.decision, Some(decision), "{key} {n}");
+                let expected = if others { vec![] } else { headers(&[&trace]) };
+                assert_eq!(only(&seen.headers, &["x-b3-traceid"]), expected);
+                sidecar.wait(3);
+                sidecar.returned(&seen);
+                // The next one comes while this one is in flight, or not.
+                if !again {
+                    sidecar.end(&request);
+                }
+                sidecar.wait(20);
+            }
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Begin,
@@ -169,6 +212,51 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (30..40_000u64).prop_map(Step::Wait),
     ];
     prop::collection::vec(step, 1..120)
+}
+
+/// Nor is it of the only one if it is made after the answer.
+#[test]
+fn a_late_call_with_a_key_that_a_client_uses_again() {
+    let sidecar = Sidecar::new("{}");
+    let key = "x-request-id: batch-17";
+    let call = |host: &str| {
+        let host = format!(":authority: {host}");
+        sidecar.outbound(&[":method: GET", ":path: /b", &host, key, PROTO])
+    };
+    let mut late = 0;
+    for n in 0..400u64 {
+        let trace = format!("x-b3-traceid: {:032x}", n + 1);
+        let context = [&*trace, "x-b3-spanid: a2fb4a1d1a96d312"];
+        let request = sidecar.inbound(&[&[":path: /a", key], &context[..]].concat());
+        // The job of the one before.
+        if n % 5 == 1 {
+            sidecar.wait(1);
+            let job = call("jobs");
+            late += usize::from(!only(&job.headers, &["x-b3-traceid"]).is_empty());
+            sidecar.returned(&job);
+        }
+        sidecar.wait(2);
+        let seen = call("b");
+        let given = only(&seen.headers, &["x-b3-traceid"]);
+        assert!(n < 10 || given == headers(&[&trace]), "{n}");
+        sidecar.wait(3);
+        sidecar.returned(&seen);
+        sidecar.end(&request);
+        if n % 5 != 0 {
+            sidecar.wait(3);
+            let job = call("jobs");
+            assert_eq!(only(&job.headers, &["x-b3-traceid"]), []);
+            sidecar.returned(&job);
+        }
+        sidecar.wait(match n {
+            // A call while nothing is in flight may be of a request from before the start.
+            9 => 11_000,
+            _ if n % 5 == 0 => 1,
+            _ => 20,
+        });
+        sidecar.tick();
+    }
+    assert!(late < 10, "of a new kind: {late}");
 }
 
 proptest! {

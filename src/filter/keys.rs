@@ -26,6 +26,8 @@ pub(super) struct Earlier {
     pub(super) request: Option<Match>,
     /// When one of them was left alone ([`relay::OF_ANY`]), in milliseconds.
     pub(super) left_alone_ms: Option<u64>,
+    /// Requests of several traces have a key of the call: [`relay::last_of`] them.
+    pub(super) last: Option<RequestRef>,
 }
 
 impl Filter {
@@ -58,12 +60,14 @@ impl Filter {
             names_unknown: false,
             by_trace: false,
             left_alone_ms: None,
+            last: None,
         };
         let found = look_up.by_first_key(&keys);
-        let left_alone_ms = look_up.left_alone_ms;
+        let (left_alone_ms, last) = (look_up.left_alone_ms, look_up.last);
         let earlier = |request| Earlier {
             request,
             left_alone_ms,
+            last,
         };
         match found {
             Ok(one) if one.matched_by == MatchedBy::Guess => {
@@ -94,6 +98,8 @@ struct LookUp<'a, H> {
     by_trace: bool,
     /// See [`Earlier`].
     left_alone_ms: Option<u64>,
+    /// See [`Earlier`].
+    last: Option<RequestRef>,
 }
 
 impl<H: Host> LookUp<'_, H> {
@@ -133,6 +139,9 @@ impl<H: Host> LookUp<'_, H> {
             match self.match_request(&candidates, key) {
                 Err(Decision::Unknown | Decision::Ambiguous) if result.is_ok() => {}
                 found => {
+                    if matches!(found, Err(Decision::Ambiguous)) {
+                        self.last = relay::last_of(&candidates);
+                    }
                     result = found;
                     self.by_trace = key.is_trace();
                 }

@@ -122,6 +122,13 @@ impl Filter {
                 (looked_up.owner, looked_up.number) =
                     self.attribute(worker, host, request, earlier);
             }
+            ByKeys::Nobody(decision, earlier)
+                if before.is_ok() && self.attributes() && earlier.last.is_some() =>
+            {
+                let (owner, number) = self.attribute(worker, host, request, earlier);
+                looked_up.owner = owner.map_err(|_| decision);
+                looked_up.number = number;
+            }
             ByKeys::Nobody(decision, ..) | ByKeys::Forgotten(decision) => {
                 looked_up.owner = Err(decision);
             }
@@ -228,6 +235,7 @@ impl Filter {
                     .left_alone_ms
                     .is_none_or(|ms| found.started_ms <= ms)
                 && earlier.request.as_ref().is_none_or(is_same)
+                && earlier.last.is_none_or(|last| last == found.request)
         });
         let (mut stored, guess) = match (judged, earlier.request) {
             (Some((verdict, found)), _) => {

@@ -136,6 +136,26 @@ pub fn match_request(
     })
 }
 
+/// If all have been answered but one: that one. If all have been: one that nobody has.
+pub fn last_of(candidates: &Candidates) -> Option<RequestRef> {
+    let mut last = None;
+    for found in &candidates.found {
+        let is_own = found.matched_by == MatchedBy::Own && !is_unsure(found);
+        if !is_own || (!found.ended && last.is_some()) {
+            return None;
+        }
+        if !found.ended {
+            last = Some(found.request);
+        }
+    }
+    candidates.complete.then_some(last.unwrap_or((u16::MAX, 0)))
+}
+
+/// The call may be of another request than the one that was found.
+fn is_unsure(found: &Found) -> bool {
+    [OF_ANY, OF_SOME].contains(&&*found.context)
+}
+
 /// The candidates, decoded, if all are of one trace.
 fn of_one_trace<'a>(
     candidates: &'a Candidates,
@@ -143,7 +163,6 @@ fn of_one_trace<'a>(
 ) -> Result<Vec<Candidate<'a>>, Decision> {
     // If the trace began in this pod, an inbound request with it may be the application that
     // calls itself. The call may be of that request, or of the earlier one.
-    let is_unsure = |found: &Found| [OF_ANY, OF_SOME].contains(&&*found.context);
     let is_own = |found: &Found| found.matched_by == MatchedBy::Own && !is_unsure(found);
     if candidates.found.iter().any(is_unsure) && candidates.found.iter().any(is_own) {
         return Err(Decision::Ambiguous);

@@ -28,7 +28,7 @@ mod stored;
 mod tracer;
 
 pub use inject::rewrite;
-pub use matching::{Match, OF_ANY, OF_SOME, SpanRefs, all_of_other_traces, match_request};
+pub use matching::{Match, OF_ANY, OF_SOME, SpanRefs, all_of_other_traces, last_of, match_request};
 pub use plan::{CallPlan, Injection, OwnTrace, decide, present};
 pub use propagation::propagation;
 pub use stored::{COPIED_MOST, Headers, StoredContext};
