@@ -32,7 +32,7 @@ impl fmt::Display for Scalar<'_> {
                 let sign = if number < 0.0 { "-" } else { "" };
                 write!(f, "{sign}{}", (number as i64).unsigned_abs())
             }
-            Self::Number(number @ 0.000_001..1.0) => {
+            Self::Number(number @ 0.000_001..0.999_999_5) => {
                 let (mut digits, mut places) = ((number * 1e6 + 0.5) as u32, 6);
                 while digits % 10 == 0 && places > 0 {
                     (digits, places) = (digits / 10, places - 1);

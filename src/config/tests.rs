@@ -458,6 +458,11 @@ fn broken_json_is_refused_with_its_place() {
     for (text, found) in [
         ("[1]", "a list"),
         ("7", "7"),
+        ("-7", "-7"),
+        ("0.25", "0.25"),
+        ("0.000001", "0.000001"),
+        ("0.9999994", "0.999999"),
+        ("0.9999996", "a fraction or a very large number"),
         ("-1.5", "a fraction or a very large number"),
         ("null", "null"),
         ("true", "true"),

@@ -1715,13 +1715,14 @@ def test_a_call_that_was_left_alone_is_logged_when_its_request_has_ended(look_ba
 @pytest.mark.long
 @pytest.mark.timeout(180)
 def test_memory_is_bounded_with_attribution() -> None:
-    """Whatever the paths, hosts and identifiers."""
+    """Whatever the paths, hosts, identifiers and connections."""
     process = Process()
     both = sidecar(INFERRED, host(process))
     sizes = []
     for number in range(12_000):
         path = f":path: /{number % 977}x{number % 499}/{'y' * (number % 40)}?id={number}"
         stream = served(both.inbound, ":method: GET", path, numbered(number), *CONTEXT)
+        both.outbound.properties["source.port"] = struct.pack("<q", 1024 + number % 5000)
         call = served(both.outbound, *fresh(number, f":authority: h{number % 700}", path))
         process.wait(1)
         if number % 7:
