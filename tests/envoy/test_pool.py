@@ -5,6 +5,7 @@ import random
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
 
 from mesh import envoy
 from mesh.envoy import Envoy
@@ -37,14 +38,25 @@ class Held:
 
         self.server = ThreadingHTTPServer((HOST, 0), Handler)
         self.port = self.server.server_address[1]
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+
+    def __enter__(self) -> Self:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Those that still wait, after a failure.
+        for answer in self.answer.values():
+            answer.set()
+        self.server.shutdown()
+        self.server.server_close()
 
     def expect(self, path: str) -> None:
         self.connections[path], self.answer[path] = Future(), threading.Event()
 
 
 def test_the_connection_that_was_given_back_last_is_taken_first() -> None:
-    held, port, admin_port = Held(), free_port(), free_port()
+    port, admin_port = free_port(), free_port()
 
     def get(path: str) -> int:
         connection = http.client.HTTPConnection(HOST, port, timeout=20)
@@ -54,7 +66,7 @@ def test_the_connection_that_was_given_back_last_is_taken_first() -> None:
         connection.close()
         return response.status
 
-    with Processes() as processes, ThreadPoolExecutor(8) as clients:
+    with Processes() as processes, ThreadPoolExecutor(8) as clients, Held() as held:
         config = envoy.plain(
             {port: ("INBOUND", None)}, admin_port=admin_port, upstream=(HOST, held.port)
         )
@@ -82,5 +94,3 @@ def test_the_connection_that_was_given_back_last_is_taken_first() -> None:
         for path, _, status in used:
             held.answer[path].set()
             assert status.result(20) == 200
-    held.server.shutdown()
-    held.server.server_close()

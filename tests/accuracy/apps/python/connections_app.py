@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import requests
 import service
+import sessions
 import threads
 
 EXECUTOR = ThreadPoolExecutor(32)
@@ -18,20 +19,12 @@ OWN = threading.local()
 
 def session(host: str) -> requests.Session:
     """One for each service, as in app.py, in each thread."""
-    sessions: dict[str, requests.Session] = OWN.__dict__.setdefault("sessions", {})
-    return sessions.setdefault(host, requests.Session())
+    own: dict[str, requests.Session] = OWN.__dict__.setdefault("sessions", {})
+    return own.setdefault(host, requests.Session())
 
 
-def call(host: str, user: str, truth: bytes, request_id: str | None, ours: bool) -> None:
-    response = session(host).post(
-        f"http://127.0.0.1:{service.OUTBOUND}{service.target(host, user)}",
-        data=truth,
-        headers=service.headers(host, truth, request_id, ours),
-    )
-    service.check(host, response.status_code)
-
-
-SERVE = threads.application(call, lambda: EXECUTOR)
+CALL = sessions.calling(session)
+SERVE = threads.application(CALL, lambda: EXECUTOR)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -65,5 +58,5 @@ class Server(ThreadingHTTPServer):
 
 
 if __name__ == "__main__":
-    threads.start_background(call)
+    threads.start_background(CALL)
     Server(("127.0.0.1", service.PORT), Handler).serve_forever()

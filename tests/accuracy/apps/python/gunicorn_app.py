@@ -12,6 +12,7 @@ from functools import cache
 
 import requests
 import service
+import sessions
 import threads
 from gunicorn.app.base import BaseApplication
 from requests.adapters import HTTPAdapter
@@ -34,13 +35,7 @@ def executor() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(2 * THREADS)
 
 
-def call(host: str, user: str, truth: bytes, request_id: str | None, ours: bool) -> None:
-    response = session(host).post(
-        f"http://127.0.0.1:{service.OUTBOUND}{service.target(host, user)}",
-        data=truth,
-        headers=service.headers(host, truth, request_id, ours),
-    )
-    service.check(host, response.status_code)
+CALL = sessions.calling(session)
 
 
 class Server(BaseApplication):  # type: ignore[misc]  # It has no types.
@@ -48,7 +43,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # It has no types.
         def forked(_server: object, _worker: object) -> None:
             for host in service.HOSTS:
                 session(host)
-            threads.start_background(call, PROCESSES)
+            threads.start_background(CALL, PROCESSES)
 
         settings = {
             "bind": f"127.0.0.1:{service.PORT}",
@@ -64,7 +59,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # It has no types.
             self.cfg.set(name, value)
 
     def load(self) -> Callable[..., Iterable[bytes]]:
-        return threads.application(call, executor)
+        return threads.application(CALL, executor)
 
 
 if __name__ == "__main__":
