@@ -274,3 +274,21 @@ fn requests_that_are_only_counted() {
     tracker.end(1_005_000, last);
     assert!(tracker.call(1_006_000, 2, &what, None).is_some());
 }
+
+/// Those of a worker that is gone are in flight no more, and no others with them.
+#[test]
+fn requests_that_are_only_counted_of_a_worker_that_is_gone() {
+    let mut tracker = Tracker::default();
+    let of = |worker: u64, n: u64| (worker << 48) | n;
+    for n in 1..=20_000 {
+        tracker.begin(1_000_000, of(1, n), 0, 7, vec![]);
+    }
+    tracker.begin(1_000_000, of(2, 1), 0, 7, vec![]);
+    tracker.begin(1_000_000, of(2, 2), 0, 7, vec![]);
+    tracker.abandon(|number| number >> 48 == 1);
+    assert_eq!(tracker.in_flight(), 2);
+    tracker.end(1_001_000, of(2, 1));
+    assert_eq!(tracker.in_flight(), 1);
+    tracker.end(1_001_000, of(2, 2));
+    assert_eq!(tracker.in_flight(), 0);
+}

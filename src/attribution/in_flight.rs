@@ -1,6 +1,7 @@
 //! The requests in flight, as this worker knows them from the journals of all.
 
 use super::names::Name;
+use super::{request_of, worker_of};
 
 /// Requests that are tracked, at most.
 const TRACKED: usize = 128;
@@ -43,21 +44,38 @@ pub(super) struct InFlight {
     tracked: Vec<Request>,
     /// Numbers of the others, in order: a BTreeSet would bring the module 5 KB.
     untracked: Vec<u64>,
-    /// How many more there are, of which not even that is known.
-    more: usize,
+    /// How many more there are, of which not even that is known: by worker, which stands in a
+    /// count as in the number of a request.
+    more: Vec<u64>,
 }
 
 impl InFlight {
     /// How many there are.
     pub(super) fn len(&self) -> usize {
-        self.tracked.len() + self.untracked.len() + self.more
+        self.tracked.len() + self.untracked.len() + self.more()
     }
 
     /// How many there are, without those of which nothing was heard for long.
     pub(super) fn active(&self, now_us: u64) -> usize {
         let active = |request: &&Request| request.is_active(now_us);
         let tracked = self.tracked.iter();
-        tracked.filter(active).count() + self.untracked.len() + self.more
+        tracked.filter(active).count() + self.untracked.len() + self.more()
+    }
+
+    /// How many there are of which not even the number is known.
+    #[inline(never)]
+    fn more(&self) -> usize {
+        self.more
+            .iter()
+            .map(|count| request_of(*count).1)
+            .sum::<u64>() as usize
+    }
+
+    /// How many of these the worker of this request has.
+    #[inline(never)]
+    fn more_of(&mut self, number: u64) -> Option<&mut u64> {
+        let mut more = self.more.iter_mut();
+        more.find(|count| worker_of(**count) == worker_of(number))
     }
 
     /// No request is tracked any more.
@@ -67,7 +85,7 @@ impl InFlight {
 
     /// All are tracked.
     pub(super) fn all_tracked(&self) -> bool {
-        self.untracked.is_empty() && self.more == 0
+        self.untracked.is_empty() && self.more() == 0
     }
 
     /// Those that are tracked.
@@ -98,9 +116,12 @@ impl InFlight {
     /// Adds one that is not. If there are too many, it is counted alone.
     pub(super) fn add_untracked(&mut self, number: u64) {
         if let Err(at) = self.untracked.binary_search(&number) {
-            match self.untracked.len() < UNTRACKED {
-                true => self.untracked.insert(at, number),
-                false => self.more += 1,
+            if self.untracked.len() < UNTRACKED {
+                self.untracked.insert(at, number);
+            } else if let Some(count) = self.more_of(number) {
+                *count += 1;
+            } else {
+                self.more.push(super::number(worker_of(number), 1));
             }
         }
     }
@@ -111,7 +132,13 @@ impl InFlight {
         if at.is_none() {
             match self.untracked.binary_search(&number) {
                 Ok(at) => drop(self.untracked.remove(at)),
-                Err(_) => self.more = self.more.saturating_sub(1),
+                Err(_) => {
+                    if let Some(count) = self.more_of(number)
+                        && request_of(*count).1 > 0
+                    {
+                        *count -= 1;
+                    }
+                }
             }
         }
         Some(self.tracked.swap_remove(at?))
@@ -123,7 +150,9 @@ impl InFlight {
         while let Some(at) = self.tracked.iter().position(|known| gone(known.number)) {
             numbers.push(self.tracked.swap_remove(at).number);
         }
-        self.untracked.retain(|number| !gone(*number));
+        for numbers in [&mut self.untracked, &mut self.more] {
+            numbers.retain(|number| !gone(*number));
+        }
         numbers
     }
 
@@ -131,6 +160,6 @@ impl InFlight {
     pub(super) fn clear(&mut self) {
         self.tracked.clear();
         self.untracked.clear();
-        self.more = 0;
+        self.more.clear();
     }
 }
