@@ -572,15 +572,18 @@ java:
 maven: java
 	@command -v mvn >/dev/null || { echo 'b3relay: Maven is missing (Debian: maven)'; exit 1; }
 
-# Of the paths of this machine none gets into the module, nor into the order of what is
-# in it: the same sources give the same bytes in any folder (make test-release). Less is
+# Of the paths of this machine none gets into the module, nor the name of the registry, nor do
+# they order what is in it: the same sources give the same bytes in any folder
+# (make test-release). Less is
 # inlined and unrolled than rustc would: some 50 KB less for a tenth more of the module's own
 # instructions.
 $(BUILT): $(SOURCES) | cargo
 	$(call say,wasm: building the module$(comma) up to a minute)
-	@sysroot="$$(rustc --print sysroot)"; hash="$$(rustc -vV | sed -n 's/^commit-hash: //p')"; \
-	printf -v flags '%s\x1f' "--remap-path-prefix=$(CURDIR)=." \
-	  "--remap-path-prefix=$${CARGO_HOME:-$$HOME/.cargo}=cargo" \
+	@cargo fetch --quiet --locked --target $(TARGET); \
+	sysroot="$$(rustc --print sysroot)"; hash="$$(rustc -vV | sed -n 's/^commit-hash: //p')"; \
+	crates=("$${CARGO_HOME:-$$HOME/.cargo}"/registry/src/*); \
+	crates=("$${crates[@]/#/--remap-path-prefix=}"); \
+	printf -v flags '%s\x1f' "--remap-path-prefix=$(CURDIR)=." "$${crates[@]/%/=crates}" \
 	  "--remap-path-prefix=$$sysroot/lib/rustlib/src/rust=/rustc/$$hash" \
 	  -Cllvm-args=-inline-threshold=30 -Cllvm-args=-inlinehint-threshold=35 -Cllvm-args=-unroll-threshold=0 \
 	  -Cllvm-args=-unswitch-threshold=1 -Cllvm-args=-jump-threading-threshold=2; \

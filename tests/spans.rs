@@ -219,7 +219,8 @@ fn a_call_that_lacks_just_the_decision_gets_a_span() {
     assert!(seen.span.is_none());
 }
 
-/// A `traceparent` that stays says what the application's tracer gave it.
+/// A `traceparent` that stays says what the application's tracer gave it; where B3 names the
+/// same span, both get the client span.
 #[test]
 fn a_traceparent_that_stays_is_neither_expected_nor_taken_for_the_newer_one() {
     const OWN: &str = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-cccccccccccccccc-01";
@@ -228,17 +229,21 @@ fn a_traceparent_that_stays_is_neither_expected_nor_taken_for_the_newer_one() {
     let multi: &[&str] = &[ID, TRACE, SPAN, parent, SAMPLED];
     let emits = r#"{"emit": ["b3multi", "w3c"]}"#;
     let documented = r#"{"emit": ["b3multi", "w3c"], "own_spans": "reported"}"#;
-    for (config, request) in [
-        (emits, multi),
-        (documented, multi),
-        ("{}", &[multi, &[CALLERS]].concat()),
+    for (config, request, with_span) in [
+        (emits, multi, OWN),
+        (documented, multi, W3C_CHILD),
+        ("{}", &[multi, &[CALLERS]].concat(), OWN),
     ] {
         for recording in [Recording::Off, Recording::Open] {
             let caller = sidecar(config, recording);
             caller.inbound(request);
             let call = caller.outbound(&[ID, OWN]);
             assert!(!call.is_taken_for_overwritten(), "{config}");
-            assert_eq!(only(&call.headers, &["traceparent"]), headers(&[OWN]));
+            let expected = match recording {
+                Recording::Open => with_span,
+                _ => OWN,
+            };
+            assert_eq!(only(&call.headers, &["traceparent"]), headers(&[expected]));
             // Its callee has the filter before the router.
             let callee = sidecar("{}", Recording::Open);
             callee.host.before_router.set(true);
@@ -253,6 +258,23 @@ fn a_traceparent_that_stays_is_neither_expected_nor_taken_for_the_newer_one() {
             }
         }
     }
+}
+
+/// The tracers write W3C, the caller has the filter before the router, and its application
+/// carries on the `traceparent`. Only that one is read: without the client span in it, or with a
+/// parent in the B3 beside it, the callee's application would get the client span as its own.
+#[test]
+fn b3_that_is_written_beside_a_traceparent_leaves_that_one_the_newer() {
+    const SERVER: &str = "traceparent: 00-463ac35c9f6413ad48485a3953bb6124-dddddddddddddddd-01";
+    let emits = r#"{"emit": ["b3multi", "w3c"]}"#;
+    let caller = sidecar(emits, Recording::Open);
+    caller.host.before_router.set(true);
+    caller.inbound(&[ID, TRACE, "x-b3-spanid: 0020000000000001", SAMPLED]);
+    let call = caller.outbound(&[ID, W3C, "tracestate: "]);
+    assert_child(&call, &[&BESIDE_W3C[..], &[W3C_CHILD]].concat());
+    let callee = sidecar(emits, Recording::Open);
+    let got = callee.inbound(&[&[ID, SERVER, "tracestate: "], &BESIDE_W3C[..]].concat());
+    assert_eq!(only(&got.headers, &["traceparent"]), headers(&[SERVER]));
 }
 
 #[test]

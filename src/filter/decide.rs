@@ -3,7 +3,7 @@
 use super::Filter;
 use super::lookup::{LookedUp, Owner};
 use super::request::{Request, removed};
-use super::span::Planned;
+use super::span::{Planned, new_span};
 use super::worker::WorkerState;
 use super::write::Plan;
 use crate::b3::B3;
@@ -257,10 +257,7 @@ impl Filter {
         let Request {
             headers, extracted, ..
         } = request;
-        let new_span = || {
-            let [a, b, c, d, e, f, g, h, ..] = host.random();
-            u64::from_le_bytes([a, b, c, d, e, f, g, h])
-        };
+        let new_span = || new_span(host);
         let owner = match (looked_up.before, &looked_up.owner) {
             (Ok(()), Ok(owner)) => owner,
             (Err(Decision::Present), Ok(owner)) => {

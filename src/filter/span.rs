@@ -4,13 +4,14 @@
 use super::request::Request;
 use super::worker::WorkerState;
 use super::write::Plan;
-use crate::b3::{B3, Ids, Sampling, SpanId};
+use crate::b3::{Ids, Sampling, SpanId};
 use crate::config::{Config, SpanIds};
 use crate::headers::{self, Edit};
 use crate::host::{Host, Recording};
 use crate::metrics::Counter;
 use crate::relay::{CallPlan, Injection, Tracer};
 use crate::rules::Formats;
+use crate::w3c::TraceParent;
 
 /// A span that may begin.
 #[derive(Clone, Copy, Debug)]
@@ -19,15 +20,6 @@ pub(super) struct Child {
     pub injection: Injection,
     /// The formats that stay as they are.
     pub unchanged: Formats,
-}
-
-impl Child {
-    /// Its decision, where it is left open.
-    fn decided(mut self, sampling: Sampling) -> Self {
-        let b3 = &mut self.injection.b3;
-        b3.sampling = b3.sampling.or(sampling);
-        self
-    }
 }
 
 /// What becomes of the span of a call.
@@ -66,19 +58,27 @@ impl Planned {
                 injection,
                 unchanged: call.unchanged,
             }),
-            None if call.is_own() => {
-                let child = own(worker, config, request, plan);
-                child.map(|child| child.decided(call.added))
-            }
-            None => None,
+            None => call
+                .is_own()
+                .then(|| own(worker, config, request, plan, call.added)),
         };
         let Some(mut child) = child.filter(|child| is_sampled(&child.injection)) else {
             return Self::Nothing;
         };
-        let b3 = &mut child.injection.b3;
+        let Injection {
+            b3,
+            formats,
+            replaces_traceparent,
+            ..
+        } = &mut child.injection;
         let Some(ids) = b3.ids else {
             return Self::Nothing;
         };
+        // A `traceparent` that says what the call's B3 would say gets the client span, too.
+        if request.extracted.w3c.is_some_and(|w3c| is_same(ids, w3c)) {
+            formats.w3c = true;
+            *replaces_traceparent = true;
+        }
         if recording == Recording::Closed {
             return Self::Dropped;
         }
@@ -92,8 +92,7 @@ impl Planned {
         if config.span_ids == SpanIds::Child && of.is_some_and(is_child) {
             return Self::Child(child);
         }
-        let [a, b, c, d, e, f, g, h, ..] = host.random();
-        let Some(span) = SpanId::new(u64::from_le_bytes([a, b, c, d, e, f, g, h])) else {
+        let Some(span) = SpanId::new(new_span(host)) else {
             return Self::Nothing;
         };
         b3.ids = Some(Ids {
@@ -119,35 +118,42 @@ impl Planned {
 }
 
 /// The context that a call has of its own, in all formats that the tracers of the mesh read.
-fn own(worker: &WorkerState, config: &Config, request: &Request<'_>, plan: &Plan) -> Option<Child> {
+/// `added`: its decision, where it leaves that open.
+fn own(
+    worker: &WorkerState,
+    config: &Config,
+    request: &Request<'_>,
+    plan: &Plan,
+    added: Sampling,
+) -> Child {
     let extracted = &request.extracted;
-    let given = Formats {
+    let mut formats = Formats {
         w3c: false,
         ..extracted.formats
     };
-    let b3_alone = || (extracted.b3, given);
-    let w3c_alone = |b3: B3| {
-        let formats = Formats {
-            w3c: true,
-            ..Formats::default()
-        };
-        (b3, formats)
+    let given = formats;
+    // Where B3 and `traceparent` name different spans, the client span goes into the format that
+    // the tracer of the mesh uses, and the other format stays.
+    let is_w3c = worker.tracer.known() == Some(Tracer::W3c);
+    let counts = |w3c: &TraceParent| match extracted.b3.ids {
+        Some(ids) => is_w3c && !is_same(ids, *w3c),
+        None => true,
     };
-    let (b3, formats) = match (extracted.b3.ids, extracted.w3c) {
-        (None, None) => return None,
-        (Some(_), None) => b3_alone(),
-        (None, Some(w3c)) => w3c_alone(w3c.b3()),
-        (Some(ids), Some(w3c)) if ids.trace.same(w3c.trace) && ids.span == w3c.span => {
-            (extracted.b3, Formats { w3c: true, ..given })
+    let mut b3 = match extracted.w3c.filter(counts) {
+        Some(w3c) => {
+            formats = Formats {
+                w3c: true,
+                ..Formats::default()
+            };
+            w3c.b3()
         }
-        // B3 and `traceparent` name different spans: the client span goes into the format that
-        // the tracer of the mesh uses, and the other format stays.
-        (Some(_), Some(w3c)) if worker.tracer.known() == Some(Tracer::W3c) => w3c_alone(w3c.b3()),
-        (Some(_), Some(_)) => b3_alone(),
+        None => extracted.b3,
     };
-    let added = plan.injection.map(|injection| injection.formats);
-    let formats = formats.and(added.unwrap_or_default());
-    Some(Child {
+    b3.sampling = b3.sampling.or(added);
+    if let Some(injection) = plan.injection {
+        formats = formats.and(injection.formats);
+    }
+    Child {
         injection: Injection {
             b3,
             formats,
@@ -155,7 +161,18 @@ fn own(worker: &WorkerState, config: &Config, request: &Request<'_>, plan: &Plan
             deferred: config.deferred_w3c.sampled(),
         },
         unchanged: given.without(formats),
-    })
+    }
+}
+
+/// For a new span.
+pub(super) fn new_span(host: &impl Host) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = host.random();
+    u64::from_le_bytes([a, b, c, d, e, f, g, h])
+}
+
+/// Both name the same span.
+fn is_same(ids: Ids, w3c: TraceParent) -> bool {
+    ids.trace.same(w3c.trace) && ids.span == w3c.span
 }
 
 /// The request ID that a call goes on with.
