@@ -85,11 +85,17 @@ const A: u32 = 101;
 const B: u32 = 102;
 
 /// A request that was broken off may go on for half as long as the longest one of its route,
-/// even if it has taken longer than any.
+/// even if it has taken longer than any. `inferred` makes no guess in that time, either.
 #[test]
 fn a_request_that_was_broken_off_late() {
-    for (after_ms, is_given) in [(40, false), (80, true)] {
+    for (wrong, after_ms, is_given) in [
+        (0.0, 40, false),
+        (0.0, 80, true),
+        (0.005, 40, false),
+        (0.005, 80, true),
+    ] {
         let mut app = App::new();
+        app.tracker.infer(wrong);
         for _ in 0..60 {
             let request = app.begin(ROUTE);
             app.wait(1);
@@ -104,7 +110,7 @@ fn a_request_that_was_broken_off_late() {
         app.wait(after_ms);
         app.begin(ROUTE);
         app.wait(1);
-        assert_eq!(app.call(A), is_given, "after {after_ms} ms");
+        assert_eq!(app.call(A), is_given, "{wrong}: after {after_ms} ms");
     }
 }
 

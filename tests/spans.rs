@@ -277,6 +277,31 @@ fn b3_that_is_written_beside_a_traceparent_leaves_that_one_the_newer() {
     assert_eq!(only(&got.headers, &["traceparent"]), headers(&[SERVER]));
 }
 
+/// The callee's tracer writes a `traceparent` beside the B3 that it gets.
+#[test]
+fn where_the_tracers_write_w3c_b3_names_no_parent() {
+    let others = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-a2fb4a1d1a96d312-01";
+    let b3 = [TRACE, SPAN, SAMPLED];
+    let w3c = [others, "tracestate: "];
+    // Before the router clients may contradict each other.
+    for (is_before_router, requests, child) in [
+        (false, &[&w3c[..]][..], &BESIDE_W3C[..]),
+        (false, &[&b3], &MULTI_CHILD),
+        (false, &[], &MULTI_CHILD),
+        (true, &[&b3], &MULTI_CHILD),
+        (true, &[&b3, &w3c], &BESIDE_W3C),
+        (true, &[], &BESIDE_W3C),
+    ] {
+        let caller = sidecar("{}", Recording::Open);
+        caller.host.before_router.set(is_before_router);
+        for request in requests {
+            caller.inbound(&[&["x-request-id: 1"], *request].concat());
+        }
+        let call = caller.outbound(&[&[ID], &b3[..]].concat());
+        assert_child(&call, child);
+    }
+}
+
 #[test]
 fn the_span_says_what_was_found_and_done() {
     let sidecar = sidecar("{}", Recording::Open);

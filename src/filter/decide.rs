@@ -197,7 +197,7 @@ impl Filter {
             plan.unchanged = call.unchanged;
         }
         if let Some(child) = child {
-            plan.injection = Some(child.injection.without_parent_beside_w3c());
+            plan.injection = Some(child.written());
             plan.unchanged = child.unchanged;
         }
         let writes = call.writes();

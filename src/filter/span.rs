@@ -20,6 +20,21 @@ pub(super) struct Child {
     pub injection: Injection,
     /// The formats that stay as they are.
     pub unchanged: Formats,
+    /// B3 names its parent.
+    names_parent: bool,
+}
+
+impl Child {
+    /// What is written onto the call.
+    pub fn written(&self) -> Injection {
+        let mut injection = self.injection;
+        if let Some(ids) = &mut injection.b3.ids
+            && !self.names_parent
+        {
+            ids.parent = None;
+        }
+        injection
+    }
 }
 
 /// What becomes of the span of a call.
@@ -57,6 +72,7 @@ impl Planned {
             Some(injection) => Some(Child {
                 injection,
                 unchanged: call.unchanged,
+                names_parent: false,
             }),
             None => call
                 .is_own()
@@ -75,10 +91,21 @@ impl Planned {
             return Self::Nothing;
         };
         // A `traceparent` that says what the call's B3 would say gets the client span, too.
-        if request.extracted.w3c.is_some_and(|w3c| is_same(ids, w3c)) {
+        let w3c = request.extracted.w3c;
+        if w3c.is_some_and(|w3c| is_same(ids, w3c)) {
             formats.w3c = true;
             *replaces_traceparent = true;
         }
+        // By a parent the callee's b3relay tells whether the tracer of its sidecar has renewed the
+        // B3 ([`crate::relay::newest`]): one that has names its parent, and one that writes W3C
+        // leaves the B3 as it comes. Before the router it may not be known which of the two is to
+        // be expected; but a `traceparent` of the trace that stays may name an older span.
+        let stays = w3c.is_some_and(|w3c| ids.trace.same(w3c.trace));
+        child.names_parent = !formats.w3c
+            && match worker.tracer.known() {
+                Some(tracer) => tracer != Tracer::W3c,
+                None => stays || !host.is_before_router(),
+            };
         if recording == Recording::Closed {
             return Self::Dropped;
         }
@@ -161,6 +188,7 @@ fn own(
             deferred: config.deferred_w3c.sampled(),
         },
         unchanged: given.without(formats),
+        names_parent: false,
     }
 }
 

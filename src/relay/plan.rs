@@ -25,20 +25,6 @@ pub struct Injection {
 }
 
 impl Injection {
-    /// A client span names no parent in B3 where a `traceparent` is beside it.
-    ///
-    /// By a parent one tells whether the tracer of the callee's sidecar has renewed the B3
-    /// ([`newest`](super::newest)): one that has names its parent, and one that has renewed the
-    /// `traceparent` leaves the B3 as it comes.
-    pub fn without_parent_beside_w3c(mut self) -> Self {
-        if self.formats.w3c
-            && let Some(ids) = &mut self.b3.ids
-        {
-            ids.parent = None;
-        }
-        self
-    }
-
     /// These formats as well.
     pub fn and(self, formats: Formats) -> Self {
         Self {

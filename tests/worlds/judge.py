@@ -884,11 +884,13 @@ class Judge:
         grace = self.world.services[by.service].config_in.get("grace_ms", 1000) / 1000
         return bool(call.at > by.ended + grace - 0.3)
 
-    @staticmethod
-    def _may_be_of_b3(by: Received | None) -> bool:
-        """A request whose B3 is of another trace and names a parent: so do those that a tracer
-        of Zipkin writes, beside the client's ``traceparent``, and then the B3 is what counts."""
-        if by is None:
+    def _looks_like_b3(self, by: Received | None) -> bool:
+        """A request as a tracer of Zipkin's leaves it: with B3 of another trace than its
+        ``traceparent``, and a parent in it. A filter before the router does not always know that
+        the tracers write W3C, and names the parent of its client spans."""
+        if by is None or by.call is None or by.call.by is None:
+            return False
+        if self.sender(by.call).position != "http":
             return False
         b3, w3c = read_multi(by.headers) or read_single(by.headers), read_w3c(by.headers)
         return bool(b3 and b3.parent and w3c and b3.trace != w3c.trace)
@@ -910,11 +912,15 @@ class Judge:
         if "P01" in rules:
             read = self.world.tracer in ("otel", "zipkin+w3c")
             carried = read and w3c is not None and w3c.trace == trace
-            if b3 is not None or (carried and not self._may_be_of_b3(call.by)):
+            # Of a trace that began behind the filter it knows nothing.
+            carried = carried and call.by is not None and not self.unseen(call.by)
+            carried = carried and not self._looks_like_b3(call.by)
+            if b3 is not None or carried:
                 self.fault("finding", "P01, and yet the call has a context", got, "P01")
         if "P02" in rules:
             own = {c.trace for c in sent.values()}
-            if trace is not None and own == {trace} and not self._is_forgotten(call):
+            is_its = trace is not None and own == {trace} and not self._looks_like_b3(call.by)
+            if is_its and not self._is_forgotten(call):
                 self.fault("finding", "P02, and yet it is the trace of its request", got, "P02")
             if not any_context:
                 self.fault("finding", "P02, and yet the call has no context", got, "P02")

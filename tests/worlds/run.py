@@ -199,7 +199,8 @@ class Session:
         return bool(kinds) and kinds == {OPEN.get(name, ("",))[0]}
 
     def failed(self, name: str, world: World, outcome: Outcome) -> str:
-        lines = [f"\nFAILED {name}: {dict(outcome.kinds())}"]
+        kinds = dict(outcome.kinds())
+        lines = [f"\nFAILED {name}: {kinds}" if kinds else f"\n{name}: green"]
         if not self.options.brief:
             lines.append(world.describe())
             shown: Counter[str] = Counter()

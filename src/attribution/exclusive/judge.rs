@@ -49,7 +49,8 @@ const ALWAYS: f32 = 30.0;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::attribution) enum Against {
     Nothing,
-    /// Calls of its kind take no notice of requests.
+    /// Calls of its kind take no notice of requests, or a request that was broken off, or has
+    /// gone on for long, may make them.
     Kind,
     /// And it came where requests make no more calls than the background.
     All,

@@ -108,8 +108,20 @@ pub fn run(app: &App, clients: usize, size: Size, seed: u64) -> (Vec<(u64, Seen)
     run.all();
     let mut seen = run.seen;
     if app.jitter_us > 0 {
-        for (us, _) in &mut seen {
+        // What one worker sees keeps its order: nothing ends before it has begun.
+        let mut begun = HashMap::new();
+        for (us, event) in &mut seen {
             *us += run.random.random_range(0..app.jitter_us);
+            match event {
+                Seen::Begin(request) => drop(begun.insert((true, request.id), *us)),
+                Seen::Call(call) => drop(begun.insert((false, call.id), *us)),
+                Seen::End(id) | Seen::BrokenOff(id) => {
+                    *us = begun.get(&(true, *id)).copied().unwrap_or(0).max(*us);
+                }
+                Seen::CallEnd(id) => {
+                    *us = begun.get(&(false, *id)).copied().unwrap_or(0).max(*us);
+                }
+            }
         }
         seen.sort_by_key(|(us, _)| *us);
     }
