@@ -55,15 +55,14 @@ def test_without_it_each_call_is_a_trace_of_its_own() -> None:
 def test_several_at_once_are_left_alone_rather_than_given_to_a_wrong_click() -> None:
     """How many are whole is not promised; afterwards all are, one after the other.
 
-    Promised is that of many calls 0.5 % go to a wrong click; of 9,000 in 75 runs of this none
-    did. So one of the 120 says nothing, and a second one that the promise is broken.
+    The promise is 0.5 % of the calls, so there are so many that it is three of them.
     """
     with attribution("inferred") as mesh:
         click(mesh, 3 * CLICKS, 1)
-        found = judge(click(mesh, 5 * USERS, USERS, pause_seconds=0.2))
+        found = judge(click(mesh, 25 * USERS, USERS, pause_seconds=0.2))
         after = judge(click(mesh, CLICKS, 1))
     print(f"{USERS} users at once: {found}")
-    assert found.clicks == 5 * USERS and found.calls_wrong <= 1, found
+    assert found.clicks == 25 * USERS and found.calls_wrong <= 0.005 * found.calls, found
     assert (after.whole, after.wrong) == (CLICKS, 0), after
 
 
