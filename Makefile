@@ -574,9 +574,8 @@ maven: java
 
 # Of the paths of this machine none gets into the module, nor the name of the registry, nor do
 # they order what is in it: the same sources give the same bytes in any folder
-# (make test-release). Less is
-# inlined and unrolled than rustc would: some 50 KB less for a tenth more of the module's own
-# instructions.
+# (make test-release). Less is inlined and unrolled than rustc would: some 50 KB less for a
+# tenth more of the module's own instructions.
 $(BUILT): $(SOURCES) | cargo
 	$(call say,wasm: building the module$(comma) up to a minute)
 	@cargo fetch --quiet --locked --target $(TARGET); \

@@ -46,7 +46,7 @@ pub(super) const FEW: f32 = 4.0;
 const ALWAYS: f32 = 30.0;
 
 /// What speaks against the only request in flight having made a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::attribution) enum Against {
     Nothing,
     /// Calls of its kind take no notice of requests, or a request that was broken off, or has

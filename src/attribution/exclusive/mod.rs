@@ -286,7 +286,7 @@ impl Exclusive {
         let may_be_of_old = old.is_some_and(|only| self.makes(only.route, kind));
         let is_old = old.is_some();
         if !keyed && (may_be_of_old || self.may_be_of_aborted(kind)) {
-            self.against = Against::Kind;
+            self.against = self.against.max(Against::Kind);
             if let Some(only) = &mut self.only {
                 only.overlapped = true;
             }
